@@ -1,0 +1,26 @@
+"""Laconic makes a trained PyTorch network small and fast, and ships it as one file."""
+
+from laconic._lazy import attach
+
+__version__ = "0.1.0"
+
+_TABLE: dict[str, str] = {
+    "Budget": "laconic.budget",
+    "KMeans": "laconic.weights.codebook",
+    "LaconicError": "laconic.errors",
+    "Prune": "laconic.structure.prune",
+    "Quantize": "laconic.weights.quantize",
+    "Recipe": "laconic.recipe",
+    "Result": "laconic.run",
+    "Scope": "laconic.scope",
+    "Task": "laconic.tasks.task",
+    "Train": "laconic.recover.train",
+    "bake": "laconic.weights.laid",
+    "compress": "laconic.run",
+    "lay": "laconic.weights.laid",
+    "load": "laconic.ship.artifact",
+    "save": "laconic.ship.artifact",
+    "verify": "laconic.ship.artifact",
+}
+
+__getattr__, __dir__, __all__ = attach(__name__, _TABLE)

@@ -1,0 +1,257 @@
+"""Recipe: a list of steps, read from and written to YAML."""
+
+from __future__ import annotations
+
+import difflib
+from abc import ABC
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import yaml
+from torch import nn
+
+from laconic.budget import Budget
+from laconic.errors import FieldProblem, LaconicError, RecipeError, nearest
+from laconic.step import Step, Value, members
+
+if TYPE_CHECKING:
+    from laconic.tasks import Task
+
+__all__ = ["Recipe", "find_recipe", "schema", "shipped_recipes"]
+
+
+class Recipe(Value):
+    """Steps in order, and what they are run on.
+
+    Attributes:
+        steps: what is done, first to last.
+        budget: upper limits of the result.
+        seed: every draw of every step derives from it.
+        precision: "bfloat16" runs training forwards under autocast, "auto" does where the
+            processor multiplies bfloat16 fast; evaluation is always float32.
+        model: one key: where the network comes from.
+        task: one key: where the data come from.
+
+    >>> from laconic.structure import Prune
+    >>> Recipe([Prune("weights", keep=0.5)]) + Recipe([Prune("weights", keep=0.1)])
+    Recipe((Prune('weights', keep=0.5), Prune('weights', keep=0.1)))
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ("steps",)
+
+    steps: tuple[Step, ...]
+    budget: Budget | None = None
+    seed: int = 0
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    model: dict[str, Any] | str | None = None
+    task: dict[str, Any] | str | None = None
+
+    def __add__(self, other: Recipe) -> Recipe:
+        """Return this recipe followed by the steps of another."""
+        return self.model_copy(update={"steps": self.steps + other.steps})
+
+    def __hash__(self) -> int:
+        return hash((self.steps, self.seed, repr(self.model), repr(self.task)))
+
+    @classmethod
+    def read(cls, path: str | Path, *, changes: Iterable[str] = ()) -> Recipe:
+        """Return the recipe of a YAML or JSON file.
+
+        Args:
+            path: the file.
+            changes: assignments such as "steps.1.train.epochs=1", values in YAML.
+
+        Raises:
+            RecipeError: file, line, step and the nearest right name.
+        """
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path}: cannot be read ({error})") from None
+        return cls.parse(text, where=str(path), changes=changes)
+
+    @classmethod
+    def parse(cls, text: str, *, where: str = "recipe", changes: Iterable[str] = ()) -> Recipe:
+        """Return the recipe of a YAML text; see ``read``."""
+        try:
+            tree = yaml.compose(text, Loader=yaml.SafeLoader)
+            data = yaml.safe_load(text)
+        except (yaml.YAMLError, RecursionError) as error:
+            mark = getattr(error, "problem_mark", None)
+            line = f":{mark.line + 1}" if mark is not None else ""
+            problem = getattr(error, "problem", None) or "not YAML"
+            raise RecipeError(f"{where}{line}: {problem}") from None
+        if not isinstance(data, Mapping):
+            raise RecipeError(f"{where}: a recipe is a mapping with a 'steps:' list")
+        _refuse_duplicates(tree, where)
+        for change in changes:
+            _assign(data, change)
+        try:
+            return cls(**data)
+        except RecipeError as error:
+            problems = error.problems or (FieldProblem((), str(error)),)
+            lines = [f"{where}:{_line(tree, (*p.path, p.key))}: {_place(p)}" for p in problems]
+            raise RecipeError("\n".join(lines), problems) from None
+        except TypeError as error:
+            raise RecipeError(f"{where}: the fields of a recipe are names ({error})") from None
+
+    def to_yaml(self) -> str:
+        """Return the text that ``read`` takes."""
+        data = self.model_dump(mode="json", exclude_defaults=True)
+        return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100))
+
+    def check(self, model: nn.Module, task: Task | None) -> None:
+        """Refuse, in the first second, what could only fail in the third hour.
+
+        Raises:
+            LaconicError: a scope selects nothing, steps stand in an impossible order, ...
+        """
+        for index, step in enumerate(self.steps):
+            try:
+                step.check(model, task, self.steps[:index])
+            except LaconicError as error:
+                error.args = (f"steps.{index} ({step.name}): {error}",)
+                raise
+
+
+def _place(problem: FieldProblem) -> str:
+    path = problem.path
+    if len(path) >= 3 and path[0] == "steps":
+        rest = ".".join(str(part) for part in path[3:])
+        return f"steps.{path[1]} ({path[2]}): {rest}{': ' if rest else ''}{problem.message}"
+    return str(problem)
+
+
+def _line(node: yaml.Node | None, path: tuple[str | int, ...]) -> int:
+    """Return the 1-based line of a path, or of its nearest ancestor."""
+    line = 1 if node is None else node.start_mark.line + 1
+    for part in path:
+        child = None
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == str(part):
+                    child, line = value, key.start_mark.line + 1
+        elif (
+            isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value)
+        ):
+            child = node.value[part]
+            line = child.start_mark.line + 1
+        if child is None:
+            break
+        node = child
+    return line
+
+
+def _refuse_duplicates(node: yaml.Node | None, where: str) -> None:
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                line = key.start_mark.line + 1
+                raise RecipeError(f"{where}:{line}: '{key.value}' is written twice; keep one")
+            seen.add(str(key.value))
+            _refuse_duplicates(value, where)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _refuse_duplicates(value, where)
+
+
+def _assign(data: Any, change: str) -> None:
+    """Set one value of a recipe's data: ``steps.1.train.epochs=1``."""
+    path, equals, text = change.partition("=")
+    if not equals:
+        raise RecipeError(f"--set {change}: write path=value, such as steps.1.train.epochs=1")
+    *parents, last = path.strip().split(".")
+    here = data
+    for depth, part in enumerate(parents):
+        key: Any = int(part) if isinstance(here, list) and part.isdigit() else part
+        known = range(len(here)) if isinstance(here, list) else here
+        if not isinstance(here, (list, dict)) or key not in known:
+            options = [str(option) for option in known] if isinstance(here, (list, dict)) else []
+            where = ".".join(parents[:depth]) or "the recipe"
+            raise RecipeError(f"--set {change}: '{part}' is not in {where}{nearest(part, options)}")
+        if here[key] is None or isinstance(here[key], str) and depth < len(parents):
+            here[key] = {here[key]: {}} if isinstance(here[key], str) else {}
+        here = here[key]
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {change}: the value is not YAML; quote it") from None
+    if isinstance(here, list):
+        if not last.isdigit() or int(last) >= len(here):
+            raise RecipeError(f"--set {change}: {path} has items 0 to {len(here) - 1}")
+        here[int(last)] = value
+    else:
+        here[last] = value
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Return the recipes that come with laconic, by name."""
+    folder = Path(str(resources.files("laconic") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_recipe(name: str) -> Path:
+    """Return the file of a recipe given by path or by the name of a shipped one.
+
+    Raises:
+        RecipeError: there is neither; the nearest name is given.
+    """
+    shipped = shipped_recipes()
+    if Path(name).is_file():
+        return Path(name)
+    if name in shipped:
+        return shipped[name]
+    close = difflib.get_close_matches(name, shipped, n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else f"; shipped ones: {', '.join(shipped)}"
+    raise RecipeError(f"no recipe file '{name}'{hint}")
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of a recipe, for editors.
+
+    Families become definitions: one name, or one key with the member's fields.
+    """
+    definitions: dict[str, Any] = {}
+    root = _resolved(Recipe.model_json_schema(), definitions)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **root, "$defs": definitions}
+
+
+def _resolved(node: Any, definitions: dict[str, Any]) -> Any:
+    if isinstance(node, list):
+        return [_resolved(item, definitions) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if "x-family" in node:
+        _define(node["x-family"], definitions)
+        return {"$ref": f"#/$defs/{node['x-family']}"}
+    for name, inner in node.get("$defs", {}).items():
+        definitions.setdefault(name, _resolved(inner, definitions))
+    return {key: _resolved(value, definitions) for key, value in node.items() if key != "$defs"}
+
+
+def _define(family: str, definitions: dict[str, Any]) -> None:
+    if family in definitions:
+        return
+    definitions[family] = {}
+    found = next(kind for kind in _families() if kind.__name__ == family)
+    named = members(found, every=True)
+    forms: list[Any] = [{"enum": list(named)}]
+    for name, member in named.items():
+        body = _resolved(member.model_json_schema(), definitions)
+        forms.append({"type": "object", "properties": {name: body}, "additionalProperties": False})
+    definitions[family] = {"anyOf": [*forms, {"type": ["number", "array"]}]}
+
+
+def _families() -> list[type[Value]]:
+    members(Step, every=True)
+    found, queue = [], [Value]
+    while queue:
+        kind = queue.pop()
+        queue.extend(kind.__subclasses__())
+        if ABC in kind.__bases__:
+            found.append(kind)
+    return found

@@ -1,0 +1,207 @@
+"""How training moves: optimisers with their learning-rate decay, and when it stops."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from laconic.step import Value
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Constant",
+    "Cosine",
+    "Decay",
+    "Linear",
+    "Milestones",
+    "Optimizer",
+    "Stop",
+]
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+class Decay(Value, ABC):
+    """The learning rate's factor over training."""
+
+    @abstractmethod
+    def factor(self, progress: float) -> float:
+        """Return what the learning rate is multiplied by at this progress, 0 to 1."""
+
+
+class Constant(Decay):
+    """The same learning rate throughout.
+
+    >>> Constant().factor(0.7)
+    1.0
+    """
+
+    def factor(self, progress: float) -> float:
+        """Return 1."""
+        return 1.0
+
+
+class Cosine(Decay):
+    """Half a cosine from 1 to 0, after a linear warm-up.
+
+    Attributes:
+        warmup: share of training spent warming up.
+
+    >>> Cosine().factor(0.5)
+    0.5
+    """
+
+    warmup: Share = 0.0
+
+    def factor(self, progress: float) -> float:
+        """Return (1 + cos(pi t)) / 2 with t counted after the warm-up."""
+        if progress < self.warmup:
+            return progress / self.warmup
+        t = (progress - self.warmup) / max(1.0 - self.warmup, 1e-12)
+        return round((1 + math.cos(math.pi * t)) / 2, 12)
+
+
+class Linear(Decay):
+    """A straight line from 1 to 0, after a linear warm-up.
+
+    Attributes:
+        warmup: share of training spent warming up.
+
+    >>> Linear().factor(0.25)
+    0.75
+    """
+
+    warmup: Share = 0.0
+
+    def factor(self, progress: float) -> float:
+        """Return 1 - t with t counted after the warm-up."""
+        if progress < self.warmup:
+            return progress / self.warmup
+        return (1.0 - progress) / max(1.0 - self.warmup, 1e-12)
+
+
+class Milestones(Decay):
+    """A drop by a fixed factor at each milestone.
+
+    Attributes:
+        at: shares of training, ascending.
+        by: factor at each.
+
+    >>> Milestones(at=(0.5, 0.75)).factor(0.6)
+    0.1
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ("at",)
+
+    at: tuple[Share, ...] = (0.5, 0.75)
+    by: Positive = 0.1
+
+    def factor(self, progress: float) -> float:
+        """Return by ** (milestones passed)."""
+        return float(self.by ** sum(progress >= share for share in self.at))
+
+
+class Optimizer(Value, ABC):
+    """An optimiser as a value; ``build`` makes torch's.
+
+    Weight decay applies to matrices and kernels, not to biases, norms and codebooks.
+
+    Attributes:
+        lr: learning rate at factor 1.
+        weight_decay: as torch defines it for this optimiser.
+        decay: the learning rate over training.
+        clip: largest global norm of the gradient; None: not clipped.
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ("lr",)
+
+    lr: Positive = 1e-3
+    weight_decay: NotNegative = 0.0
+    decay: Decay = Cosine()
+    clip: Positive | None = None
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return torch's optimiser over these parameters."""
+        everything = list(parameters)
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in everything if p.dim() >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in everything if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        return self.make([group for group in groups if group["params"]])
+
+    @abstractmethod
+    def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Return torch's optimiser over parameter groups."""
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019).
+
+    >>> AdamW(2e-5)
+    AdamW(2e-05)
+    """
+
+    weight_decay: NotNegative = 0.01
+
+    def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Return torch.optim.AdamW."""
+        return torch.optim.AdamW(groups, lr=self.lr)
+
+
+class Adam(Optimizer):
+    """Adam (Kingma and Ba 2015), weight decay added to the gradient.
+
+    >>> Adam(1e-3, clip=1.0).clip
+    1.0
+    """
+
+    def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Return torch.optim.Adam."""
+        return torch.optim.Adam(groups, lr=self.lr)
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum.
+
+    Attributes:
+        momentum: share of the last update that is kept.
+        nesterov: look ahead along the momentum.
+
+    >>> SGD(0.1).momentum
+    0.9
+    """
+
+    lr: Positive = 0.01
+    momentum: Share = 0.9
+    nesterov: bool = False
+
+    def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Return torch.optim.SGD."""
+        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)
+
+
+class Stop(Value):
+    """When training ends and which epoch is kept.
+
+    The validation split decides; its score is the task's main metric, ties go to lower loss.
+
+    Attributes:
+        patience: epochs without improvement before stopping; None: never early.
+        keep: "best" keeps the best epoch's weights, "last" the last one's.
+
+    >>> Stop(patience=3).keep
+    'best'
+    """
+
+    patience: Annotated[int, Field(ge=1)] | None = None
+    keep: str = Field(default="best", pattern="^(best|last)$")

@@ -1,0 +1,132 @@
+"""The recalibrate step: BatchNorm statistics of the network as it is now."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from laconic.errors import ModelError, TaskError
+from laconic.progress import progress
+from laconic.step import State, Step
+from laconic.tasks.split import Batch
+from laconic.tasks.task import evaluation
+
+if TYPE_CHECKING:
+    from laconic.tasks import Task
+
+__all__ = ["Recalibrate"]
+
+_log = logging.getLogger(__name__)
+
+
+class Recalibrate(Step):
+    """Re-estimate the running mean and variance of BatchNorm on a few training batches.
+
+    Statistics are forgotten and become the plain average over the batches of each batch's
+    mean and (unbiased) variance. Batches come from the training split, drawn by the step's
+    seed and not augmented: the statistics describe what the network sees in use. Nothing
+    else learns: no gradient, no dropout, float32. A last, smaller batch is left out. A model
+    without running statistics is left as it is.
+
+    Attributes:
+        batches: at most so many; one epoch if the split has fewer.
+        batch: examples per batch.
+
+    >>> Recalibrate(20)
+    Recalibrate(20)
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ("batches",)
+
+    batches: Annotated[int, Field(ge=1)] = 50
+    batch: Annotated[int, Field(ge=1)] = 128
+
+    def check(self, model: nn.Module, task: Task | None, earlier: tuple[Step, ...] = ()) -> None:
+        """Refuse to run without a task.
+
+        Raises:
+            TaskError: there is no task to take batches from.
+            ScopeError: the scope selects nothing.
+        """
+        super().check(model, task, earlier)
+        _required(task)
+
+    def apply(self, state: State) -> None:
+        """Replace the statistics of every BatchNorm in the scope."""
+        task = _required(state.task)
+        norms = _tracking(self.scope.select(state.model))
+        if not norms:
+            _log.info("recalibrate: no BatchNorm with running statistics in '%s'", self.scope)
+            return
+        drawn = task.train.plain().batches(self.batch, seed=state.seed, device=state.device)
+        chosen = _equal_sized(itertools.islice(drawn, self.batches))
+        kind = torch.device(state.device).type
+        with evaluation(state.model), torch.autocast(kind, enabled=False):
+            count = _average(task, state.model, norms.values(), chosen, self.batches)
+        _check_finite(norms)
+        _log.info("recalibrate: %d BatchNorm layers, %d batches", len(norms), count)
+
+
+def _average(
+    task: Task,
+    model: nn.Module,
+    norms: Iterable[_BatchNorm],
+    batches: Iterable[Batch],
+    total: int,
+) -> int:
+    """Let the norms average over the batches; return how many there were."""
+    momenta = [(norm, norm.momentum) for norm in norms]
+    count = 0
+    try:
+        for norm, _ in momenta:
+            norm.reset_running_stats()
+            norm.momentum = None  # torch's sign for the cumulative average
+            norm.train()
+        for batch in progress(batches, "recalibrate", total):
+            task.call(model, batch)
+            count += 1
+    finally:
+        for norm, momentum in momenta:
+            norm.momentum = momentum
+    return count
+
+
+def _required(task: Task | None) -> Task:
+    if task is None:
+        raise TaskError("recalibrate needs batches of data, and there is no task; give task=")
+    return task
+
+
+def _tracking(modules: dict[str, nn.Module]) -> dict[str, _BatchNorm]:
+    return {
+        name: module
+        for name, module in modules.items()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    }
+
+
+def _equal_sized(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Yield the batches, but none smaller than the first: each counts the same."""
+    full = None
+    for batch in batches:
+        size = None if batch.targets is None else len(batch.targets)
+        full = size if full is None else full
+        if size == full:
+            yield batch
+
+
+def _check_finite(norms: dict[str, _BatchNorm]) -> None:
+    for name, norm in norms.items():
+        statistics = [s for s in (norm.running_mean, norm.running_var) if s is not None]
+        if not bool(torch.isfinite(torch.stack(statistics)).all()):
+            raise ModelError(
+                f"recalibrate: '{name}' was fed values that are not finite; the steps before have "
+                "broken the network: lower their learning rate or compress less"
+            )

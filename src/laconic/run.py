@@ -1,0 +1,318 @@
+"""compress(): run a recipe on a network, measure every step, survive a crash."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import fcntl
+import json
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from laconic import measure as measuring
+from laconic.errors import RunError
+from laconic.recipe import Recipe
+from laconic.ship.artifact import save, verify
+from laconic.ship.checkpoint import load_checkpoint, model_hash, save_checkpoint
+from laconic.ship.container import replace_file
+from laconic.step import State, Step, run_step
+from laconic.weights.laid import bake
+
+if TYPE_CHECKING:
+    from laconic.measure import Measurement
+    from laconic.tasks import Task
+
+__all__ = ["Result", "compress", "read_history"]
+
+logger = logging.getLogger(__name__)
+
+ARTIFACT = "model.safetensors"
+CHECKPOINT = "checkpoint.safetensors"
+HISTORY = "history.json"
+RECIPE = "recipe.yaml"
+RUN = "run.json"
+REPORT = "report.html"
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a recipe made of a network.
+
+    Attributes:
+        model: the compressed network, its weights still laid.
+        history: one measurement before the first step and one after each.
+        recipe: what was run.
+        task: on what.
+        facts: of the run: versions, machine, seed, notes.
+        out: the run directory, or None.
+    """
+
+    model: nn.Module
+    history: tuple[Measurement, ...]
+    recipe: Recipe
+    task: Task | None
+    facts: dict[str, Any]
+    out: Path | None = None
+
+    def baked(self) -> nn.Module:
+        """Return a copy with plain float weights, equal bit for bit."""
+        plain = copy.deepcopy(self.model)
+        bake(plain)
+        return plain
+
+    def save(self, path: str | Path) -> int:
+        """Write the artefact and return its size in bytes."""
+        return save(self.model, path, task=self.task, probe=True)
+
+    def report(self, path: str | Path) -> Path:
+        """Write the HTML report and return its path."""
+        from laconic.report.report import write_report
+
+        return write_report(self.history, self.facts, Path(path))
+
+    def exceeded(self) -> dict[str, float]:
+        """Return what the budget is exceeded by; empty: it is met."""
+        if self.recipe.budget is None:
+            return {}
+        first, last = (dataclasses.asdict(self.history[i]) for i in (0, -1))
+        return self.recipe.budget.exceeded_by(last, first)
+
+
+def compress(
+    model: nn.Module,
+    task: Task | None,
+    steps: Recipe | Sequence[Step],
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    device: str | None = None,
+    checkpoint_seconds: float = 300.0,
+) -> Result:
+    """Run a recipe on a copy of a network.
+
+    With a run directory, everything that happened is kept there: recipe, history, artefact,
+    report, and a checkpoint from which a killed run goes on as if nothing had happened.
+    Ctrl-C writes a checkpoint first; a second one stops at once.
+
+    Args:
+        model: the trained network; left untouched.
+        task: data, loss and metrics.
+        steps: a recipe, or its steps.
+        out: the run directory; None keeps nothing on disk.
+        resume: go on from the checkpoint in ``out``, where there is one.
+        device: "cpu", "cuda", ...; None: a GPU when present.
+        checkpoint_seconds: seconds of training between two checkpoints.
+
+    Raises:
+        LaconicError: the recipe does not fit, or a step failed.
+
+    >>> from laconic.models import digits_cnn
+    >>> from laconic.structure import Prune
+    >>> from laconic.tasks import digits
+    >>> result = compress(digits_cnn(), digits(), [Prune("weights", keep=0.5)])
+    >>> result.history[-1].size_bytes < result.history[0].size_bytes
+    True
+    """
+    recipe = steps if isinstance(steps, Recipe) else Recipe(tuple(steps))
+    recipe.check(model, task)
+    state = State(
+        model=copy.deepcopy(model),
+        task=task,
+        seed=recipe.seed,
+        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        precision=_precision(recipe.precision),
+    )
+    facts = _facts(recipe, model, task, state)
+    with ExitStack() as stack:
+        keeper = None
+        start = 0
+        if out is not None:
+            stack.enter_context(_locked(Path(out)))
+            keeper = _Keeper(Path(out), facts, checkpoint_seconds)
+            start = _prepare(keeper, state, resume)
+            stack.enter_context(_interruptible(keeper))
+        state.keeper = keeper
+        _walk(recipe, state, keeper, start)
+        result = Result(
+            state.model.eval(), tuple(state.history), recipe, task, facts, keeper and keeper.out
+        )
+        if keeper is not None:
+            _finish(result, keeper)
+    return result
+
+
+def _walk(recipe: Recipe, state: State, keeper: _Keeper | None, start: int) -> None:
+    if not state.history:
+        _measure(state, "original", 0.0)
+        _keep(keeper, state, 0)
+    for index, step in enumerate(recipe.steps):
+        if index < start:
+            continue
+        if keeper is not None:
+            keeper.step = index
+        began = time.monotonic()
+        earlier = sum(other.name == step.name for other in recipe.steps[:index])
+        run_step(step, state, key=earlier)
+        _measure(state, step.name, time.monotonic() - began)
+        _keep(keeper, state, index + 1)
+
+
+def _measure(state: State, label: str, seconds: float) -> None:
+    measured = measuring.measure(state.model, state.task, step=label, seconds=seconds)
+    state.history.append(measured)
+    scores = ", ".join(f"{name} {value:.4f}" for name, value in measured.metrics.items())
+    logger.info("%s: %d bytes, %s (%.1f s)", label, measured.size_bytes, scores, seconds)
+
+
+def _keep(keeper: _Keeper | None, state: State, step: int) -> None:
+    if keeper is not None:
+        keeper.step = step
+        keeper.write(state, {})
+
+
+class _Keeper:
+    """Writes the checkpoint, whole or not at all, when time has passed or the user asks."""
+
+    def __init__(self, out: Path, facts: dict[str, Any], seconds: float) -> None:
+        self.out, self.facts, self.seconds = out, facts, seconds
+        self.step = 0
+        self.interrupted = False
+        self.last = time.monotonic()
+
+    def due(self) -> bool:
+        return self.interrupted or time.monotonic() - self.last >= self.seconds
+
+    def write(self, state: State, training: dict[str, Any]) -> None:
+        history = [measured.to_data() for measured in state.history]
+        run = {"step": self.step, "history": history, "facts": self.facts}
+        save_checkpoint(state, training, self.out / CHECKPOINT, run=run)
+        write_text(self.out / HISTORY, json.dumps(history, indent=1))
+        self.last = time.monotonic()
+        if self.interrupted:
+            raise KeyboardInterrupt
+
+
+def _prepare(keeper: _Keeper, state: State, resume: bool) -> int:
+    """Start a run directory or take one up again; return the first step to run."""
+    path = keeper.out / CHECKPOINT
+    if resume and path.is_file():
+        run = load_checkpoint(state, path)
+        _same_run(keeper, run["facts"])
+        state.history = [measuring.Measurement.from_data(item) for item in run["history"]]
+    elif path.is_file():
+        raise RunError(f"{keeper.out} holds a run already; resume it, or choose another directory")
+    write_text(keeper.out / RECIPE, keeper.facts["recipe"])
+    write_text(keeper.out / RUN, json.dumps(keeper.facts, indent=1))
+    return int(run["step"]) if state.history else 0
+
+
+def _same_run(keeper: _Keeper, before: dict[str, Any]) -> None:
+    now = keeper.facts
+    for key, name in (("recipe", "recipe"), ("model_hash", "network"), ("task", "task")):
+        if before[key] != now[key]:
+            raise RunError(
+                f"{keeper.out}: was run with another {name}; resume with that one, or choose "
+                "another directory"
+            )
+    changed = {
+        key: (before["environment"].get(key), value)
+        for key, value in now["environment"].items()
+        if before["environment"].get(key) != value
+    }
+    now["notes"] = before["notes"]
+    if changed:
+        text = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in changed.items())
+        note = f"resumed under other conditions ({text}): the bytes of the artefact may differ"
+        logger.warning(note)
+        now["notes"] = [*before["notes"], note]
+
+
+def _facts(recipe: Recipe, model: nn.Module, task: Task | None, state: State) -> dict[str, Any]:
+    environment = measuring.environment() | {"device": state.device, "precision": state.precision}
+    return {
+        "recipe": recipe.to_yaml(),
+        "seed": recipe.seed,
+        "model_hash": model_hash(model),
+        "task": None if task is None else task.describe(),
+        "environment": environment,
+        "notes": [],
+    }
+
+
+def _finish(result: Result, keeper: _Keeper) -> None:
+    artefact = keeper.out / ARTIFACT
+    result.save(artefact)
+    verify(artefact)
+    result.report(keeper.out / REPORT)
+
+
+def _precision(asked: str) -> str:
+    if asked != "auto":
+        return asked
+    if torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if fast else "float32"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that appears whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    replace_file(partial, path)
+
+
+def read_history(out: str | Path) -> tuple[tuple[Measurement, ...], dict[str, Any]]:
+    """Return the history and the facts of a run directory.
+
+    Raises:
+        RunError: it holds no readable run.
+    """
+    out = Path(out)
+    try:
+        history = json.loads((out / HISTORY).read_text(encoding="utf-8"))
+        facts = json.loads((out / RUN).read_text(encoding="utf-8"))
+        return tuple(measuring.Measurement.from_data(item) for item in history), facts
+    except FileNotFoundError as error:
+        raise RunError(f"{out} holds no run ({Path(error.filename).name} is missing)") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{out}: the run cannot be read ({error})") from None
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(f"{out} is in use by another run; choose another directory") from None
+        yield
+
+
+@contextmanager
+def _interruptible(keeper: _Keeper) -> Iterator[None]:
+    """Turn the first Ctrl-C into a checkpoint at the next update; the second stops at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        keeper.interrupted = True
+        signal.signal(signal.SIGINT, before)
+        logger.warning("interrupted: writing a checkpoint; once more to stop at once")
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,124 @@
+"""Scope: patterns over module names that select the modules a step changes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from typing import Any
+
+from pydantic_core import core_schema
+from torch import nn
+
+from laconic.errors import ScopeError, nearest
+
+__all__ = ["KINDS", "Scope"]
+
+KINDS: dict[str, tuple[type[nn.Module], ...]] = {
+    "linear": (nn.Linear,),
+    "conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    "embedding": (nn.Embedding,),
+    "norm": (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm),
+}
+
+
+class Scope:
+    """Patterns that select modules by name and by kind.
+
+    Commas unite, a space intersects, ``!`` subtracts last: ``"encoder.* kind:linear,
+    !*.pooler"`` is every linear of the encoder but the pooler. A pattern is a shell
+    pattern over dotted names or ``kind:`` followed by linear, conv, embedding or norm.
+
+    Raises:
+        ScopeError: the text is empty or names an unknown kind.
+
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+    >>> list(Scope("kind:linear, !2").select(model))
+    ['0']
+    """
+
+    def __init__(self, text: str = "*") -> None:
+        self.text = ", ".join(part.strip() for part in text.split(","))
+        terms = [part.split() for part in self.text.split(",")]
+        if not all(terms):
+            raise ScopeError(f"scope {text!r} has an empty part; write '*' for every module")
+        self._plus = [term for term in terms if not term[0].startswith("!")]
+        self._minus = [[term[0][1:], *term[1:]] for term in terms if term[0].startswith("!")]
+        for term in self._plus + self._minus:
+            for pattern in term:
+                self._check(pattern)
+
+    def _check(self, pattern: str) -> None:
+        kind = pattern.removeprefix("kind:")
+        if kind != pattern and kind not in KINDS:
+            raise ScopeError(f"scope {self.text!r}: no kind '{kind}'{nearest(kind, KINDS)}")
+        if not pattern or pattern.startswith("!"):
+            raise ScopeError(f"scope {self.text!r}: '!' goes before a pattern, once, at its start")
+
+    def select(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Return the selected modules by dotted name, in the model's order.
+
+        Raises:
+            ScopeError: a term selects nothing; the nearest names are given.
+        """
+        modules = dict(model.named_modules())
+        wanted: set[str] = set()
+        for term in self._plus or [["*"]]:
+            wanted |= self._matching(term, modules)
+        for term in self._minus:
+            wanted -= self._matching(term, modules)
+        return {name: module for name, module in modules.items() if name in wanted}
+
+    def _matching(self, term: list[str], modules: dict[str, nn.Module]) -> set[str]:
+        tests = [_predicate(pattern) for pattern in term]
+        found = {name for name, module in modules.items() if all(t(name, module) for t in tests)}
+        if not found:
+            near = _similar(term[0], [name for name in modules if name])
+            raise ScopeError(f"'{' '.join(term)}' selects no module; nearest: {', '.join(near)}")
+        return found
+
+    def __repr__(self) -> str:
+        return f"Scope({self.text!r})"
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Scope) and self.text == other.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    @classmethod
+    def _validate(cls, value: Any) -> Scope:
+        if isinstance(value, Scope):
+            return value
+        if isinstance(value, str):
+            try:
+                return cls(value)
+            except ScopeError as error:
+                raise ValueError(str(error)) from None
+        raise ValueError("a scope is a text such as 'encoder.* kind:linear, !*.pooler'")
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            cls._validate, serialization=core_schema.to_string_ser_schema()
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> dict[str, str]:
+        return {"type": "string", "description": "patterns over module names; ! subtracts"}
+
+
+def _predicate(pattern: str) -> Callable[[str, nn.Module], bool]:
+    if pattern.startswith("kind:"):
+        kinds = KINDS[pattern.removeprefix("kind:")]
+        return lambda name, module: isinstance(module, kinds)
+    return lambda name, module: fnmatchcase(name, pattern)
+
+
+def _similar(pattern: str, names: list[str]) -> list[str]:
+    bare = pattern.replace("*", "")
+    return difflib.get_close_matches(bare, names, n=3, cutoff=0.0) or ["(no named module)"]

@@ -1,0 +1,110 @@
+"""Checkpoints: the artefact's container with latent floats in place of codes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from laconic.errors import ArtifactError, RunError
+from laconic.ship.container import raw_bytes, read, write
+from laconic.step import State
+from laconic.weights.laid import laid_tensors, lay
+from laconic.weights.representation import Representation
+
+__all__ = ["load_checkpoint", "model_hash", "save_checkpoint"]
+
+
+def save_checkpoint(
+    state: State, training: dict[str, Any], path: Path, *, run: dict[str, Any]
+) -> None:
+    """Write all a run needs to continue from here; the old checkpoint stays until it is whole.
+
+    Args:
+        state: model, position; history goes into ``run``.
+        training: what the training loop asked to keep: counters and named tensors.
+        path: of the checkpoint.
+        run: JSON-able facts of the run (step, history, hashes).
+    """
+    laid = {
+        name: {
+            "representation": layer.representation.to_data(),
+            "masked": layer.mask is not None,
+            "state": list(layer.names),
+        }
+        for name, (layer, _) in laid_tensors(state.model).items()
+    }
+    tensors = {f"model/{name}": tensor for name, tensor in state.model.state_dict().items()}
+    tensors |= {f"training/{name}": t for name, t in training.get("tensors", {}).items()}
+    manifest = {
+        "laid": laid,
+        "position": state.position,
+        "counters": training.get("counters"),
+        "run": run,
+    }
+    write(path, manifest, _unshared(tensors))
+
+
+def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors with storage of their own, as the file format wants them."""
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def load_checkpoint(state: State, path: Path) -> dict[str, Any]:
+    """Bring a state to where a checkpoint was written and return the facts of the run.
+
+    Args:
+        state: holds the plain network as it was before the first step; changed in place.
+        path: of the checkpoint.
+
+    Raises:
+        RunError: it does not fit the network.
+        ArtifactError: it is damaged.
+    """
+    manifest, tensors = read(path)
+    model = {k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")}
+    try:
+        for name, kept in manifest["laid"].items():
+            _lay_again(state.model, name, kept, model)
+        state.model.load_state_dict(model)
+        counters, run = manifest["counters"], manifest["run"]
+        state.saved = [int(index) for index in manifest["position"]]
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise RunError(f"{path}: the checkpoint does not fit this network ({error})") from None
+    if counters is not None:
+        training = {
+            k.removeprefix("training/"): v for k, v in tensors.items() if k.startswith("training/")
+        }
+        state.training = {"counters": counters, "tensors": training}
+    if not isinstance(run, dict):
+        raise ArtifactError(f"{path}: the checkpoint holds no run")
+    return run
+
+
+def _lay_again(
+    model: nn.Module, name: str, kept: dict[str, Any], tensors: dict[str, Tensor]
+) -> None:
+    path, _, attribute = name.rpartition(".")
+    prefix = (
+        f"{path}.parametrizations.{attribute}.0." if path else f"parametrizations.{attribute}.0."
+    )
+    lay(
+        model,
+        name,
+        Representation.coerce(kept["representation"]),
+        mask=tensors[f"{prefix}mask"] if kept["masked"] else None,
+        state={key: tensors[prefix + key] for key in kept["state"]},
+    )
+
+
+def model_hash(model: nn.Module) -> str:
+    """Return the sha256 of a network's names, shapes and numbers."""
+    running = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        running.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        running.update(raw_bytes(torch.atleast_1d(tensor)))
+    return running.hexdigest()

@@ -1,0 +1,346 @@
+"""Value, Step and State: what a recipe is made of and what it changes."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
+from torch import nn
+
+from laconic.errors import FieldProblem, LaconicError, RecipeError, RunError, nearest
+from laconic.scope import Scope
+
+if TYPE_CHECKING:
+    from laconic.tasks import Task
+
+__all__ = ["During", "Keeper", "State", "Step", "Value", "derive", "members", "run_step"]
+
+# Packages whose lazy tables may define a value; the class is imported when it is named.
+_PACKAGES = ("structure", "weights", "recover", "ship", "report")
+
+
+def snake(name: str) -> str:
+    """Return a class name as it is written in a recipe.
+
+    >>> snake("FixedPoint")
+    'fixed_point'
+    """
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def derive(seed: int, *keys: object) -> int:
+    """Return a 63-bit seed that depends on a seed and on every key, and on nothing else.
+
+    >>> derive(0, "prune", 1) == derive(0, "prune", 1) != derive(0, "prune", 2)
+    True
+    """
+    digest = hashlib.sha256(repr((seed, *keys)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+class Value(BaseModel):
+    """A frozen, hashable record that prints as the code that makes it.
+
+    A direct subclass that also names ``ABC`` as a base opens a *family* (Step,
+    Representation, ...). A field typed with a family accepts a member, or what a recipe
+    writes: ``name``, ``{name: fields}`` or ``{name: first positional field}``.
+    A member is registered under its class name in snake case by being defined.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: ClassVar[str]
+    positional: ClassVar[tuple[str, ...]] = ()
+    _registry: ClassVar[dict[type, dict[str, type]]] = {}
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.name = snake(cls.__name__)
+        if ABC not in cls.__bases__:
+            for family in (base for base in cls.__mro__ if ABC in base.__bases__):
+                Value._registry.setdefault(family, {})[cls.name] = cls
+
+    def __init__(self, *args: Any, **fields: Any) -> None:
+        if len(args) > len(self.positional):
+            raise RecipeError(
+                f"{type(self).__name__} takes at most {len(self.positional)} positional "
+                f"arguments ({', '.join(self.positional) or 'none'}), got {len(args)}"
+            )
+        try:
+            super().__init__(**dict(zip(self.positional, args, strict=False)), **fields)
+        except ValidationError as error:
+            problems = tuple(_problem(type(self), item) for item in error.errors())
+            text = "; ".join(str(problem) for problem in problems)
+            raise RecipeError(f"{self.name}: {text}", problems) from None
+
+    @classmethod
+    def coerce(cls, value: Any) -> Self:
+        """Return a member of this family from a member or from what a recipe writes.
+
+        Raises:
+            ValueError: no such member, or its fields are wrong (pydantic's error, located).
+        """
+        if isinstance(value, cls):
+            return value
+        name, fields = _one_key(cls, value)
+        member = members(cls).get(name) or _import_member(cls, name)
+        try:
+            if fields is None:
+                return member()
+            return member(**fields) if isinstance(fields, Mapping) else member(fields)
+        except RecipeError as error:
+            problems = error.problems or (FieldProblem((), str(error)),)
+            raise _located(cls, name, problems) from None
+
+    @classmethod
+    def shorthand(cls, value: Any) -> tuple[str, Any] | None:
+        """Return (name, fields) for a bare value such as ``8``; None: there is no such form."""
+        return None
+
+    def to_data(self) -> Any:
+        """Return what a recipe writes for this value: its name, or name and fields."""
+        fields = self.model_dump(mode="json", exclude_defaults=True)
+        return {self.name: fields} if fields else self.name
+
+    def __repr__(self) -> str:
+        shown, bare = [], True
+        for key in sorted(type(self).model_fields, key=self._place):
+            info, value = type(self).model_fields[key], getattr(self, key)
+            if not info.is_required() and value == info.get_default(call_default_factory=True):
+                bare = False
+                continue
+            bare = bare and key in self.positional
+            shown.append(repr(value) if bare else f"{key}={value!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def _place(self, key: str) -> int:
+        return self.positional.index(key) if key in self.positional else len(self.positional)
+
+    __str__ = __repr__
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:
+        # `cls is Step` would not be bound yet while Step itself is being built.
+        if ABC not in cls.__bases__:
+            return handler(source)
+        return core_schema.no_info_plain_validator_function(
+            cls.coerce,
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                lambda value: value.to_data()
+            ),
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> dict[str, Any]:
+        return {"x-family": cls.__name__} if ABC in cls.__bases__ else handler(schema)
+
+
+def members(family: type, *, every: bool = False) -> dict[str, type]:
+    """Return the registered members of a family by the name a recipe uses.
+
+    Args:
+        family: Step, Representation, ... .
+        every: import what the lazy tables offer first.
+    """
+    if every:
+        for module, name in _offered():
+            importlib.import_module(module).__getattr__(name)
+    return dict(sorted(Value._registry.get(family, {}).items()))
+
+
+def _offered() -> Iterator[tuple[str, str]]:
+    for package in _PACKAGES:
+        module = importlib.import_module(f"laconic.{package}")
+        yield from ((module.__name__, name) for name in module.__all__ if name[0].isupper())
+
+
+def _import_member(family: type, name: str) -> type:
+    for module, offered in _offered():
+        if snake(offered) == name:
+            importlib.import_module(module).__getattr__(offered)
+    found = members(family).get(name)
+    if found is None:
+        hint = nearest(name, members(family, every=True))
+        raise ValueError(f"no {snake(family.__name__)} is called '{name}'{hint}")
+    return found
+
+
+def _one_key(family: type[Value], value: Any) -> tuple[str, Any]:
+    if isinstance(value, str):
+        return value, None
+    if isinstance(value, Mapping) and len(value) == 1:
+        ((name, fields),) = value.items()
+        return str(name), fields
+    short = family.shorthand(value)
+    if short is None:
+        kind = snake(family.__name__)
+        raise ValueError(
+            f"a {kind} is written as its name or as one key 'name: fields', got {value!r}"
+        )
+    return short
+
+
+def _located(family: type, name: str, problems: tuple[FieldProblem, ...]) -> ValidationError:
+    details = [
+        InitErrorDetails(
+            type=PydanticCustomError(
+                "field", "{text}", {"text": problem.message, "key": problem.key}
+            ),
+            loc=(name, *problem.path),
+            input=None,
+        )
+        for problem in problems
+    ]
+    return ValidationError.from_exception_data(family.__name__, details)
+
+
+def _problem(owner: type[Value], item: Any) -> FieldProblem:
+    path, kind = tuple(item["loc"]), item["type"]
+    if kind == "extra_forbidden":
+        hint = nearest(str(path[-1]), owner.model_fields)
+        return FieldProblem(path[:-1], f"'{path[-1]}' is not a field{hint}", str(path[-1]))
+    if kind == "missing":
+        return FieldProblem(path[:-1], f"'{path[-1]}' is required")
+    message = item["msg"].removeprefix("Value error, ")
+    if kind == "field":
+        return FieldProblem(path, message, item["ctx"]["key"])
+    if kind == "value_error":
+        return FieldProblem(path, message)
+    return FieldProblem(path, f"{message[0].lower()}{message[1:]}, got {item['input']!r}")
+
+
+class Keeper(Protocol):
+    """Keeps where a run stands, so that it can be resumed."""
+
+    def due(self) -> bool:
+        """Return whether it is time to write."""
+
+    def write(self, state: State, training: dict[str, Any]) -> None:
+        """Write the state and what a training loop needs to continue."""
+
+
+@dataclass
+class State:
+    """What the steps of a recipe change: the model, and all they may look at.
+
+    Attributes:
+        model: the network being compressed; laid weights included.
+        task: data, loss and metrics; None where a recipe needs none.
+        teacher: the frozen original, or several.
+        seed: of the running step; every draw derives from it.
+        device: where the model and the batches live.
+        precision: "float32", or "bfloat16" for autocast while training.
+        history: one measurement per finished step.
+        keeper: writes checkpoints to the run directory; None: there is none.
+        position: where the running loops stand, outermost first.
+        saved: the position a resumed run continues from, outermost first.
+        training: tensors and counters of the interrupted training loop.
+    """
+
+    model: nn.Module
+    task: Task | None = None
+    teacher: tuple[nn.Module, ...] = ()
+    seed: int = 0
+    device: str = "cpu"
+    precision: str = "float32"
+    history: list[Any] = field(default_factory=list)
+    keeper: Keeper | None = None
+    position: list[int] = field(default_factory=list)
+    saved: list[int] = field(default_factory=list)
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def generator(self, *keys: object) -> torch.Generator:
+        """Return a CPU generator that depends on the step's seed and the keys alone."""
+        return torch.Generator().manual_seed(derive(self.seed, *keys))
+
+    def rounds(self, count: int) -> Iterator[int]:
+        """Yield the rounds of a loop that may contain training, resuming where it stopped.
+
+        A round that was interrupted is entered again, so what a step does before the
+        training inside a round must be idempotent.
+        """
+        start = self.saved.pop(0) if self.saved else 0
+        self.position.append(start)
+        for index in range(start, count):
+            self.position[-1] = index
+            yield index
+        self.position.pop()
+
+
+class Step(Value, ABC):
+    """One change of a model: a frozen value with one method.
+
+    Attributes:
+        scope: which modules the step may change.
+    """
+
+    scope: Scope = Scope("*")
+
+    @abstractmethod
+    def apply(self, state: State) -> None:
+        """Change ``state.model`` in place."""
+
+    def check(self, model: nn.Module, task: Task | None, earlier: tuple[Step, ...] = ()) -> None:
+        """Refuse, before any work, what cannot fit the model, the task or the order.
+
+        Args:
+            model: the network before the first step.
+            task: its data, if the recipe names any.
+            earlier: the steps that will have run before this one.
+
+        Raises:
+            LaconicError: the scope selects nothing, a task is missing, ...
+        """
+        self.scope.select(model)
+
+
+class During(Step, ABC):
+    """A step that may also run inside training, after every optimiser step.
+
+    Attributes:
+        settled: the share of training after which it changes nothing any more.
+    """
+
+    @property
+    def settled(self) -> float:
+        """Return the progress, 0 to 1, from which the change is complete."""
+        return 1.0
+
+    @abstractmethod
+    def update(self, state: State, progress: float) -> None:
+        """Bring the model to where it should be at this progress, 0 to 1."""
+
+
+def run_step(step: Step, state: State, *, key: object = 0) -> None:
+    """Run one step with draws of its own and leave the global generators as they were.
+
+    Args:
+        step: what to do; top-level or nested in another step.
+        state: what it changes.
+        key: tells this run from others of the same name (a count, a round).
+
+    Raises:
+        LaconicError: the step refused; the message names the step.
+        RunError: anything else that went wrong inside it, as its cause.
+    """
+    outer = state.seed
+    state.seed = derive(outer, step.name, key)
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    try:
+        with torch.random.fork_rng(devices=list(devices)):
+            torch.manual_seed(state.seed)
+            step.apply(state)
+    except LaconicError:
+        raise
+    except Exception as error:
+        raise RunError(f"{step.name}: {type(error).__name__}: {error}") from error
+    finally:
+        state.seed = outer

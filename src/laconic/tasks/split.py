@@ -1,0 +1,506 @@
+"""Sets of examples that yield batches as a pure function of seed, epoch and index."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+)
+
+from laconic.errors import TaskError
+from laconic.step import derive
+
+__all__ = [
+    "Arrays",
+    "Batch",
+    "Loader",
+    "Normalize",
+    "Split",
+    "as_batch",
+    "as_split",
+    "as_tensor",
+    "map_tensors",
+    "to_float",
+]
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+TARGET_KEYS = ("labels", "label", "targets", "target")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some examples: what the model is called with, and what it should answer.
+
+    Attributes:
+        inputs: a tuple for ``model(*inputs)``, a mapping for ``model(**inputs)``, or anything
+            else for ``model(inputs)``; tensors are [batch, ...].
+        targets: labels or values [batch, ...]; None where there are none.
+
+    >>> Batch((torch.zeros(4, 2),), torch.zeros(4)).first(3).targets.shape
+    torch.Size([3])
+    """
+
+    inputs: Any
+    targets: Tensor | None = None
+
+    def to(self, device: str | torch.device) -> Batch:
+        """Return the batch with every tensor on a device."""
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def first(self, count: int) -> Batch:
+        """Return the batch with at most its first ``count`` examples."""
+        return self._mapped(lambda tensor: tensor[:count])
+
+    def _mapped(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        targets = None if self.targets is None else function(self.targets)
+        return Batch(map_tensors(function, self.inputs), targets)
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], structure: Any) -> Any:
+    """Return nested tuples, lists and mappings with a function applied to every tensor.
+
+    >>> map_tensors(lambda tensor: tensor + 1, {"x": (torch.tensor(1), "kept")})
+    {'x': (tensor(2), 'kept')}
+    """
+    if isinstance(structure, Tensor):
+        return function(structure)
+    if isinstance(structure, Mapping):
+        return {key: map_tensors(function, value) for key, value in structure.items()}
+    if isinstance(structure, (tuple, list)):
+        mapped = [map_tensors(function, value) for value in structure]
+        return tuple(mapped) if isinstance(structure, tuple) else mapped
+    return structure
+
+
+def as_batch(item: Any) -> Batch:
+    """Return a Batch from what a DataLoader yields.
+
+    A pair or longer tuple holds the inputs and, last, the targets; a mapping holds the targets
+    under ``labels``, ``label``, ``targets`` or ``target``; a tensor is one input.
+
+    Raises:
+        TaskError: any other kind of item.
+
+    >>> as_batch({"x": torch.zeros(2), "labels": torch.ones(2)}).targets
+    tensor([1., 1.])
+    """
+    if isinstance(item, Batch):
+        return item
+    if isinstance(item, Tensor):
+        return Batch((item,))
+    if isinstance(item, Mapping):
+        found = next((key for key in TARGET_KEYS if key in item), None)
+        inputs = {key: value for key, value in item.items() if key != found}
+        return Batch(inputs, None if found is None else item[found])
+    if isinstance(item, (tuple, list)) and len(item) >= 2:
+        return Batch(tuple(item[:-1]), item[-1])
+    raise TaskError(
+        f"the DataLoader yields {type(item).__name__}, not (inputs, targets), a mapping or a "
+        "tensor; give Loader(loader, read=function from an item to a Batch)"
+    )
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """Mean and standard deviation of each channel, in units of the 0..1 range.
+
+    Raises:
+        TaskError: lengths differ, a value is not finite or a deviation is not positive.
+
+    >>> Normalize((0.5,), (0.25,)).std
+    (0.25,)
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            values = np.atleast_1d(np.asarray(getattr(self, name), dtype=np.float64))
+            object.__setattr__(self, name, tuple(values.tolist()))
+        if len(self.mean) != len(self.std):
+            raise TaskError(
+                f"mean has {len(self.mean)} values and std {len(self.std)}; give one per channel"
+            )
+        if not np.isfinite(self.mean + self.std).all() or min(self.std, default=0) <= 0:
+            raise TaskError(
+                f"mean {self.mean} and std {self.std} must be finite, and std above zero"
+            )
+
+
+def to_float(inputs: Tensor, normalize: Normalize | None = None) -> Tensor:
+    """Return what a network is fed: (inputs / 255 - mean) / std.
+
+    Args:
+        inputs: uint8 [batch, channels, ...] (divided by 255), float (taken as they are) or other
+            integers, such as token ids (returned unchanged).
+        normalize: mean and standard deviation per channel, in 0..1 units.
+
+    >>> to_float(torch.tensor([[255]], dtype=torch.uint8), Normalize((0.5,), (0.25,)))
+    tensor([[2.]])
+    """
+    scaled = inputs.float().div_(255) if inputs.dtype == torch.uint8 else inputs
+    if normalize is None:
+        return scaled
+    shape = (-1, *(1 for _ in inputs.shape[2:]))
+    mean = torch.tensor(normalize.mean, device=inputs.device).reshape(shape)
+    std = torch.tensor(normalize.std, device=inputs.device).reshape(shape)
+    return scaled.sub(mean).div_(std)
+
+
+class Split(ABC):
+    """A set of examples that yields batches.
+
+    The law: with a seed, the batch at (seed, epoch, index) is a pure function of the three,
+    whatever was drawn before, so ``start=k`` continues where an interrupted loop stopped.
+    Without a seed the examples come in their order, unshuffled and unaugmented.
+
+    Attributes:
+        normalize: how inputs were normalised, where that is known.
+        in_memory: the targets of all examples can be had at once, for checks.
+
+    >>> isinstance(Arrays(torch.zeros(2, 1), torch.zeros(2)), Split)
+    True
+    """
+
+    normalize: Normalize | None = None
+    in_memory: bool = False
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of examples."""
+
+    @abstractmethod
+    def batches(
+        self,
+        size: int,
+        *,
+        seed: int | None = None,
+        epoch: int = 0,
+        start: int = 0,
+        device: str | torch.device = "cpu",
+    ) -> Iterator[Batch]:
+        """Yield the batches of one epoch.
+
+        Args:
+            size: examples per batch; the last batch may be smaller.
+            seed: shuffle and augment by this seed; None: neither.
+            epoch: each epoch has another order and other augmentations.
+            start: index of the first batch to yield.
+            device: where the batches shall live.
+        """
+
+    @abstractmethod
+    def subset(self, index: Sequence[int]) -> Split:
+        """Return the examples at these positions."""
+
+    @abstractmethod
+    def targets(self) -> Tensor:
+        """Return the targets of all examples, in order [examples, ...]."""
+
+    def batch_count(self, size: int) -> int:
+        """Return how many batches one epoch has."""
+        return math.ceil(len(self) / size)
+
+    def plain(self) -> Split:
+        """Return the same examples, never augmented."""
+        return self
+
+
+class Arrays(Split):
+    """Examples in memory; images stay uint8 and are converted per batch.
+
+    Args:
+        inputs: tensor or array [examples, ...]; images uint8 [examples, channels, height, width].
+        targets: labels (integers) or values (floats) [examples, ...].
+        augment: changes the inputs of a batch, drawing from the generator it is given.
+        normalize: Normalize, or (mean, std) of each channel in 0..1 units.
+
+    Raises:
+        TaskError: no example, other lengths, NaN or infinite values, not numbers.
+
+    >>> data = Arrays(np.zeros((10, 1, 8, 8), np.uint8), np.arange(10))
+    >>> [len(batch.targets) for batch in data.batches(4, seed=0)]
+    [4, 4, 2]
+    """
+
+    in_memory = True
+
+    def __init__(
+        self,
+        inputs: Any,
+        targets: Any,
+        *,
+        augment: Augment | None = None,
+        normalize: Normalize | tuple[Sequence[float], Sequence[float]] | None = None,
+    ) -> None:
+        self.inputs = as_tensor(inputs, "inputs")
+        self.labels = as_tensor(targets, "targets")
+        if self.labels.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.bool):
+            self.labels = self.labels.long()
+        if len(self.inputs) != len(self.labels):
+            raise TaskError(
+                f"there are {len(self.inputs)} inputs and {len(self.labels)} targets; "
+                "each example needs one of both"
+            )
+        if normalize is not None and not isinstance(normalize, Normalize):
+            normalize = Normalize(*(tuple(values) for values in normalize))
+        _check_channels(self.inputs, normalize)
+        self.normalize, self.augment = normalize, augment
+        self.index = torch.arange(len(self.inputs))
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def batches(
+        self,
+        size: int,
+        *,
+        seed: int | None = None,
+        epoch: int = 0,
+        start: int = 0,
+        device: str | torch.device = "cpu",
+    ) -> Iterator[Batch]:
+        """Yield the batches of one epoch; see Split."""
+        order = self.index
+        if seed is not None:
+            order = order[torch.randperm(len(order), generator=_generator(seed, "order", epoch))]
+        for number in range(start, self.batch_count(size)):
+            chosen = order[number * size : (number + 1) * size].to(self.inputs.device)
+            inputs = self.inputs.index_select(0, chosen).to(device)
+            targets = self.labels.index_select(0, chosen.to(self.labels.device)).to(device)
+            if seed is not None and self.augment is not None:
+                inputs = self.augment(inputs, _generator(seed, "augment", epoch, number))
+            yield Batch((to_float(inputs, self.normalize),), targets)
+
+    def subset(self, index: Sequence[int]) -> Arrays:
+        """Return the examples at these positions; the arrays are shared, not copied."""
+        chosen = torch.as_tensor(index, dtype=torch.long)
+        if not len(chosen):
+            raise TaskError("a subset of no example was asked for; choose at least one")
+        return self._replaced(index=self.index[chosen])
+
+    def plain(self) -> Arrays:
+        """Return the same examples, never augmented."""
+        return self._replaced(augment=None)
+
+    def targets(self) -> Tensor:
+        """Return the targets of all examples, in order [examples, ...]."""
+        return self.labels[self.index.to(self.labels.device)]
+
+    def _replaced(self, **fields: Any) -> Arrays:
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__ | fields)
+        return other
+
+
+class Loader(Split):
+    """The user's own DataLoader, seeded before every batch it makes.
+
+    The loader decides batch size and order; ``size`` is ignored. torch's global generator is
+    seeded from (seed, epoch, index) around each batch and then restored, and a generator of the
+    loader's own is seeded once an epoch, so that the law of Split holds; a dataset that draws
+    from other generators (``random``, numpy) breaks it. Skipped batches are made and dropped.
+
+    Args:
+        loader: yields pairs, mappings or whatever ``read`` understands.
+        read: from an item of the loader to a Batch.
+
+    Raises:
+        TaskError: the loader yields nothing, or its first batch cannot be read.
+
+    >>> pairs = torch.utils.data.TensorDataset(torch.zeros(10, 2), torch.arange(10))
+    >>> len(Loader(DataLoader(pairs, batch_size=4, shuffle=True)))
+    10
+    """
+
+    def __init__(self, loader: DataLoader[Any], *, read: Callable[[Any], Batch] = as_batch) -> None:
+        self.loader, self.read = loader, read
+        first = next(self.batches(1), None)
+        if first is None:
+            raise TaskError("the DataLoader yields no batch; it needs at least one example")
+        map_tensors(lambda tensor: _finite(tensor, "inputs of the first batch"), first.inputs)
+
+    def __len__(self) -> int:
+        size = self.loader.batch_size
+        try:
+            # A custom batch sampler leaves `sampler` at its default, the whole data set.
+            count = len(self.loader.sampler)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise TaskError(
+                f"the DataLoader's {type(self.loader.dataset).__name__} has no length; "
+                "use a data set with __len__"
+            ) from error
+        return count - count % size if self.loader.drop_last and size else count
+
+    def batch_count(self, size: int) -> int:
+        """Return how many batches one epoch has: the loader's own number."""
+        return len(self.loader)
+
+    def batches(
+        self,
+        size: int,
+        *,
+        seed: int | None = None,
+        epoch: int = 0,
+        start: int = 0,
+        device: str | torch.device = "cpu",
+    ) -> Iterator[Batch]:
+        """Yield the batches of one epoch; see Split."""
+        base = derive(seed or 0, "loader", epoch)
+        if self.loader.generator is not None:
+            self.loader.generator.manual_seed(base)
+        with _seeded(base):
+            items = iter(self.loader)
+        end, number = object(), 0
+        while True:
+            with _seeded(derive(base, number)):
+                item = next(items, end)
+            if item is end:
+                return
+            if number >= start:
+                yield self.read(item).to(device)
+            number += 1
+
+    def subset(self, index: Sequence[int]) -> Loader:
+        """Return the examples at these positions of the loader's data set.
+
+        Raises:
+            TaskError: the data set is a stream, or the loader has a sampler of its own.
+        """
+        kept: Any = Subset(self._dataset(), [int(position) for position in index])
+        shuffle = isinstance(self.loader.sampler, RandomSampler)
+        return Loader(self._like(kept, shuffle=shuffle), read=self.read)
+
+    def targets(self) -> Tensor:
+        """Return the targets of all examples, in order [examples, ...]."""
+        ordered = Loader(self._like(self._dataset(), shuffle=False), read=self.read)
+        pieces = [batch.targets for batch in ordered.batches(1)]
+        return torch.cat([piece for piece in pieces if piece is not None])
+
+    def _dataset(self) -> Any:
+        plain = isinstance(self.loader.sampler, (RandomSampler, SequentialSampler))
+        stream = isinstance(self.loader.dataset, IterableDataset)
+        if stream or not plain or self.loader.batch_size is None:
+            raise TaskError(
+                "examples cannot be chosen from this DataLoader (a stream, or a sampler of its "
+                "own); give validate= yourself, and a DataLoader over a Subset for few examples"
+            )
+        return self.loader.dataset
+
+    def _like(self, dataset: Any, *, shuffle: bool) -> DataLoader[Any]:
+        loader = self.loader
+        return DataLoader(
+            dataset,
+            batch_size=loader.batch_size,
+            shuffle=shuffle,
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+            worker_init_fn=loader.worker_init_fn,
+        )
+
+
+def as_split(value: Any, name: str) -> Split:
+    """Return a Split from a Split, a DataLoader or a pair (inputs, targets).
+
+    Args:
+        value: what the user gave.
+        name: "train", "validate" or "test", for messages.
+
+    Raises:
+        TaskError: another kind of value, or data that cannot be used.
+
+    >>> len(as_split((np.zeros((3, 2)), [0, 1, 0]), "train"))
+    3
+    """
+    try:
+        if isinstance(value, DataLoader):
+            value = Loader(value)
+        elif isinstance(value, tuple) and len(value) == 2:
+            value = Arrays(*value)
+    except TaskError as error:
+        raise TaskError(f"{name}: {error}") from error
+    if not isinstance(value, Split):
+        raise TaskError(
+            f"{name}: {type(value).__name__} is not data; "
+            "give a DataLoader, a pair (inputs, targets) or a Split"
+        )
+    return value
+
+
+def as_tensor(value: Any, name: str) -> Tensor:
+    """Return a tensor of finite numbers; floats become float32.
+
+    Raises:
+        TaskError: not numbers, no example, NaN or infinite values.
+
+    >>> as_tensor([1.0, 2.0], "inputs").dtype
+    torch.float32
+    """
+    if not isinstance(value, Tensor):
+        array = np.asarray(value)
+        if array.dtype.kind not in "biuf":
+            raise TaskError(f"{name} are {array.dtype}, not numbers; convert them to numbers")
+        # torch has no arithmetic for wide unsigned integers, and none for foreign byte orders.
+        wide = array.dtype.kind == "u" and array.itemsize > 1
+        native = np.dtype(np.int64) if wide else array.dtype.newbyteorder("=")
+        # torch warns about, and may write through to, an array that numpy made read-only.
+        value = torch.from_numpy(np.require(array, native, requirements=["C", "W"]))
+    tensor: Tensor = value.detach()
+    if tensor.is_floating_point():
+        tensor = tensor.float()
+    if not tensor.ndim or not len(tensor):
+        raise TaskError(f"{name} of shape {tuple(tensor.shape)} hold no example; give at least one")
+    return _finite(tensor, name)
+
+
+def _finite(tensor: Tensor, name: str) -> Tensor:
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        bad = ~torch.isfinite(tensor)
+        where = int(bad.reshape(len(tensor), -1).any(dim=1).nonzero()[0])
+        raise TaskError(
+            f"{name} hold {int(bad.sum())} NaN or infinite values, first in example {where}; "
+            "remove or repair these examples"
+        )
+    return tensor
+
+
+def _check_channels(inputs: Tensor, normalize: Normalize | None) -> None:
+    if normalize is None:
+        return
+    channels = inputs.shape[1] if inputs.ndim > 1 else 0
+    if len(normalize.mean) not in (1, channels):
+        raise TaskError(
+            f"normalize has {len(normalize.mean)} values for inputs of shape "
+            f"{tuple(inputs.shape)}; give one for each of the {channels} channels (dimension 1)"
+        )
+    if not (inputs.is_floating_point() or inputs.dtype == torch.uint8):
+        raise TaskError(f"inputs are {inputs.dtype}; normalize needs uint8 or float inputs")
+
+
+def _generator(seed: int, *keys: object) -> torch.Generator:
+    return torch.Generator().manual_seed(derive(seed, *keys))
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    # The CPU generator alone: data sets and samplers draw from no other, and it is cheap.
+    state = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(state)

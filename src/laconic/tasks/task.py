@@ -1,0 +1,455 @@
+"""Task: the data, the call, the loss and the metrics of one problem."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from laconic.errors import TaskError, nearest
+from laconic.step import derive
+from laconic.tasks.metrics import accuracy
+from laconic.tasks.split import Arrays, Augment, Batch, Loader, Split, as_batch, as_split
+
+__all__ = [
+    "Task",
+    "call_model",
+    "cross_entropy",
+    "evaluation",
+    "hold_out",
+    "task_from_dict",
+]
+
+SPLITS = ("train", "validate", "test")
+Metric = Callable[[Tensor, Tensor], float]
+
+
+def call_model(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the model's outputs for a batch: the inputs decide how it is called.
+
+    >>> call_model(nn.Identity(), Batch((torch.ones(1),)))
+    tensor([1.])
+    """
+    outputs: Tensor
+    if isinstance(batch.inputs, Mapping):
+        outputs = model(**batch.inputs)
+    elif isinstance(batch.inputs, (tuple, list)):
+        outputs = model(*batch.inputs)
+    else:
+        outputs = model(batch.inputs)
+    return outputs
+
+
+def cross_entropy(outputs: Tensor, batch: Batch) -> Tensor:
+    """Return the mean cross entropy, in nats, of outputs [batch, classes] and labels [batch].
+
+    >>> cross_entropy(torch.zeros(1, 2), Batch((), torch.tensor([0])))
+    tensor(0.6931)
+    """
+    return F.cross_entropy(outputs, _required(batch.targets))
+
+
+class Task:
+    """What a network is for: data, how a batch becomes a call, loss and metrics.
+
+    Each split is a DataLoader, a pair (inputs, targets) of tensors or arrays, or a Split.
+
+    Args:
+        train: examples to learn from.
+        test: examples only looked at to report.
+        validate: examples that choose the best checkpoint; None: 5 % of ``train``, never
+            augmented and always the same ones (see hold_out).
+        call: (model, batch) -> outputs; by default ``model(*inputs)``.
+        loss: (outputs, batch) -> mean over the batch, a scalar; cross entropy by default.
+        metrics: name -> function of (outputs, targets) of a whole split; the first one decides
+            which checkpoint is best, so higher must be better. Accuracy, 0 to 1, by default.
+        classes: names of the labels; None: "0", "1", ... up to the largest label in ``train``.
+        name: what the data are called in runs and reports.
+
+    Raises:
+        TaskError: data are empty, misshapen, not finite, or labels are out of range.
+
+    >>> task = Task((torch.rand(40, 2), torch.arange(40) % 2), (torch.rand(4, 2), [0, 1, 0, 1]))
+    >>> len(task.train), len(task.validate), sorted(task.score(nn.Linear(2, 2)))
+    (38, 2, ['accuracy', 'loss'])
+    """
+
+    def __init__(
+        self,
+        train: Any,
+        test: Any,
+        validate: Any = None,
+        *,
+        call: Callable[[nn.Module, Batch], Tensor] = call_model,
+        loss: Callable[[Tensor, Batch], Tensor] = cross_entropy,
+        metrics: Mapping[str, Metric] | None = None,
+        classes: Sequence[str] | None = None,
+        name: str = "task",
+    ) -> None:
+        given = {"train": train, "test": test, "validate": validate}
+        parts = {key: as_split(part, key) for key, part in given.items() if part is not None}
+        self.call, self.loss, self.name = call, loss, name
+        self.metrics = dict({"accuracy": accuracy} if metrics is None else metrics)
+        if not self.metrics:
+            raise TaskError(f"{name}: metrics are empty; name at least one, the main one first")
+        self.classes = tuple(str(label) for label in classes or ())
+        self.drawn: tuple[int, ...] | None = None
+        if loss is cross_entropy or self.classes:
+            self.classes = _check_labels(parts, self.classes)
+        self.train, self.test = parts["train"], parts["test"].plain()
+        if "validate" in parts:
+            self.validate = parts["validate"].plain()
+        else:
+            self.train, self.validate = hold_out(self.train)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        train: tuple[Any, Any],
+        test: tuple[Any, Any],
+        validate: tuple[Any, Any] | None = None,
+        *,
+        augment: Augment | None = None,
+        normalize: Any = None,
+        **options: Any,
+    ) -> Task:
+        """Return a Task over pairs (inputs, targets) in memory.
+
+        Args:
+            train: inputs [examples, ...], images uint8 [examples, channels, height, width], and
+                targets [examples].
+            test: the same.
+            validate: the same; None: 5 % of ``train``.
+            augment: of training batches; see Arrays.
+            normalize: (mean, std) per channel in 0..1 units; see Arrays.
+            **options: what Task takes besides.
+
+        >>> images = torch.zeros(20, 3, 8, 8, dtype=torch.uint8)
+        >>> pair = (images, torch.arange(20) % 10)
+        >>> Task.from_arrays(pair, pair, normalize=((0.5,) * 3, (0.25,) * 3)).image["std"]
+        [0.25, 0.25, 0.25]
+        """
+        given = {"train": train, "test": test, "validate": validate}
+        splits: dict[str, Any] = {
+            name: _arrays(pair, name, augment=augment, normalize=normalize)
+            for name, pair in given.items()
+            if pair is not None
+        }
+        return cls(**splits, **options)
+
+    @classmethod
+    def from_loaders(
+        cls,
+        train: Any,
+        test: Any,
+        validate: Any = None,
+        *,
+        read: Callable[[Any], Batch] = as_batch,
+        **options: Any,
+    ) -> Task:
+        """Return a Task over the user's own DataLoaders.
+
+        Args:
+            train: a DataLoader.
+            test: a DataLoader.
+            validate: a DataLoader; None: 5 % of the training data set.
+            read: from what the loaders yield to a Batch.
+            **options: what Task takes besides.
+
+        >>> data = torch.utils.data.TensorDataset(torch.rand(40, 2), torch.arange(40) % 2)
+        >>> loader = torch.utils.data.DataLoader(data, batch_size=8)
+        >>> len(Task.from_loaders(loader, loader).train)
+        38
+        """
+        held = None if validate is None else Loader(validate, read=read)
+        return cls(Loader(train, read=read), Loader(test, read=read), held, **options)
+
+    @property
+    def main_metric(self) -> str:
+        """Return the name of the metric that decides."""
+        return next(iter(self.metrics))
+
+    @property
+    def image(self) -> dict[str, list[float]] | None:
+        """Return mean and standard deviation of the input channels, in 0..1 units."""
+        normalize = self.train.normalize
+        if normalize is None:
+            return None
+        return {"mean": list(normalize.mean), "std": list(normalize.std)}
+
+    def split(self, name: str) -> Split:
+        """Return the split of a name.
+
+        Raises:
+            TaskError: there is no such split.
+        """
+        if name not in SPLITS:
+            raise TaskError(f"a task has no split '{name}'{nearest(name, SPLITS)}")
+        chosen: Split = getattr(self, name)
+        return chosen
+
+    def score(
+        self,
+        model: nn.Module,
+        split: str = "test",
+        *,
+        batch: int = 256,
+        device: str | torch.device | None = None,
+    ) -> dict[str, float]:
+        """Return every metric on a split, and the mean loss under "loss".
+
+        The model runs in evaluation mode, without gradients and autocast; afterwards every
+        module is in the mode it was in. Outputs are compared in float32.
+
+        Args:
+            model: is not moved.
+            split: "train", "validate" or "test"; in order and not augmented.
+            batch: examples per call.
+            device: where the batches go; None: where the model's first parameter is.
+
+        Raises:
+            TaskError: no such split, no targets, or outputs that are not one tensor.
+        """
+        part, where = self.split(split), torch.device(device or _device(model))
+        outputs, targets, total, count = [], [], 0.0, 0
+        with evaluation(model), torch.autocast(where.type, enabled=False):
+            for piece in part.batches(batch, device=where):
+                answer = self.call(model, piece)
+                if not isinstance(answer, Tensor):
+                    raise TaskError(
+                        f"{self.name}: the model returns {type(answer).__name__}, not a tensor; "
+                        "give the task call=lambda model, batch: the tensor of outputs"
+                    )
+                answer = answer.float()
+                total += float(self.loss(answer, piece)) * len(answer)
+                count += len(answer)
+                outputs.append(answer)
+                targets.append(_required(piece.targets))
+        everything, truth = torch.cat(outputs), torch.cat(targets)
+        scores = {name: float(metric(everything, truth)) for name, metric in self.metrics.items()}
+        return scores | {"loss": total / count}
+
+    def few(self, per_class: int | None = None, total: int | None = None, *, seed: int = 0) -> Task:
+        """Return a Task that trains on few examples; validate and test stay.
+
+        The examples are drawn once by seed, and a larger draw contains a smaller one of the
+        same seed; ``drawn`` holds their positions in ``train``.
+
+        Args:
+            per_class: so many of each class, or
+            total: so many altogether.
+            seed: of the draw.
+
+        Raises:
+            TaskError: both or neither given, or there are not so many examples.
+
+        >>> task = Task((torch.rand(40, 2), torch.arange(40) % 2), (torch.rand(2, 2), [0, 1]))
+        >>> task.few(per_class=3).train.targets().bincount()
+        tensor([3, 3])
+        """
+        if (per_class is None) == (total is None):
+            raise TaskError("few takes either per_class= or total=; give one of them")
+        if total is not None:
+            drawn = _draw(torch.arange(len(self.train)), total, derive(seed, "few"), "train")
+        else:
+            labels = self.train.targets()
+            wanted = range(len(self.classes)) if self.classes else sorted(set(labels.tolist()))
+            drawn = [
+                position
+                for label in wanted
+                for position in _draw(
+                    (labels == label).nonzero()[:, 0],
+                    per_class or 0,
+                    derive(seed, "few", label),
+                    f"class {label} of train",
+                )
+            ]
+        smaller = copy.copy(self)
+        smaller.drawn = tuple(sorted(drawn))
+        smaller.train = self.train.subset(smaller.drawn)
+        return smaller
+
+    def example_batch(self, count: int = 1) -> Batch:
+        """Return the first ``count`` examples of ``train``, not augmented."""
+        return next(self.train.plain().batches(count)).first(count)
+
+    def example(self, count: int = 1) -> tuple[Any, ...]:
+        """Return example inputs as positional arguments of the model.
+
+        Raises:
+            TaskError: the inputs are named; use example_batch and ``call``.
+        """
+        inputs = self.example_batch(count).inputs
+        if isinstance(inputs, Mapping):
+            raise TaskError(
+                f"{self.name}: inputs are named ({', '.join(inputs)}); use "
+                "task.call(model, task.example_batch(n))"
+            )
+        return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a run records of this task: JSON-able, without the data."""
+        return {
+            "name": self.name,
+            "examples": {name: len(self.split(name)) for name in SPLITS},
+            "metrics": list(self.metrics),
+            "classes": list(self.classes),
+            "image": self.image,
+            "drawn": None if self.drawn is None else list(self.drawn),
+        }
+
+
+def hold_out(train: Split, *, seed: int = 0) -> tuple[Split, Split]:
+    """Return a split without 5 % of its examples, and those 5 %, not augmented.
+
+    Raises:
+        TaskError: fewer than two examples, or examples that cannot be chosen.
+
+    >>> rest, held = hold_out(Arrays(torch.zeros(100, 1), torch.zeros(100)))
+    >>> len(rest), len(held)
+    (95, 5)
+    """
+    count = len(train)
+    if count < 2:
+        raise TaskError(f"train: {count} example cannot be divided; give validate= or more of them")
+    generator = torch.Generator().manual_seed(derive(seed, "validate"))
+    order = torch.randperm(count, generator=generator)
+    held = max(1, round(0.05 * count))
+    chosen, rest = order[:held].sort().values, order[held:].sort().values
+    return train.subset(rest.tolist()), train.subset(chosen.tolist()).plain()
+
+
+@contextlib.contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Run a with block in evaluation mode, without gradients; restore every module's mode.
+
+    Laid weights are decoded once for the block, so nothing inside may change a parameter.
+
+    >>> model = nn.Dropout()
+    >>> with evaluation(model):
+    ...     model.training
+    False
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad(), parametrize.cached():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def task_from_dict(spec: Mapping[str, Any] | str, *, base: Path) -> Task:
+    """Return the Task that the ``task:`` line of a recipe describes.
+
+    ``digits``, ``{mnist: folder}``, ``{npz: {path: file, augment: flip}}`` or, the same,
+    ``{npz: file, augment: flip}``.
+
+    Args:
+        spec: the name of a kind of task, and its options.
+        base: folder of the recipe; relative paths start there.
+
+    Raises:
+        TaskError: an unknown kind or option, or data that cannot be used.
+
+    >>> task_from_dict({"digits": {}}, base=Path()).name
+    'digits'
+    """
+    from laconic import tasks
+
+    given = {spec: None} if isinstance(spec, str) else dict(spec)
+    name = next((key for key in given if key in tasks.KINDS), None)
+    if name is None:
+        wrong = str(next(iter(given), ""))
+        raise TaskError(f"task: no kind of task is called '{wrong}'{nearest(wrong, tasks.KINDS)}")
+    main = given.pop(name)
+    first = dict(main) if isinstance(main, Mapping) else {} if main is None else {"path": main}
+    builder = getattr(tasks, name)
+    built: Task = builder(**_arguments(builder, name, first | given, base))
+    return built
+
+
+def _arguments(
+    builder: Callable[..., Task], name: str, options: Mapping[str, Any], base: Path
+) -> dict[str, Any]:
+    known = inspect.signature(builder).parameters
+    hints = typing.get_type_hints(builder)
+    for option in options:
+        if option not in known:
+            hint = nearest(option, known) if known else "; it takes no option"
+            raise TaskError(f"task: {name}: '{option}' is not an option{hint}")
+    for parameter in known.values():
+        if parameter.default is parameter.empty and parameter.name not in options:
+            raise TaskError(f"task: {name}: '{parameter.name}' is missing; write {{{name}: ...}}")
+    paths = {option for option, kind in hints.items() if Path in (kind, *typing.get_args(kind))}
+    for option in paths & set(options):
+        if not isinstance(options[option], str | Path):
+            raise TaskError(f"task: {name}: '{option}' must be a path, got {options[option]!r}")
+    return {option: base / value if option in paths else value for option, value in options.items()}
+
+
+def _arrays(pair: tuple[Any, Any], name: str, **options: Any) -> Arrays:
+    try:
+        return Arrays(*pair, **options)
+    except TaskError as error:
+        raise TaskError(f"{name}: {error}") from error
+
+
+def _device(model: nn.Module) -> torch.device:
+    first = next(model.parameters(), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def _draw(positions: Tensor, count: int, seed: int, where: str) -> list[int]:
+    if not 1 <= count <= len(positions):
+        raise TaskError(f"{count} examples of {where} were asked for; there are {len(positions)}")
+    order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(seed))
+    drawn: list[int] = positions[order[:count].to(positions.device)].tolist()
+    return drawn
+
+
+def _check_labels(parts: Mapping[str, Split], classes: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of the labels, given or counted, once every label is in range."""
+    labels = {name: _labels(part, name) for name, part in parts.items()}
+    if not classes and all(part.in_memory for part in parts.values()):
+        largest = max(int(labels[name].max()) for name in labels if name != "test")
+        classes = tuple(str(label) for label in range(largest + 1))
+    for name, values in labels.items():
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or (classes and high >= len(classes)):
+            wrong = low if low < 0 else high
+            known = f"0 to {len(classes) - 1}" if classes else "0 and above"
+            raise TaskError(
+                f"{name}: label {wrong} (example {int((values == wrong).nonzero()[0, 0])}) is out "
+                f"of range; labels are {known}: repair it, or give classes= with every label"
+            )
+    return classes
+
+
+def _labels(split: Split, name: str) -> Tensor:
+    # Examples outside memory may be many and slow: the first batch stands for all.
+    labels = _required(split.targets() if split.in_memory else next(split.batches(1)).targets)
+    if labels.is_floating_point() or labels.is_complex():
+        raise TaskError(
+            f"{name}: labels are {labels.dtype}, not integers; convert them, or give loss= and "
+            "metrics= for targets that are values"
+        )
+    return labels
+
+
+def _required(targets: Tensor | None) -> Tensor:
+    if targets is None:
+        raise TaskError(
+            "the batches have no targets, which loss and metrics need; yield (inputs, targets)"
+        )
+    return targets

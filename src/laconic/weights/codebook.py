@@ -1,0 +1,150 @@
+"""Weight sharing: a k-means codebook whose entries are trained, assignments fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from laconic.weights.representation import Codes, Representation, Stream
+
+__all__ = ["KMeans", "lloyd", "optimal_clusters", "start_centroids"]
+
+Start = Literal["linear", "density", "random"]
+
+
+class KMeans(Representation):
+    """Weight sharing: surviving weights share 2^bits values, which are then trained.
+
+    Clusters are found once, when the representation is laid; then only the codebook moves,
+    with the gradient of entry k the sum of dL/dW over the weights assigned to it
+    (Han, Mao and Dally 2016, Deep Compression, section 3).
+
+    Attributes:
+        bits: width of an index, 1 to 8.
+        start: "linear" between the extremes (the paper's best), "density" or "random".
+        iterations: at most so many Lloyd iterations.
+
+    >>> weight = torch.tensor([[0.0, 0.1, 0.2, 1.0, 1.1, 5.0]])
+    >>> representation = KMeans(2)
+    >>> state = representation.fit(weight)
+    >>> representation.decode(representation.encode(weight, state=state)).unique().numel()
+    3
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ("bits",)
+    learned: ClassVar[frozenset[str]] = frozenset({"codebook"})
+
+    bits: Annotated[int, Field(ge=1, le=8)] = 5
+    start: Start = "linear"
+    iterations: Annotated[int, Field(ge=1)] = 100
+
+    def fit(self, weight: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+        """Cluster the survivors; return the assignments and the codebook [2^bits]."""
+        survivors = weight[mask] if mask is not None else weight.flatten()
+        # Sums run in float64 on sorted numbers, so the clusters do not depend on threads.
+        numbers = np.sort(survivors.cpu().double().numpy())
+        centroids = start_centroids(numbers, 2**self.bits, self.start)
+        centroids = lloyd(numbers, centroids, self.iterations)
+        codebook = torch.from_numpy(centroids).to(weight) + 0.0
+        middles = (codebook[1:] + codebook[:-1]) / 2
+        index = torch.bucketize(weight.contiguous(), middles, right=True)
+        return {"index": index.to(torch.uint8), "codebook": codebook}
+
+    def codes(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor]) -> Codes:
+        """Return the fixed assignments and the codebook as trained so far."""
+        streams = {"index": Stream(state["index"], self.bits)}
+        tables = {"codebook": state["codebook"].detach() + 0.0}
+        return Codes(streams, tables, weight.shape, weight.dtype)
+
+    def values(self, codes: Codes) -> Tensor:
+        """Look every index up in the codebook."""
+        index = codes.streams["index"].tensor
+        return codes.tables["codebook"].index_select(0, index.flatten().int()).reshape(codes.shape)
+
+    def surrogate(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        """Return codebook[index], whose gradient sums over each cluster."""
+        return state["codebook"].take(state["index"].long())
+
+
+def start_centroids(numbers: np.ndarray, count: int, start: Start) -> np.ndarray:
+    """Return ascending first centroids [count].
+
+    Args:
+        numbers: sorted float64 [n]; empty gives zeros.
+        count: how many.
+        start: "linear": equally spaced between the extremes; "density": equally spaced
+            quantiles; "random": numbers drawn with torch's seeded generator.
+    """
+    if numbers.size == 0:
+        return np.zeros(count)
+    if start == "linear":
+        return np.linspace(numbers[0], numbers[-1], count)
+    if start == "density":
+        return np.quantile(numbers, (np.arange(count) + 0.5) / count)
+    drawn = torch.randint(numbers.size, (count,)).numpy()
+    return np.sort(numbers[drawn])
+
+
+def lloyd(numbers: np.ndarray, centroids: np.ndarray, iterations: int) -> np.ndarray:
+    """Return 1-D k-means centroids after Lloyd's iterations; an empty cluster keeps its own.
+
+    Args:
+        numbers: sorted float64 [n].
+        centroids: ascending start [k].
+        iterations: at most so many; stops at a fixed point.
+    """
+    sums = np.concatenate([[0.0], np.cumsum(numbers)])
+    for _ in range(iterations):
+        cuts = np.searchsorted(numbers, (centroids[1:] + centroids[:-1]) / 2)
+        edges = np.concatenate([[0], cuts, [numbers.size]])
+        sizes = np.diff(edges)
+        means = np.divide(
+            sums[edges[1:]] - sums[edges[:-1]], sizes, out=centroids.copy(), where=sizes > 0
+        )
+        if np.array_equal(means, centroids):
+            break
+        centroids = means
+    return centroids
+
+
+def optimal_clusters(numbers: np.ndarray, count: int) -> tuple[np.ndarray, float]:
+    """Return exact 1-D k-means centroids and their sum of squared errors.
+
+    Dynamic programming over prefix sums, O(n^2 k): the oracle for ``lloyd``.
+    ``cost[k][i] = min_j cost[k-1][j] + sse(j..i)`` over sorted numbers.
+
+    Args:
+        numbers: float [n], any order.
+        count: number of clusters, at most n.
+
+    >>> optimal_clusters(np.array([0, 0.1, 0.2, 1, 1.1, 5]), 3)[0].round(3).tolist()
+    [0.1, 1.05, 5.0]
+    """
+    ordered = np.sort(numbers.astype(np.float64))
+    n = ordered.size
+    sums = np.concatenate([[0.0], np.cumsum(ordered)])
+    squares = np.concatenate([[0.0], np.cumsum(ordered**2)])
+    cost, cuts = np.full(n + 1, np.inf), []
+    cost[0] = 0.0
+    for _ in range(count):
+        best, cut = np.full(n + 1, np.inf), np.zeros(n + 1, dtype=int)
+        for i in range(1, n + 1):
+            j = np.arange(i)
+            size = i - j
+            sse = squares[i] - squares[j] - (sums[i] - sums[j]) ** 2 / size
+            total = cost[:i] + sse
+            cut[i] = int(np.argmin(total))
+            best[i] = total[cut[i]]
+        cost = best
+        cuts.append(cut)
+    edges = [n]
+    for cut in reversed(cuts):
+        edges.append(int(cut[edges[-1]]))
+    edges.reverse()
+    centroids = np.array([ordered[a:b].mean() for a, b in zip(edges, edges[1:], strict=False)])
+    return centroids, float(cost[n])

@@ -1,0 +1,133 @@
+"""One and two bits: binary and ternary representations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from laconic.weights.representation import (
+    Codes,
+    Granularity,
+    Representation,
+    Stream,
+    grouped,
+    masked,
+)
+
+__all__ = ["Binary", "Ternary", "optimal_support", "ternary_threshold"]
+
+
+def _count(size: Tensor, mask: Tensor | None, granularity: Granularity) -> Tensor | int:
+    # A group without survivors divides by one: its scale is 0, not NaN.
+    return size.shape[1] if mask is None else grouped(mask, granularity).sum(1).clamp(min=1)
+
+
+class Binary(Representation):
+    """Binary weights: ``alpha sign(w)`` with ``alpha = mean|w|``; the sign of 0 is +.
+
+    It minimises ``||w - alpha b||^2`` over b in {-1, +1} and alpha
+    (Rastegari et al. 2016, XNOR-Net, section 3.1).
+
+    Attributes:
+        granularity: how many weights share a scale.
+
+    >>> Binary().decode(Binary().encode(torch.tensor([0.5, -1.5])))
+    tensor([ 1., -1.])
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ("granularity",)
+
+    granularity: Granularity = "tensor"
+
+    def codes(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor]) -> Codes:
+        """Return 1 for positive, 0 for negative, and the scale [groups]."""
+        size = grouped(masked(weight, mask).abs(), self.granularity)
+        scale = size.sum(1) / _count(size, mask, self.granularity)
+        streams = {"code": Stream((weight >= 0).to(torch.uint8), 1)}
+        return Codes(streams, {"scale": scale}, weight.shape, weight.dtype)
+
+    def values(self, codes: Codes) -> Tensor:
+        """Return +-scale."""
+        signs = codes.streams["code"].tensor.reshape(codes.shape).to(codes.dtype) * 2 - 1
+        return _scaled(signs, codes.tables["scale"], self.granularity)
+
+
+def _scaled(signs: Tensor, scale: Tensor, granularity: Granularity) -> Tensor:
+    return (grouped(signs, granularity) * scale[:, None]).reshape(signs.shape) + 0.0
+
+
+def ternary_threshold(size: Tensor, count: Tensor | int) -> Tensor:
+    """Return ``0.7 mean|w|`` [groups], above which a weight is not zero.
+
+    Args:
+        size: |w| [groups, size]; zero where pruned.
+        count: survivors of each group [groups], at least 1.
+
+    >>> ternary_threshold(torch.tensor([[1.0, 3.0]]), 2).tolist()
+    [1.399999976158142]
+    """
+    return 0.7 * (size.sum(1) / count)
+
+
+def optimal_support(size: Tensor) -> Tensor:
+    """Return which weights are not zero in the least-squares ternary, bool [groups, size].
+
+    The k largest, with ``k = argmax (sum of the k largest)^2 / k``; found by sorting. Equal
+    weights are never parted, because the objective is convex in how many of them are taken.
+
+    Args:
+        size: |w| [groups, size]; zero where pruned.
+
+    >>> optimal_support(torch.tensor([[1.0, 0.1, 0.9]])).tolist()
+    [[True, False, True]]
+    """
+    ordered = size.sort(dim=1, descending=True).values
+    # In float64 and in units of the largest, so that squares neither overflow nor vanish.
+    sums = (ordered.double() / ordered[:, :1].double().clamp(min=1e-300)).cumsum(1)
+    places = torch.arange(1, size.shape[1] + 1, dtype=torch.float64, device=size.device)
+    last = (sums.square() / places).argmax(1, keepdim=True)
+    return size >= ordered.gather(1, last)
+
+
+class Ternary(Representation):
+    """Ternary weights: ``alpha sign(w)`` where ``|w| > threshold``, else 0.
+
+    ``alpha`` is the mean size of the weights above the threshold (Li, Zhang and Liu 2016,
+    Ternary Weight Networks, equations 4 to 6).
+
+    Attributes:
+        granularity: how many weights share a scale and a threshold.
+        threshold: "heuristic": 0.7 mean|w|; "exact": the least squared error, by sorting.
+
+    >>> weight = torch.tensor([0.9, -1.1, 0.3, -0.2, 0.05, -0.6, 0.4, 1.5])
+    >>> Ternary().encode(weight).streams["code"].tensor.tolist()
+    [2, 0, 1, 1, 1, 0, 1, 2]
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ("granularity",)
+
+    granularity: Granularity = "tensor"
+    threshold: Literal["heuristic", "exact"] = "heuristic"
+
+    def codes(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor]) -> Codes:
+        """Return sign + 1 (0, 1 or 2) and the scale [groups]."""
+        left = masked(weight, mask)
+        size = grouped(left.abs(), self.granularity)
+        if self.threshold == "exact":
+            support = optimal_support(size)
+        else:
+            count = _count(size, mask, self.granularity)
+            support = size > ternary_threshold(size, count)[:, None]
+        scale = masked(size, support).sum(1) / support.sum(1).clamp(min=1)
+        support = support.reshape(weight.shape)
+        up, down = support & (left > 0), support & (left < 0)
+        streams = {"code": Stream(up.to(torch.uint8) + 1 - down.to(torch.uint8), 2)}
+        return Codes(streams, {"scale": scale}, weight.shape, weight.dtype)
+
+    def values(self, codes: Codes) -> Tensor:
+        """Return -scale, 0 or +scale."""
+        signs = codes.streams["code"].tensor.reshape(codes.shape).to(codes.dtype) - 1
+        return _scaled(signs, codes.tables["scale"], self.granularity)

@@ -1,0 +1,53 @@
+"""The quantize step: which representation the weights of a scope are stored in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import nn
+
+from laconic.errors import ScopeError
+from laconic.step import State, Step
+from laconic.weights.laid import lay, mask_of, weights_of
+from laconic.weights.representation import Representation
+
+if TYPE_CHECKING:
+    from laconic.tasks import Task
+
+__all__ = ["Quantize"]
+
+
+class Quantize(Step):
+    """Store the weights of a scope in a representation; training afterwards is through it.
+
+    Matrices and kernels are quantised (two dimensions or more); biases and norms stay float.
+    Masks of pruned weights are kept, and statistics are taken over survivors.
+
+    Attributes:
+        weight: the representation, or a number of bits (symmetric).
+
+    >>> Quantize(4)
+    Quantize(Symmetric(4))
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ("weight",)
+
+    weight: Representation
+
+    def check(self, model: nn.Module, task: Task | None, earlier: tuple[Step, ...] = ()) -> None:
+        """Refuse a scope without a matrix or kernel."""
+        if not weights_of(model, self.scope):
+            raise ScopeError(
+                f"'{self.scope}' selects no weight of two or more dimensions"
+            )
+
+    def apply(self, state: State) -> None:
+        """Lay the representation on every weight of the scope."""
+        weights = weights_of(state.model, self.scope)
+        masks = {name: mask_of(state.model, name) for name in weights}
+        survivors = {
+            name: weight.detach().flatten() if masks[name] is None else weight.detach()[masks[name]]
+            for name, weight in weights.items()
+        }
+        for name, representation in self.weight.resolve(survivors).items():
+            lay(state.model, name, representation)
