@@ -31,7 +31,8 @@ _QUANTITIES: dict[str, tuple[str, dict[str, int]]] = {
     "latency": ("latency_ms", _TIME),
     "memory": ("peak_memory_bytes", _BYTES),
 }
-_TERM = re.compile(r"\s*(\w+)\s*([<>=]+)\s*(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*([a-z]*)\s*", re.I)
+_NUMBER = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?"
+_TERM = re.compile(rf"\s*(\w+)\s*([<>=]+)\s*({_NUMBER})\s*([a-z]*)\s*", re.IGNORECASE)
 # Utilities are sums of floats: a gain below this is rounding (methods.md, A-4).
 _GAIN = 1e-12
 

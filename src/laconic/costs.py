@@ -45,7 +45,7 @@ Call = Callable[[nn.Module, Batch], Any]
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """Return the network without laid weights: a baked deep copy, or itself if it has none.
+    """Return the network without laid weights: a baked copy, or itself if it has none.
 
     >>> network = nn.Linear(2, 2)
     >>> plain(network) is network
@@ -92,7 +92,7 @@ class _Counter(TorchDispatchMode):
     """Adds up the MACs of every operation, on the account of the weight it reads."""
 
     def __init__(self, names: Mapping[StorageWeakRef, str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names = names
         self.macs = {TOTAL: 0} | dict.fromkeys(names.values(), 0)
 
@@ -224,7 +224,7 @@ class _Live(TorchDispatchMode):
     """Follows the storages that are alive after each operation."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.sizes: dict[StorageWeakRef, int] = {}
         self.peak = 0
 
@@ -288,7 +288,7 @@ def environment() -> dict[str, Any]:
     >>> environment()["threads"] == torch.get_num_threads()
     True
     """
-    import numpy
+    import numpy as np
 
     from laconic import __version__
 
@@ -296,7 +296,7 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "numpy": numpy.__version__,
+        "numpy": np.__version__,
         "laconic": __version__,
         "threads": torch.get_num_threads(),
         "cpu": _processor(),

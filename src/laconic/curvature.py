@@ -63,7 +63,7 @@ def diagonal_hutchinson(
     samples: int,
     generator: torch.Generator,
 ) -> tuple[Tensor, ...]:
-    """Return an unbiased estimate of H_ii: the mean of ``v * (H v)`` over random signs v.
+    """Return an unbiased estimate of H_ii: the mean of ``v * (H v)`` over signs v.
 
     The variance of H_ii's estimate is ``sum_j H_ij^2, j != i``, divided by ``samples``, so a
     diagonal Hessian is found exactly (Hutchinson 1990; Bekas, Kokiopoulou and Saad 2007).

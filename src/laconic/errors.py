@@ -52,6 +52,9 @@ class FieldProblem:
         path: keys and indices down to the value, or to the mapping of an unknown key.
         message: what is wrong.
         key: the unknown key; empty: the value itself is wrong.
+
+    >>> str(FieldProblem(("steps", 0, "prune"), "'keeps' is not a field", "keeps"))
+    "steps.0.prune: 'keeps' is not a field"
     """
 
     path: tuple[str | int, ...]

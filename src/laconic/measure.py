@@ -167,7 +167,7 @@ def measure(
     split: str = "test",
     latency: bool = True,
 ) -> Measurement:
-    """Return what a network costs and scores; its artefact is written to know its size.
+    """Return what a network costs and scores; the size is that of a written artefact.
 
     Args:
         model: laid or plain; unchanged.
@@ -286,7 +286,9 @@ def _code(weight: Tensor, laid: tuple[Laid, Tensor] | None) -> tuple[int, float,
     words = layer.representation.name.replace("_", " ")
     if not coded:
         return survivors, plain_bits, words
-    bits = sum(stream.bits * stream.tensor.numel() for stream in coded) / max(survivors, 1)
+    bits = float(sum(stream.bits for stream in coded))
+    if survivors:
+        bits = sum(stream.bits * stream.tensor.numel() for stream in coded) / survivors
     return survivors, bits, f"{words} {bits:g} bit"
 
 
@@ -355,7 +357,7 @@ class LedgerRow:
 
 
 def ledger(history: Sequence[Measurement]) -> list[LedgerRow]:
-    """Return what each step contributed: factors of the steps multiply to the factor of all.
+    """Return what each step contributed: their factors multiply to the factor of all.
 
     ``predicted = 32 / (bits * density)`` counts codes alone; ``measured`` counts the file with
     positions, tables and header, so the two columns show what the papers' count leaves out.
@@ -398,7 +400,7 @@ class Table:
 
 
 def ledger_table(history: Sequence[Measurement]) -> Table:
-    """Return the ledger as text: one row per measurement, one column per metric but the loss.
+    """Return the ledger as text: one row per measurement, every metric but the loss.
 
     A metric is a percentage when all its values lie between -1 and 1.
 

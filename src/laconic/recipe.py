@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import yaml
+from pydantic import field_validator
 from torch import nn
 
 from laconic.budget import Budget
@@ -19,7 +20,7 @@ from laconic.step import Step, Value, members
 if TYPE_CHECKING:
     from laconic.tasks import Task
 
-__all__ = ["Recipe", "find_recipe", "schema", "shipped_recipes"]
+__all__ = ["Recipe", "families", "find_recipe", "schema", "shipped_recipes"]
 
 
 class Recipe(Value):
@@ -47,6 +48,13 @@ class Recipe(Value):
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     model: dict[str, Any] | str | None = None
     task: dict[str, Any] | str | None = None
+
+    @field_validator("model", "task", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        if value is None or isinstance(value, (str, Mapping)):
+            return value
+        raise ValueError(f"write a name, or one key 'name: options', got {value!r}")
 
     def __add__(self, other: Recipe) -> Recipe:
         """Return this recipe followed by the steps of another."""
@@ -90,13 +98,11 @@ class Recipe(Value):
         for change in changes:
             _assign(data, change)
         try:
-            return cls(**data)
+            return cls(**{str(key): value for key, value in data.items()})
         except RecipeError as error:
             problems = error.problems or (FieldProblem((), str(error)),)
             lines = [f"{where}:{_line(tree, (*p.path, p.key))}: {_place(p)}" for p in problems]
             raise RecipeError("\n".join(lines), problems) from None
-        except TypeError as error:
-            raise RecipeError(f"{where}: the fields of a recipe are names ({error})") from None
 
     def to_yaml(self) -> str:
         """Return the text that ``read`` takes."""
@@ -129,34 +135,44 @@ def _line(node: yaml.Node | None, path: tuple[str | int, ...]) -> int:
     """Return the 1-based line of a path, or of its nearest ancestor."""
     line = 1 if node is None else node.start_mark.line + 1
     for part in path:
-        child = None
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                if key.value == str(part):
-                    child, line = value, key.start_mark.line + 1
-        elif (
-            isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value)
-        ):
-            child = node.value[part]
-            line = child.start_mark.line + 1
-        if child is None:
+        found = _child(node, part)
+        if found is None:
             break
-        node = child
+        node, line = found
     return line
 
 
-def _refuse_duplicates(node: yaml.Node | None, where: str) -> None:
+def _child(node: yaml.Node | None, part: str | int) -> tuple[yaml.Node, int] | None:
+    """Return what a key or an index leads to, and its 1-based line."""
     if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if key.value in seen:
-                line = key.start_mark.line + 1
-                raise RecipeError(f"{where}:{line}: '{key.value}' is written twice; keep one")
-            seen.add(str(key.value))
-            _refuse_duplicates(value, where)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _refuse_duplicates(value, where)
+        lines = {key.value: (value, key.start_mark.line + 1) for key, value in node.value}
+        return lines.get(str(part))
+    if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+        return node.value[part], node.value[part].start_mark.line + 1
+    return None
+
+
+def _refuse_duplicates(root: yaml.Node | None, where: str) -> None:
+    queue, visited = [root], set()
+    while queue:
+        node = queue.pop()
+        if id(node) in visited:  # an alias: the same node once more, or a node inside itself
+            continue
+        visited.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            _refuse_duplicate_keys(node, where)
+            queue.extend(value for _, value in node.value)
+        elif isinstance(node, yaml.SequenceNode):
+            queue.extend(node.value)
+
+
+def _refuse_duplicate_keys(node: yaml.MappingNode, where: str) -> None:
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if key.value in seen:
+            line = key.start_mark.line + 1
+            raise RecipeError(f"{where}:{line}: '{key.value}' is written twice; keep one")
+        seen.add(str(key.value))
 
 
 def _assign(data: Any, change: str) -> None:
@@ -164,32 +180,43 @@ def _assign(data: Any, change: str) -> None:
     path, equals, text = change.partition("=")
     if not equals:
         raise RecipeError(f"--set {change}: write path=value, such as steps.1.train.epochs=1")
-    *parents, last = path.strip().split(".")
-    here = data
-    for depth, part in enumerate(parents):
-        key: Any = int(part) if isinstance(here, list) and part.isdigit() else part
-        known = range(len(here)) if isinstance(here, list) else here
-        if not isinstance(here, (list, dict)) or key not in known:
-            options = [str(option) for option in known] if isinstance(here, (list, dict)) else []
-            where = ".".join(parents[:depth]) or "the recipe"
-            raise RecipeError(f"--set {change}: '{part}' is not in {where}{nearest(part, options)}")
-        if here[key] is None or isinstance(here[key], str) and depth < len(parents):
-            here[key] = {here[key]: {}} if isinstance(here[key], str) else {}
-        here = here[key]
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise RecipeError(f"--set {change}: the value is not YAML; quote it") from None
+    *parents, last = path.strip().split(".")
+    here, above = data, ""
+    for part in parents:
+        key = _key(here, part, above, change)
+        if here[key] is None:
+            here[key] = {}
+        elif isinstance(here[key], str):
+            here[key] = {here[key]: {}}
+        here, above = here[key], f"{above}.{part}" if above else part
+    here[_key(here, last, above, change)] = value
+
+
+def _key(here: Any, part: str, above: str, change: str) -> str | int:
+    """Return a key or an index of what stands at ``above``; a field not written is made."""
     if isinstance(here, list):
-        if not last.isdigit() or int(last) >= len(here):
-            raise RecipeError(f"--set {change}: {path} has items 0 to {len(here) - 1}")
-        here[int(last)] = value
-    else:
-        here[last] = value
+        if part.isdigit() and int(part) < len(here):
+            return int(part)
+        raise RecipeError(f"--set {change}: {above} has items 0 to {len(here) - 1}, not '{part}'")
+    if not isinstance(here, dict):
+        raise RecipeError(f"--set {change}: {above} is {here!r}, which has no '{part}'")
+    # The one key of a list's item names a step: another one beside it is a slip.
+    if part not in here and above.rpartition(".")[2].isdigit():
+        raise RecipeError(f"--set {change}: '{part}' is not in {above}{nearest(part, here)}")
+    here.setdefault(part)
+    return part
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Return the recipes that come with laconic, by name."""
+    """Return the recipes that come with laconic, by name.
+
+    >>> shipped_recipes()["deep-compression"].name
+    'deep-compression.yaml'
+    """
     folder = Path(str(resources.files("laconic") / "recipes"))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
@@ -199,6 +226,9 @@ def find_recipe(name: str) -> Path:
 
     Raises:
         RecipeError: there is neither; the nearest name is given.
+
+    >>> find_recipe("deep-compression") == shipped_recipes()["deep-compression"]
+    True
     """
     shipped = shipped_recipes()
     if Path(name).is_file():
@@ -214,6 +244,9 @@ def schema() -> dict[str, Any]:
     """Return the JSON schema of a recipe, for editors.
 
     Families become definitions: one name, or one key with the member's fields.
+
+    >>> schema()["required"]
+    ['steps']
     """
     definitions: dict[str, Any] = {}
     root = _resolved(Recipe.model_json_schema(), definitions)
@@ -237,8 +270,8 @@ def _define(family: str, definitions: dict[str, Any]) -> None:
     if family in definitions:
         return
     definitions[family] = {}
-    found = next(kind for kind in _families() if kind.__name__ == family)
-    named = members(found, every=True)
+    found = next(kind for kind in families() if kind.__name__ == family)
+    named: dict[str, Any] = dict(members(found, every=True))
     forms: list[Any] = [{"enum": list(named)}]
     for name, member in named.items():
         body = _resolved(member.model_json_schema(), definitions)
@@ -246,7 +279,12 @@ def _define(family: str, definitions: dict[str, Any]) -> None:
     definitions[family] = {"anyOf": [*forms, {"type": ["number", "array"]}]}
 
 
-def _families() -> list[type[Value]]:
+def families() -> list[type[Value]]:
+    """Return every family of values a recipe may name: Step, Representation, ...
+
+    >>> Step in families()
+    True
+    """
     members(Step, every=True)
     found, queue = [], [Value]
     while queue:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from laconic.measure import Measurement
     from laconic.tasks import Task
 
-__all__ = ["Result", "compress", "read_history"]
+__all__ = ["Result", "compress", "pick_device", "read_history"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,12 @@ class Result:
         task: on what.
         facts: of the run: versions, machine, seed, notes.
         out: the run directory, or None.
+
+    >>> from laconic.models import digits_cnn
+    >>> from laconic.structure import Prune
+    >>> result = compress(digits_cnn(), None, [Prune("weights", keep=0.5)])
+    >>> [measured.step for measured in result.history]
+    ['original', 'prune']
     """
 
     model: nn.Module
@@ -122,13 +128,13 @@ def compress(
     >>> result.history[-1].size_bytes < result.history[0].size_bytes
     True
     """
-    recipe = steps if isinstance(steps, Recipe) else Recipe(tuple(steps))
+    recipe = steps if isinstance(steps, Recipe) else Recipe(steps=tuple(steps))
     recipe.check(model, task)
     state = State(
         model=copy.deepcopy(model),
         task=task,
         seed=recipe.seed,
-        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        device=pick_device(device),
         precision=_precision(recipe.precision),
     )
     facts = _facts(recipe, model, task, state)
@@ -141,10 +147,10 @@ def compress(
             start = _prepare(keeper, state, resume)
             stack.enter_context(_interruptible(keeper))
         state.keeper = keeper
+        state.model.to(state.device)
         _walk(recipe, state, keeper, start)
-        result = Result(
-            state.model.eval(), tuple(state.history), recipe, task, facts, keeper and keeper.out
-        )
+        kept = None if keeper is None else keeper.out
+        result = Result(state.model.eval(), tuple(state.history), recipe, task, facts, kept)
         if keeper is not None:
             _finish(result, keeper)
     return result
@@ -255,6 +261,25 @@ def _finish(result: Result, keeper: _Keeper) -> None:
     result.report(keeper.out / REPORT)
 
 
+def pick_device(asked: str | None) -> str:
+    """Return the device to compute on: the one asked for, or a GPU when present.
+
+    Raises:
+        RunError: there is no such device.
+
+    >>> pick_device("cpu")
+    'cpu'
+    """
+    if asked is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=asked)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).partition("\n")[0]
+        raise RunError(f"device '{asked}' cannot be used here ({first}); cpu always can") from None
+    return asked
+
+
 def _precision(asked: str) -> str:
     if asked != "auto":
         return asked
@@ -276,6 +301,15 @@ def read_history(out: str | Path) -> tuple[tuple[Measurement, ...], dict[str, An
 
     Raises:
         RunError: it holds no readable run.
+
+    >>> import tempfile
+    >>> from laconic.models import digits_cnn
+    >>> from laconic.structure import Prune
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = compress(digits_cnn(), None, [Prune("weights", keep=0.5)], out=folder)
+    ...     history, facts = read_history(folder)
+    >>> len(history), facts["seed"]
+    (2, 0)
     """
     out = Path(out)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import itertools
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["During", "Keeper", "State", "Step", "Value", "derive", "members", "run_step"]
 
+# What pydantic calls a list and a mapping of YAML.
+_WORDS = {"valid tuple": "list", "valid dictionary": "mapping"}
 # Packages whose lazy tables may define a value; the class is imported when it is named.
 _PACKAGES = ("structure", "weights", "recover", "ship", "report")
 
@@ -37,7 +40,7 @@ def snake(name: str) -> str:
 
 
 def derive(seed: int, *keys: object) -> int:
-    """Return a 63-bit seed that depends on a seed and on every key, and on nothing else.
+    """Return a 63-bit seed that depends on a seed and every key, and on nothing else.
 
     >>> derive(0, "prune", 1) == derive(0, "prune", 1) != derive(0, "prune", 2)
     True
@@ -53,6 +56,11 @@ class Value(BaseModel):
     Representation, ...). A field typed with a family accepts a member, or what a recipe
     writes: ``name``, ``{name: fields}`` or ``{name: first positional field}``.
     A member is registered under its class name in snake case by being defined.
+
+    >>> class Window(Value):
+    ...     size: int = 3
+    >>> Window(size=5), Window() == Window(size=3)
+    (Window(size=5), True)
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -64,11 +72,16 @@ class Value(BaseModel):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         cls.name = snake(cls.__name__)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        # Not earlier: another thread must not find a class whose fields are not built yet.
+        super().__pydantic_init_subclass__(**options)
         if ABC not in cls.__bases__:
             for family in (base for base in cls.__mro__ if ABC in base.__bases__):
                 Value._registry.setdefault(family, {})[cls.name] = cls
 
-    def __init__(self, *args: Any, **fields: Any) -> None:
+    def __init__(self, /, *args: Any, **fields: Any) -> None:
         if len(args) > len(self.positional):
             raise RecipeError(
                 f"{type(self).__name__} takes at most {len(self.positional)} positional "
@@ -77,7 +90,8 @@ class Value(BaseModel):
         try:
             super().__init__(**dict(zip(self.positional, args, strict=False)), **fields)
         except ValidationError as error:
-            problems = tuple(_problem(type(self), item) for item in error.errors())
+            found = (_problems(type(self), item) for item in error.errors())
+            problems = tuple(itertools.chain.from_iterable(found))
             text = "; ".join(str(problem) for problem in problems)
             raise RecipeError(f"{self.name}: {text}", problems) from None
 
@@ -95,7 +109,9 @@ class Value(BaseModel):
         try:
             if fields is None:
                 return member()
-            return member(**fields) if isinstance(fields, Mapping) else member(fields)
+            if isinstance(fields, Mapping):
+                return member(**{str(key): value for key, value in fields.items()})
+            return member(fields)
         except RecipeError as error:
             problems = error.problems or (FieldProblem((), str(error)),)
             raise _located(cls, name, problems) from None
@@ -149,6 +165,10 @@ def members(family: type, *, every: bool = False) -> dict[str, type]:
     Args:
         family: Step, Representation, ... .
         every: import what the lazy tables offer first.
+
+    >>> from laconic.recover import Decay
+    >>> list(members(Decay, every=True))
+    ['constant', 'cosine', 'linear', 'milestones']
     """
     if every:
         for module, name in _offered():
@@ -182,8 +202,9 @@ def _one_key(family: type[Value], value: Any) -> tuple[str, Any]:
     short = family.shorthand(value)
     if short is None:
         kind = snake(family.__name__)
+        article = "an" if kind[0] in "aeiou" else "a"
         raise ValueError(
-            f"a {kind} is written as its name or as one key 'name: fields', got {value!r}"
+            f"{article} {kind} is written as its name or as one key 'name: fields', got {value!r}"
         )
     return short
 
@@ -202,6 +223,15 @@ def _located(family: type, name: str, problems: tuple[FieldProblem, ...]) -> Val
     return ValidationError.from_exception_data(family.__name__, details)
 
 
+def _problems(owner: type[Value], item: Any) -> tuple[FieldProblem, ...]:
+    inner = item.get("ctx", {}).get("error")
+    if isinstance(inner, RecipeError) and inner.problems:
+        # A value inside a value has located its own problems: keep them, further down.
+        place = tuple(item["loc"])
+        return tuple(FieldProblem((*place, *p.path), p.message, p.key) for p in inner.problems)
+    return (_problem(owner, item),)
+
+
 def _problem(owner: type[Value], item: Any) -> FieldProblem:
     path, kind = tuple(item["loc"]), item["type"]
     if kind == "extra_forbidden":
@@ -214,6 +244,8 @@ def _problem(owner: type[Value], item: Any) -> FieldProblem:
         return FieldProblem(path, message, item["ctx"]["key"])
     if kind == "value_error":
         return FieldProblem(path, message)
+    for pydantic, yaml in _WORDS.items():
+        message = message.replace(pydantic, yaml)
     return FieldProblem(path, f"{message[0].lower()}{message[1:]}, got {item['input']!r}")
 
 
@@ -243,6 +275,10 @@ class State:
         position: where the running loops stand, outermost first.
         saved: the position a resumed run continues from, outermost first.
         training: tensors and counters of the interrupted training loop.
+
+    >>> first, second = (State(nn.Identity(), seed=3).generator("mask") for _ in range(2))
+    >>> first.initial_seed() == second.initial_seed()
+    True
     """
 
     model: nn.Module
@@ -330,6 +366,12 @@ def run_step(step: Step, state: State, *, key: object = 0) -> None:
     Raises:
         LaconicError: the step refused; the message names the step.
         RunError: anything else that went wrong inside it, as its cause.
+
+    >>> from laconic.structure import Prune
+    >>> state = State(nn.Linear(4, 4))
+    >>> run_step(Prune("weights", keep=0.25), state)
+    >>> int((state.model.weight != 0).sum())
+    4
     """
     outer = state.seed
     state.seed = derive(outer, step.name, key)

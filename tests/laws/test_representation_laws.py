@@ -18,7 +18,6 @@ from laconic.errors import ModelError
 from laconic.step import members
 from laconic.weights import (
     Affine,
-    Binary,
     Codes,
     DynamicFixedPoint,
     FixedPoint,

@@ -246,9 +246,14 @@ def test_score_refuses_what_is_no_tensor_and_unknown_splits():
 
 def test_evaluation_restores_modes_after_an_error():
     model = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
-    with pytest.raises(RuntimeError), evaluation(model):
-        assert not model.training and not torch.is_grad_enabled()
-        raise RuntimeError
+
+    def fail():
+        with evaluation(model):
+            assert not model.training and not torch.is_grad_enabled()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert [module.training for module in model.modules()] == [True, True, False]
 
 

@@ -66,7 +66,7 @@ def build(builder: Mapping[str, Any]) -> nn.Module:
     return _call(_builder(builder["laconic"]), builder["laconic"], builder["arguments"])
 
 
-def load_model(spec: Mapping[str, Any] | str, *, base: Path) -> nn.Module:
+def load_model(spec: Mapping[str, Any] | str, *, base: Path = Path()) -> nn.Module:
     """Return the model that the ``model:`` line of a recipe describes.
 
     ``lenet_5``, ``{resnet20: {weights: file.safetensors}}`` or

@@ -12,8 +12,8 @@ from laconic.models.load import built
 
 __all__ = [
     "digits_cnn",
-    "lenet_300_100",
     "lenet_5",
+    "lenet_300_100",
     "resnet",
     "resnet20",
     "resnet32",
@@ -51,7 +51,7 @@ def lenet_300_100() -> nn.Module:
 
 
 def lenet_5() -> nn.Module:
-    """Return Caffe's LeNet-5: 431,080 parameters, one ReLU, after the first linear layer.
+    """Return Caffe's LeNet-5: 431,080 parameters, one ReLU, after its first linear.
 
     It maps images [batch, 1, 28, 28] to scores [batch, 10].
 
@@ -140,7 +140,7 @@ class ResNet(nn.Module):
 
 
 def resnet(depth: int = 20, classes: int = 10) -> nn.Module:
-    """Return the CIFAR ResNet with shortcuts of option A (He et al. 2016, section 4.2).
+    """Return the CIFAR ResNet, shortcuts of option A (He et al. 2016, section 4.2).
 
     It maps images [batch, 3, 32, 32] to scores [batch, classes].
 

@@ -162,11 +162,9 @@ class _Loop:
             scores["loss"],
         )
         # What still changes the network would be undone by going back to an earlier epoch.
-        if (self.epoch - 1) / self.train.epochs < max(
-            (s.settled for s in self.train.during), default=0
-        ):
-            if self.epoch < self.train.epochs:
-                return False
+        settled = max((step.settled for step in self.train.during), default=0)
+        if (self.epoch - 1) / self.train.epochs < settled and self.epoch < self.train.epochs:
+            return False
         if self.best_score is None or score > self.best_score:
             self.best_score, self.stale = score, 0
             self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
@@ -213,13 +211,27 @@ class _Loop:
 
 
 def _trained(train: Train, model: nn.Module) -> list[nn.Parameter]:
-    prefixes = set(train.scope.select(model))
-    chosen = []
+    """Return the parameters that move, in an order that laying a weight does not change."""
+    selected = set(train.scope.select(model))
+    chosen = {}
     for name, parameter in model.named_parameters():
-        module = name.split(".parametrizations.")[0] if ".parametrizations." in name else None
-        holder = module if module is not None else name.rpartition(".")[0]
-        if parameter.requires_grad and holder in prefixes:
-            chosen.append(parameter)
+        holder, plain = _plain_name(name)
+        if parameter.requires_grad and holder in selected:
+            chosen[plain] = parameter
     if not chosen:
         raise RunError(f"train: no trainable parameter in scope '{train.scope}'")
-    return chosen
+    return [chosen[plain] for plain in sorted(chosen)]
+
+
+def _plain_name(name: str) -> tuple[str, str]:
+    """Return a parameter's module and its name, the same whether it is laid or not.
+
+    >>> _plain_name("fc.parametrizations.weight.original"), _plain_name("fc.weight")
+    (('fc', 'fc.weight'), ('fc', 'fc.weight'))
+    """
+    parts = name.split(".")
+    if "parametrizations" not in parts:
+        return ".".join(parts[:-1]), name
+    cut = parts.index("parametrizations")
+    plain = [*parts[:cut], *parts[cut + 1 :]]
+    return ".".join(parts[:cut]), ".".join(plain).removesuffix(".original")

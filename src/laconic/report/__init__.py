@@ -3,6 +3,7 @@
 from laconic._lazy import attach
 
 _TABLE: dict[str, str] = {
+    "terminal": "laconic.report.report",
     "write_report": "laconic.report.report",
 }
 

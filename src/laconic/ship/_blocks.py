@@ -8,6 +8,8 @@ import numpy as np
 
 from laconic.ship._packing import damaged, packed_bytes
 
+__all__ = ["LARGEST", "Blocks", "histogram", "largest_group", "parse"]
+
 LARGEST = 256
 _CHUNK = 1 << 18
 

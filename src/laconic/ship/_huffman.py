@@ -10,6 +10,8 @@ from laconic.errors import ArtifactError
 from laconic.ship._blocks import Blocks
 from laconic.ship._packing import damaged, pack, packed_bytes, unpack
 
+__all__ = ["LONGEST", "canonical_codes", "code_lengths", "read", "size", "table_bytes", "write"]
+
 # Twelve bits: the decoding tables stay in a first-level cache and a length fits 4 bits.
 LONGEST = 12
 # One lane costs 16 bits of table: one per 6144 bits of codes keeps that under 0.3 %.
@@ -41,14 +43,15 @@ def code_lengths(counts: np.ndarray, limit: int) -> np.ndarray:
     >>> code_lengths(np.array([45, 13, 12, 16, 9, 5]), 12).tolist()
     [1, 3, 3, 3, 4, 4]
     """
-    lengths = np.zeros(len(counts), dtype=np.int64)
+    counts = np.asarray(counts, dtype=np.int64)
+    lengths = np.zeros(counts.size, dtype=np.int64)
     used = np.flatnonzero(counts)
     if used.size > 1 << limit:
         raise ArtifactError(f"{used.size} symbols need codes longer than {limit} bits")
     if used.size < 2:
         return lengths
     ascending = used[np.argsort(counts[used], kind="stable")]
-    leaves = counts[ascending].astype(np.int64)
+    leaves = counts[ascending]
     packages = leaves[:0]
     levels = []
     for _ in range(limit):
@@ -61,7 +64,7 @@ def code_lengths(counts: np.ndarray, limit: int) -> np.ndarray:
     # its symbol one bit, a package stands for two items of the level before.
     taken = 2 * used.size - 2
     for is_leaf in reversed(levels):
-        chosen = np.count_nonzero(is_leaf[:taken])
+        chosen = int(np.count_nonzero(is_leaf[:taken]))
         lengths[ascending[:chosen]] += 1
         taken = 2 * (taken - chosen)
     return lengths

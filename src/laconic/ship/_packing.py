@@ -8,6 +8,8 @@ import numpy as np
 
 from laconic.errors import ArtifactError
 
+__all__ = ["checked_data", "checked_symbols", "damaged", "pack", "packed_bytes", "unpack"]
+
 # Bytes of one working array: two of them stay in a core's second-level cache.
 _CHUNK_BYTES = 1 << 18
 

@@ -10,6 +10,8 @@ import numpy as np
 from laconic.ship._blocks import Blocks
 from laconic.ship._packing import damaged
 
+__all__ = ["read", "size", "table_bytes", "write"]
+
 # The coder is constriction's: a 64-bit state, 32-bit words, frequencies that sum to
 # 2**24. It adds one to each frequency it is given, so ours sum to 2**24 - alphabet: its
 # scale is then exactly 1.0, and every machine builds the same model from the integers.
@@ -93,11 +95,11 @@ def read(data: np.ndarray, count: int, blocks: Blocks) -> np.ndarray:
     from constriction import stream
 
     frequencies, body = _parse(data, blocks)
-    if body.size and body[-1] == 0:
-        raise damaged("an rANS stream ends in a zero byte")
+    if not body.size or body[-1] == 0:
+        raise damaged("an rANS stream has no words or ends in a zero byte")
     padded = np.zeros(-(-body.size // _WORD_BYTES) * _WORD_BYTES, dtype=np.uint8)
     padded[: body.size] = body
-    coder = stream.stack.AnsCoder(padded.view("<u4").astype(np.uint32))
+    coder = stream.stack.AnsCoder(padded.view("<u4").astype(np.uint32, copy=False))
     model = _model(frequencies)
     symbols = np.empty(count, dtype=np.uint8)
     for start in range(0, count, _CHUNK):

@@ -1,4 +1,16 @@
-"""Lossless coding of small integers: every coder tried on paper, the smallest written."""
+"""Lossless coding of small integers: all coders weighed by size, the smallest written.
+
+Layout of the streams; numbers are little-endian, [n] is a number of bytes:
+
+    packed    codes end to end, the lowest bit first
+    gaps-X    index bits [1], number of gaps [8], the gaps as X
+    huffman   alphabet, code length of each block (4 bits each), lanes [4],
+              bits of each lane [2 each], codes of lane 0, 1, ..., highest bit first
+    rans      alphabet, kind of table [1], weights ([2] per value or [1] per block),
+              words [4 each] without the zero bytes at their end
+    alphabet  one bit per possible symbol, set if it occurs; symbols in a block [1].
+              A value that is alone ends the stream here, before the byte.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +20,9 @@ from functools import partial
 
 import numpy as np
 
+import laconic.ship._huffman as _huffman
+import laconic.ship._rans as _rans
 from laconic.errors import ArtifactError, nearest
-from laconic.ship import _huffman, _rans
 from laconic.ship._blocks import Blocks, histogram, largest_group, parse
 from laconic.ship._huffman import canonical_codes, code_lengths
 from laconic.ship._packing import (
@@ -86,8 +99,8 @@ def encode(symbols: np.ndarray, bits: int, *, coders: Sequence[str] | None = Non
     symbols = checked_symbols(symbols, bits)
     names = _checked_names(CODERS if coders is None else coders)
     if not symbols.size:
-        return Coded(min(names, key=CODERS.index), symbols)
-    plans = [plan for plan in _all_plans(symbols, bits, names) if plan.coder in names]
+        return Coded(min(names, key=CODERS.index), symbols.copy())
+    plans = list(_all_plans(symbols, bits, names))
     if not plans:
         raise ArtifactError(f"{', '.join(names)}: none codes {bits} bits; name others too")
     enough = _NEARLY_SMALLEST * min(plan.size_bytes for plan in plans)
@@ -121,8 +134,8 @@ def decode(coded_data: np.ndarray, coder: str, *, bits: int, count: int) -> np.n
     _checked_names([coder])
     if not count:
         if data.size:
-            raise damaged(f"{data.size} bytes code no symbols")
-        return data
+            raise damaged(f"{data.size} bytes where there are no symbols")
+        return data.copy()
     if coder == "packed":
         return unpack(data, bits, count)
     if not coder.startswith(_GAPS):
@@ -173,6 +186,7 @@ def entropy(counts: np.ndarray) -> float:
     >>> round(100 * entropy(np.array([45, 13, 12, 16, 9, 5])), 3)
     221.988
     """
+    counts = np.asarray(counts)
     shares = counts[counts > 0] / max(counts.sum(), 1)
     return float(-(shares * np.log2(shares)).sum()) + 0.0
 
@@ -192,11 +206,14 @@ def gaps(positions: np.ndarray, bits: int) -> np.ndarray:
     Returns:
         uint8 [positions + fillers], each below 2**bits.
 
+    Raises:
+        ArtifactError: if positions do not ascend.
+
     >>> gaps(np.array([0, 3, 11, 14]), 3).tolist()
     [1, 3, 0, 1, 3]
     """
-    longest = 2**bits - 1
-    fillers, rest = np.divmod(np.diff(positions, prepend=-1) - 1, longest)
+    steps = _steps(positions)
+    fillers, rest = np.divmod(steps, 2**bits - 1)
     codes = np.zeros(positions.size + int(fillers.sum()), dtype=np.uint8)
     codes[np.cumsum(fillers + 1) - 1] = rest + 1
     return codes
@@ -249,10 +266,13 @@ def _all_plans(symbols: np.ndarray, bits: int, names: Sequence[str]) -> Iterator
 
 def _plans(symbols: np.ndarray, bits: int, names: Sequence[str]) -> Iterator[_Plan]:
     """Yield the plans of the coders that code symbols as they are."""
-    if "packed" in names or not symbols.size:
+    if not symbols.size:
+        yield from (_Plan(name, 1, 0, symbols.copy) for name in names)
+        return
+    if "packed" in names:
         yield _Plan("packed", 1, packed_bytes(symbols.size, bits), partial(pack, symbols, bits))
     coders = [name for name in names if name in _ENTROPY_CODERS]
-    if not coders or not symbols.size:
+    if not coders:
         return
     values = np.flatnonzero(histogram(symbols, 2**bits)).astype(np.uint8)
     if values.size == 1:
@@ -288,9 +308,18 @@ def _read(data: np.ndarray, coder: str, bits: int, count: int) -> np.ndarray:
 
 def _best_index_bits(positions: np.ndarray) -> int:
     """Return the width for which the packed differences of positions are smallest."""
-    steps = np.diff(positions, prepend=-1) - 1
+    steps = _steps(positions)
     sizes = {bits: bits * int((steps // (2**bits - 1) + 1).sum()) for bits in range(2, 9)}
     return min(sizes, key=lambda bits: sizes[bits])
+
+
+def _steps(positions: np.ndarray) -> np.ndarray:
+    """Return how many places lie unmarked before each position: int64 [positions]."""
+    steps = np.diff(positions.astype(np.int64, copy=False), prepend=-1) - 1
+    if steps.size and steps.min() < 0:
+        place = int(steps.argmin())
+        raise ArtifactError(f"position {positions[place]} does not ascend; sort the positions")
+    return steps
 
 
 def _gaps_parts(data: np.ndarray, count: int) -> tuple[int, int, np.ndarray]:

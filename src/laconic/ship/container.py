@@ -85,8 +85,8 @@ def _parse(path: Path, header: str) -> tuple[dict[str, Any], str]:
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         found = body.get("format") if isinstance(body, dict) else body
         raise ArtifactError(
-            f"{path}: format {str(found)[:40]!r} is not readable by this laconic (it reads {FORMAT}); "
-            "install the version that wrote it"
+            f"{path}: format {str(found)[:40]!r} is not readable by this laconic, which reads "
+            f"{FORMAT}; install the version that wrote it"
         )
     manifest = body.get("manifest")
     if not isinstance(manifest, dict):
@@ -104,7 +104,7 @@ def _json(data: Any) -> str:
 
 def raw_bytes(tensor: Tensor) -> memoryview:
     """Return the bytes of a tensor, whatever its dtype."""
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def digest(tensor: Tensor) -> str:

@@ -216,7 +216,7 @@ class Taylor(Criterion):
 
 
 class Hessian(Criterion):
-    """Score a weight by Optimal Brain Damage: ``0.5 * H_ii * w^2`` (LeCun et al. 1990).
+    """Score a weight by Optimal Brain Damage, ``0.5 H_ii w^2`` (LeCun et al. 1990).
 
     H_ii is estimated by the empirical Fisher matrix, ``E g_i^2`` over single examples (one
     backward pass each; never negative), or by Hutchinson's ``E v * (H v)`` over vectors of random

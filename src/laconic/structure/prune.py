@@ -50,10 +50,10 @@ class Schedule(Value, ABC):
 
 
 class Gradual(Schedule):
-    """Sparsity rises as ``s_f (1 - (1 - t)^power)`` (Zhu and Gupta 2017; power 1: linear).
+    """Sparsity rises as ``s_f (1 - (1 - t)^power)`` (Zhu and Gupta 2017).
 
     Attributes:
-        power: 3 is the paper's.
+        power: 3 is the paper's; 1 is linear.
 
     >>> round(1 - Gradual().keep(0.1, 0.1), 4)
     0.2439
@@ -126,7 +126,7 @@ class Prune(During):
             if isinstance(step, Prune) and step.scope == self.scope and step.keep < self.keep:
                 raise ChainError(
                     f"keep {self.keep:g} after an earlier prune of '{self.scope}' that keeps "
-                    f"{step.keep:g}: pruned weights do not come back; swap the two or lower this one"
+                    f"{step.keep:g}: pruned weights do not come back; swap them or lower this one"
                 )
         self.by.check(task)
         if self.retrain is not None:

@@ -330,7 +330,7 @@ def hold_out(train: Split, *, seed: int = 0) -> tuple[Split, Split]:
 
 @contextlib.contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """Run a with block in evaluation mode, without gradients; restore every module's mode.
+    """Run a with block in evaluation mode without gradients; restore every mode.
 
     Laid weights are decoded once for the block, so nothing inside may change a parameter.
 
@@ -349,7 +349,7 @@ def evaluation(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def task_from_dict(spec: Mapping[str, Any] | str, *, base: Path) -> Task:
+def task_from_dict(spec: Mapping[str, Any] | str, *, base: Path = Path()) -> Task:
     """Return the Task that the ``task:`` line of a recipe describes.
 
     ``digits``, ``{mnist: folder}``, ``{npz: {path: file, augment: flip}}`` or, the same,
@@ -380,7 +380,7 @@ def task_from_dict(spec: Mapping[str, Any] | str, *, base: Path) -> Task:
 
 
 def _arguments(
-    builder: Callable[..., Task], name: str, options: Mapping[str, Any], base: Path
+    builder: Callable[..., Task], name: str, options: Mapping[str, Any], base: Path = Path()
 ) -> dict[str, Any]:
     known = inspect.signature(builder).parameters
     hints = typing.get_type_hints(builder)

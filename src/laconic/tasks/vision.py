@@ -144,7 +144,7 @@ def digits() -> Task:
     >>> digits().example(2)[0].shape
     torch.Size([2, 1, 8, 8])
     """
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits
 
     bunch = load_digits()
     pixels = torch.from_numpy(bunch.images).float().div_(16)[:, None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -146,5 +147,5 @@ def optimal_clusters(numbers: np.ndarray, count: int) -> tuple[np.ndarray, float
     for cut in reversed(cuts):
         edges.append(int(cut[edges[-1]]))
     edges.reverse()
-    centroids = np.array([ordered[a:b].mean() for a, b in zip(edges, edges[1:], strict=False)])
+    centroids = np.array([ordered[a:b].mean() for a, b in pairwise(edges)])
     return centroids, float(cost[n])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,12 @@ class Laid(nn.Module):
     The forward of a weight ``w`` is ``ste(decode(encode(w)), surrogate(w))`` and, last, zero
     where the mask is False, so a pruned weight never revives. It changes only through
     ``update`` (after an optimiser step) and the optimiser itself (learned tables).
+
+    >>> Laid(Float(), mask=torch.tensor([True, False]))(torch.tensor([1.0, 2.0]))
+    tensor([1., 0.])
     """
+
+    mask: Tensor | None
 
     def __init__(
         self,
@@ -83,11 +89,10 @@ def laid_tensors(model: nn.Module) -> dict[str, tuple[Laid, Tensor]]:
     """Return every laid tensor by its dotted name, with its latent weight."""
     found = {}
     for path, module in model.named_modules():
-        if parametrize.is_parametrized(module):
-            for attribute, layers in module.parametrizations.items():
-                if isinstance(layers[0], Laid):
-                    name = f"{path}.{attribute}" if path else attribute
-                    found[name] = (layers[0], layers.original)
+        for attribute, layers in _parametrizations(module).items():
+            if isinstance(layers[0], Laid):
+                name = f"{path}.{attribute}" if path else attribute
+                found[name] = (layers[0], layers.original)
     return found
 
 
@@ -108,28 +113,40 @@ def weights_of(model: nn.Module, scope: Scope) -> dict[str, Tensor]:
 
 def _parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_parameters(recurse=False)
-    if parametrize.is_parametrized(module):
-        for attribute, layers in module.parametrizations.items():
-            yield attribute, layers.original
+    for attribute, layers in _parametrizations(module).items():
+        # Several for some parametrizations that are not ours (weight norm).
+        yield from ((attribute, original) for original in layers.parameters(recurse=False))
+
+
+def _parametrizations(
+    module: nn.Module,
+) -> MutableMapping[str, parametrize.ParametrizationList]:
+    if not parametrize.is_parametrized(module):
+        return {}
+    # Torch types every attribute of a module as a tensor or a module.
+    return cast("MutableMapping[str, parametrize.ParametrizationList]", module.parametrizations)
 
 
 def mask_of(model: nn.Module, tensor: str) -> Tensor | None:
     """Return the mask of a weight [its shape], or None."""
     module, attribute = owner(model, tensor)
-    layers = _layers(module, attribute)
-    return layers[0].mask if layers is not None else None
+    found = _laid(module, attribute)
+    return found[0].mask if found is not None else None
 
 
-def _layers(module: nn.Module, attribute: str) -> parametrize.ParametrizationList | None:
-    if not parametrize.is_parametrized(module, attribute):
+def _laid(module: nn.Module, attribute: str) -> tuple[Laid, nn.Parameter] | None:
+    """Return what is laid on a tensor, and the latent weight."""
+    parametrizations = _parametrizations(module)
+    if attribute not in parametrizations:
         return None
-    layers = module.parametrizations[attribute]
-    if len(layers) != 1 or not isinstance(layers[0], Laid):
+    layers = parametrizations[attribute]
+    laid = layers[0]
+    if len(layers) != 1 or not isinstance(laid, Laid):
         raise ModelError(
             f"'{attribute}' carries a parametrization that is not laconic's "
-            f"({type(layers[0]).__name__}); remove it before compressing"
+            f"({type(laid).__name__}); remove it before compressing"
         )
-    return layers
+    return laid, cast("nn.Parameter", layers.original)
 
 
 def lay(
@@ -163,16 +180,13 @@ def lay(
     current = getattr(module, attribute).detach().clone()
     _check(tensor, current, mask)
     mask = mask_of(model, tensor) if mask is None else mask
-    owners = _owners(model, module, attribute)
-    for holder, name in owners:
-        _unlay(holder, name)
     if state is None:
         state = representation.fit(current, mask)
-    laid, latent = Laid(representation, mask, state), nn.Parameter(current)
-    for holder, name in owners:
+    laid = Laid(representation, mask, state)
+    laid.encode(current)  # what does not fit this weight is refused before the model changes
+    for holder, name in _plain_owners(model, module, attribute, current):
         if parametrize.is_parametrized(holder):
             _separate(holder, name)
-        setattr(holder, name, latent)
         parametrize.register_parametrization(holder, name, laid, unsafe=True)
 
 
@@ -183,15 +197,21 @@ def narrow(model: nn.Module, tensor: str, mask: Tensor) -> None:
         model: the network, changed in place.
         tensor: dotted name of the weight.
         mask: bool [shape of the weight].
+
+    Raises:
+        ModelError: no such weight, or the mask is not a bool of its shape.
     """
     module, attribute = owner(model, tensor)
-    layers = _layers(module, attribute)
-    if layers is None:
+    found = _laid(module, attribute)
+    if found is None:
         lay(model, tensor, Float(), mask=mask)
-    elif layers[0].mask is None:
-        layers[0].mask = mask.clone()
+        return
+    laid, latent = found
+    _check(tensor, latent, mask)
+    if laid.mask is None:
+        laid.mask = mask.clone()
     else:
-        layers[0].mask.copy_(mask)
+        laid.mask.copy_(mask)
 
 
 def bake(model: nn.Module, tensor: str | None = None) -> None:
@@ -202,40 +222,56 @@ def bake(model: nn.Module, tensor: str | None = None) -> None:
     Args:
         model: the network, changed in place.
         tensor: dotted name of one weight; None bakes all.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2))
+    >>> lay(model, "0.weight", Float(), mask=torch.eye(2).bool())
+    >>> bake(model)
+    >>> list(laid_tensors(model)), int((model[0].weight != 0).sum())
+    ([], 2)
     """
     for name in [tensor] if tensor is not None else list(laid_tensors(model)):
         module, attribute = owner(model, name)
         if not parametrize.is_parametrized(module, attribute):
             continue  # a tied owner was baked with the first one
-        value = nn.Parameter(getattr(module, attribute).detach().clone())
-        for holder, own in _owners(model, module, attribute):
-            _unlay(holder, own)
-            setattr(holder, own, value)
+        _plain_owners(model, module, attribute, getattr(module, attribute).detach().clone())
 
 
-def _owners(model: nn.Module, module: nn.Module, attribute: str) -> list[tuple[nn.Module, str]]:
+def _plain_owners(
+    model: nn.Module, module: nn.Module, attribute: str, value: Tensor
+) -> list[tuple[nn.Module, str]]:
+    """Set a parameter to a value, plain, in every owner; return the owners.
+
+    The parameter stays the same object: an optimiser at work goes on moving it.
+    """
     latent = dict(_parameters(module))[attribute]
-    return [
+    owners = [
         (holder, name)
         for holder in model.modules()
         for name, parameter in list(_parameters(holder))
         if parameter is latent
     ]
+    with torch.no_grad():
+        latent.copy_(value)
+    for holder, name in owners:
+        _unlay(holder, name)
+    return owners
 
 
 def _unlay(module: nn.Module, attribute: str) -> None:
-    layers = _layers(module, attribute)
-    if layers is None:
+    found = _laid(module, attribute)
+    if found is None:
         return
+    _, latent = found
     # Asked before the deletion: torch does not see a parametrized class without any left.
-    latent, plain = layers.original, parametrize.type_before_parametrizations(module)
-    del module.parametrizations[attribute]
-    if len(module.parametrizations):
+    plain = parametrize.type_before_parametrizations(module)
+    parametrizations = _parametrizations(module)
+    del parametrizations[attribute]
+    if parametrizations:
         _separate(module, attribute)
     else:
         module.__class__ = plain
         del module.parametrizations
-    module.register_parameter(attribute, nn.Parameter(latent.detach()))
+    module.register_parameter(attribute, latent)
 
 
 def _separate(module: nn.Module, attribute: str) -> None:

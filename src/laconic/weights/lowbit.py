@@ -73,7 +73,7 @@ def ternary_threshold(size: Tensor, count: Tensor | int) -> Tensor:
 
 
 def optimal_support(size: Tensor) -> Tensor:
-    """Return which weights are not zero in the least-squares ternary, bool [groups, size].
+    """Return which weights the best ternary keeps, bool [groups, size].
 
     The k largest, with ``k = argmax (sum of the k largest)^2 / k``; found by sorting. Equal
     weights are never parted, because the objective is convex in how many of them are taken.

@@ -18,7 +18,7 @@ __all__ = ["Quantize"]
 
 
 class Quantize(Step):
-    """Store the weights of a scope in a representation; training afterwards is through it.
+    """Store weights in a representation; training afterwards is through it.
 
     Matrices and kernels are quantised (two dimensions or more); biases and norms stay float.
     Masks of pruned weights are kept, and statistics are taken over survivors.
@@ -37,9 +37,7 @@ class Quantize(Step):
     def check(self, model: nn.Module, task: Task | None, earlier: tuple[Step, ...] = ()) -> None:
         """Refuse a scope without a matrix or kernel."""
         if not weights_of(model, self.scope):
-            raise ScopeError(
-                f"'{self.scope}' selects no weight of two or more dimensions"
-            )
+            raise ScopeError(f"'{self.scope}' selects no weight of two or more dimensions")
 
     def apply(self, state: State) -> None:
         """Lay the representation on every weight of the scope."""

@@ -28,6 +28,9 @@ class Stream:
     Attributes:
         tensor: uint8, of the weight's shape or, once masked, [survivors].
         bits: width of each integer, 1 to 8.
+
+    >>> Stream(torch.tensor([3, 0, 1], dtype=torch.uint8), bits=2).bits
+    2
     """
 
     tensor: Tensor
@@ -43,6 +46,10 @@ class Codes:
         tables: name -> small float tensor (scale, codebook, values).
         shape: of the weight.
         dtype: of the weight.
+
+    >>> code = Stream(torch.tensor([[1, 0]], dtype=torch.uint8), bits=1)
+    >>> Codes({"code": code}, {"scale": torch.ones(1)}, torch.Size([1, 2])).shape
+    torch.Size([1, 2])
     """
 
     streams: Mapping[str, Stream]
@@ -52,10 +59,11 @@ class Codes:
 
 
 def ste(decoded: Tensor, surrogate: Tensor) -> Tensor:
-    """Return exactly ``decoded``, with the gradient of ``surrogate`` (straight-through).
+    """Return exactly ``decoded``, with the gradient of ``surrogate``.
 
-    ``decoded + (surrogate - surrogate)``: the usual ``w + (q - w)`` differs from q in
-    about 8 % of float32 values. A decoded -0.0 would become 0.0, so decoding ends in + 0.0.
+    Straight-through, as ``decoded + (surrogate - surrogate)``: the usual ``w + (q - w)``
+    differs from q in about 8 % of float32 values. A decoded -0.0 would become 0.0, so
+    decoding ends in + 0.0.
 
     >>> weight = torch.tensor([0.3], requires_grad=True)
     >>> ste(torch.tensor([1.0]), weight).item()
@@ -188,7 +196,7 @@ def masked(weight: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class Float(Representation):
-    """Plain floating point: the representation of an unquantised, possibly masked weight.
+    """Plain floating point: a weight that is not quantised, and may be masked.
 
     >>> weight = torch.tensor([[0.5, 2.0]])
     >>> codes = Float().encode(weight, mask=weight > 1)

@@ -96,7 +96,8 @@ def clipped(weight: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
     Args:
         weight: [any shape].
-        low, high: broadcast against it.
+        low: broadcast against it.
+        high: the same.
 
     >>> clipped(torch.tensor([-2.0, 0.5, 1.0]), torch.tensor(-1.0), torch.tensor(1.0)).tolist()
     [0.0, 0.5, 0.0]
@@ -122,7 +123,8 @@ def smallest_scale(groups: Tensor, low: int, high: int) -> Tensor:
 
     Args:
         groups: weights [groups, size]; zero where pruned.
-        low, high: the range of levels.
+        low: the smallest level.
+        high: the largest level.
 
     >>> smallest_scale(torch.tensor([[-1.5, 0.5], [0.0, 0.0]]), -3, 3).tolist()
     [0.5, 1.0]
@@ -132,11 +134,12 @@ def smallest_scale(groups: Tensor, low: int, high: int) -> Tensor:
 
 
 def mse_scale(groups: Tensor, low: int, high: int, *, steps: int = 100) -> Tensor:
-    """Return the scale [groups] with the least squared error among fractions of the largest.
+    """Return the fraction of the largest scale that errs least, [groups].
 
     Args:
         groups: weights [groups, size]; zero where pruned (zero is exact on every grid).
-        low, high: the range of levels.
+        low: the smallest level.
+        high: the largest level.
         steps: the grid is 1/steps, 2/steps, ..., 1 of ``smallest_scale``.
 
     >>> mse_scale(torch.tensor([[0.1] * 200 + [1.0]]), -1, 1).item() < 0.3
@@ -241,7 +244,7 @@ def affine_range(groups: Tensor, survivors: Tensor | None) -> tuple[Tensor, Tens
 
 
 class Affine(Representation):
-    """Min-max grid: 2^bits equally spaced levels from the smallest to the largest weight.
+    """Min-max grid: 2^bits levels from the smallest to the largest weight.
 
     ``Q(w) = (max - min) * round((2^bits - 1) (w - min) / (max - min)) / (2^bits - 1) + min``;
     both ends are reproduced exactly, and a constant weight is itself.
@@ -255,7 +258,7 @@ class Affine(Representation):
     [0, 255, 128]
     """
 
-    positional: ClassVar[tuple[str, ...]] = ("bits",)
+    positional: ClassVar[tuple[str, ...]] = ("bits", "granularity")
 
     bits: Annotated[int, Field(ge=1, le=8)] = 8
     granularity: Granularity = "tensor"
@@ -366,7 +369,8 @@ class FixedPoint(Representation):
             (float(weight.abs().amax()) for weight in weights.values() if weight.numel()),
             default=0.0,
         )
-        fixed = FixedPoint(self.bits, fraction_for(largest, self.bits), rounding=self.rounding)
+        fraction = fraction_for(largest, self.bits)
+        fixed = FixedPoint(bits=self.bits, fraction=fraction, rounding=self.rounding)
         return dict.fromkeys(weights, fixed)
 
     def fit(self, weight: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
@@ -434,7 +438,7 @@ class DynamicFixedPoint(Representation):
 
     def _fixed(self, survivors: Tensor) -> FixedPoint:
         fraction = choose_fraction(survivors, self.bits, self.choose)
-        return FixedPoint(self.bits, fraction, rounding=self.rounding)
+        return FixedPoint(bits=self.bits, fraction=fraction, rounding=self.rounding)
 
     def fit(self, weight: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
         """Return the noise counter, if the rounding draws."""

@@ -1,0 +1,67 @@
+"""What the paper scripts share: where data are, and the one shape of a result file."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from laconic.measure import environment
+
+RESULTS = Path(__file__).parent / "results"
+FIELDS = (
+    "row task metric ours std seeds baseline published published_setting size_bytes ratio "
+    "seconds note"
+).split()
+
+
+def parser(about: str) -> argparse.ArgumentParser:
+    """Return the arguments every script takes: data, working directory, seeds."""
+    made = argparse.ArgumentParser(description=about)
+    data = os.environ.get("LACONIC_DATA")
+    made.add_argument("--data", type=Path, default=data and Path(data), help="LACONIC_DATA")
+    made.add_argument("--work", type=Path, default=Path("runs"), help="run directories, resumable")
+    made.add_argument("--seeds", type=int, default=3)
+    return made
+
+
+def data_folder(arguments: argparse.Namespace) -> Path:
+    """Return the data folder or stop with what to do."""
+    if arguments.data is None or not arguments.data.is_dir():
+        sys.exit("no data: set LACONIC_DATA or pass --data (a folder with mnist/, cifar10/, ...)")
+    return Path(arguments.data)
+
+
+def row(**fields: Any) -> dict[str, Any]:
+    """Return a result row with every field, null where it does not apply."""
+    unknown = set(fields) - set(FIELDS)
+    if unknown:
+        raise TypeError(f"not fields of a result row: {sorted(unknown)}")
+    return {field: fields.get(field) for field in FIELDS}
+
+
+def spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return mean and standard deviation (None for one value)."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def write_results(name: str, rows: Sequence[dict[str, Any]]) -> Path:
+    """Write papers/results/<name>.json and return its path."""
+    here = environment()
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    body = {
+        "command": "python " + " ".join([f"papers/{name}.py", *sys.argv[1:]]),
+        "date": datetime.date.today().isoformat(),
+        "hardware": f"{here['cpu']}, {os.cpu_count()} cores, {here['threads']} threads used, no GPU",
+        "versions": {key: here[key] for key in ("python", "torch", "laconic", "numpy")},
+        "rows": list(rows),
+    }
+    path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,10 @@
+"""The command ``laconic``."""
+
+from laconic._lazy import attach
+
+_TABLE: dict[str, str] = {
+    "app": "laconic.cli.app",
+    "main": "laconic.cli.app",
+}
+
+__getattr__, __dir__, __all__ = attach(__name__, _TABLE)

@@ -1,0 +1,257 @@
+"""The commands that run a recipe: demo and compress."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from laconic.cli.command import DONE, EXCEEDED, STOPPED, command
+from laconic.cli.output import Output
+from laconic.cli.shared import Threads, ledger, use
+from laconic.errors import RecipeError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from laconic.cli.predict import Prediction
+    from laconic.recipe import Recipe
+    from laconic.run import Result
+    from laconic.tasks import Task
+
+__all__ = ["compress", "demo"]
+
+DEMO = Path("laconic-demo")
+
+Name = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A file, or the name of a shipped recipe.")
+]
+Folder = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Where the run goes; runs/NAME by default."),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", metavar="", help="Go on from the last checkpoint in DIR.")
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Change one value; may be repeated."),
+]
+Check = Annotated[
+    bool,
+    typer.Option(
+        "--check", metavar="", help="Check that all fits, predict size and time; train nothing."
+    ),
+]
+Model = Annotated[
+    str | None, typer.Option(metavar="YAML", help="The network, instead of the recipe's.")
+]
+Data = Annotated[
+    str | None, typer.Option(metavar="YAML", help="The data, instead of the recipe's.")
+]
+Device = Annotated[
+    str | None, typer.Option(metavar="NAME", help="cpu or cuda; a GPU where there is one.")
+]
+
+
+@command("demo", "demo --out /tmp/demo")
+def demo(
+    output: Output,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the run goes.")] = DEMO,
+    threads: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Threads; so small a network needs one.")
+    ] = 1,
+) -> int:
+    """Train, compress, reload, verify and report, on data that come along.
+
+    The data are scikit-learn's digits; it takes less than a minute. The folder is replaced when
+    the demonstration is run again.
+    """
+    use(threads)
+    from laconic.cli.demo import ORIGINAL, demonstrate
+
+    with output.working(about="laconic.run"):
+        result = demonstrate(out, output)
+    output.line()
+    code = _tell(output, result)
+    weights = f"{{digits_cnn: {{weights: {out / ORIGINAL}}}}}"
+    again = ["laconic", "compress", "deep-compression", "--model", weights, "--out", "runs/1"]
+    output.line(f"\nThe same by hand:\n  {shlex.join(again)}")
+    return code
+
+
+@command(
+    "compress deep-compression --check",
+    "compress recipe.yaml --out runs/1 --set steps.1.train.epochs=1",
+    "compress deep-compression --model lenet_5 --task '{mnist: data/mnist}'",
+)
+def compress(
+    output: Output,
+    recipe: Name,
+    out: Folder = None,
+    resume: Resume = False,
+    changes: Changes = None,
+    check: Check = False,
+    model: Model = None,
+    task: Data = None,
+    device: Device = None,
+    threads: Threads = None,
+) -> int:
+    """Run a recipe on a network.
+
+    What it makes is kept in a folder: model.safetensors, which is the network, report.html,
+    history.json and recipe.yaml. Ctrl-C writes a checkpoint there, from which --resume goes on.
+
+    Paths in a recipe start at its folder, those of --model and --task at yours.
+
+    Exit code: 0; 1 where the result exceeds the recipe's budget; 2 where something is wrong.
+    """
+    use(threads)
+    given = {"model": model, "task": task}
+    settings = [
+        *(changes or ()),
+        *(f"{key}={text}" for key, text in given.items() if text is not None),
+    ]
+    job = _read(recipe, settings)
+    if check:
+        return _check(output, job, device)
+    from laconic import run
+
+    where = out or Path("runs") / job.name
+    try:
+        with output.working():
+            result = run.compress(
+                job.model, job.task, job.recipe, out=where, resume=resume, device=device
+            )
+    except KeyboardInterrupt:
+        output.error(_how_to_resume(recipe, where, settings, device))
+        return STOPPED
+    return _tell(output, result)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A recipe with the network and the data it names."""
+
+    name: str
+    recipe: Recipe
+    model: nn.Module
+    task: Task | None
+
+
+def _read(name: str, settings: Sequence[str]) -> _Job:
+    import torch
+
+    from laconic.models import load_model
+    from laconic.recipe import Recipe, find_recipe
+    from laconic.step import derive
+    from laconic.tasks import task_from_dict
+
+    path = find_recipe(name)
+    recipe = Recipe.read(path, changes=settings)
+    if recipe.model is None:
+        raise RecipeError(f"{path}: no network is named; add a 'model:' line, or give --model")
+    # What was given whole on the command line is meant from where the user stands.
+    given = {setting.partition("=")[0].strip() for setting in settings}
+    model_base, task_base = (Path() if key in given else path.parent for key in ("model", "task"))
+    with torch.random.fork_rng(devices=[]):
+        # A network without trained weights is drawn: by the recipe's seed, as everything is.
+        torch.manual_seed(derive(recipe.seed, "model"))
+        model = load_model(recipe.model, base=model_base)
+    task = None if recipe.task is None else task_from_dict(recipe.task, base=task_base)
+    return _Job(path.stem, recipe, model, task)
+
+
+def _check(output: Output, job: _Job, device: str | None) -> int:
+    from laconic.cli.predict import predict
+    from laconic.run import pick_device
+
+    job.recipe.check(job.model, job.task)
+    steps = ", ".join(step.name for step in job.recipe.steps)
+    output.line(f"{job.name} fits: {steps}")
+    found = predict(job.recipe, job.model, job.task, device=pick_device(device))
+    output.event("result", **dataclasses.asdict(found), seconds=found.seconds)
+    _tell_prediction(output, found)
+    return _budget(output, job.recipe, found.exceeded, "will be")
+
+
+def _tell_prediction(output: Output, found: Prediction) -> None:
+    from laconic.measure import factor_text, size_text
+
+    first, last = found.rows[0], found.rows[-1]
+    rows = [
+        (
+            row.step,
+            size_text(row.nominal_bytes),
+            factor_text(first.nominal_bytes / row.nominal_bytes),
+            size_text(row.size_bytes),
+            f"{row.updates:,}",
+            _about(row.seconds),
+        )
+        for row in found.rows
+    ]
+    output.line()
+    output.table(("Step", "Codes alone", "Smaller", "File", "Updates", "Training"), rows)
+    output.line(
+        f"\nExpect a file about {factor_text(first.size_bytes / last.size_bytes)} smaller "
+        f"(papers would count {factor_text(first.nominal_bytes / last.nominal_bytes)}) "
+        f"after about {_about(found.seconds)} of training."
+    )
+
+
+def _about(seconds: float) -> str:
+    """Return a rough time for people to read."""
+    if seconds < 100:
+        return f"{math.ceil(seconds)} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _tell(output: Output, result: Result) -> int:
+    """Print what a run gave, and return the exit code."""
+    from laconic import measure, run
+
+    out = result.out or Path()
+    size = (out / run.ARTIFACT).stat().st_size
+    ratio = result.history[0].size_bytes / size
+    exceeded = result.exceeded()
+    output.event(
+        "result",
+        artefact=out / run.ARTIFACT,
+        report=out / run.REPORT,
+        size_bytes=size,
+        ratio=ratio,
+        exceeded=exceeded,
+        ledger=[dataclasses.asdict(row) for row in measure.ledger(result.history)],
+    )
+    ledger(output, result.history)
+    shown = f"{measure.size_text(size)}, {measure.factor_text(ratio)} smaller"
+    output.line(f"\nnetwork  {out / run.ARTIFACT}  {shown}")
+    output.line(f"report   {out / run.REPORT}")
+    return _budget(output, result.recipe, exceeded, "is")
+
+
+def _budget(output: Output, recipe: Recipe, exceeded: dict[str, float], when: str) -> int:
+    if not exceeded:
+        return DONE
+    amounts = ", ".join(f"{field} by {amount:,.6g}" for field, amount in exceeded.items())
+    output.error(f"the budget '{recipe.budget}' {when} exceeded: {amounts}")
+    return EXCEEDED
+
+
+def _how_to_resume(recipe: str, out: Path, settings: Sequence[str], device: str | None) -> str:
+    from laconic.run import CHECKPOINT
+
+    if not (out / CHECKPOINT).is_file():
+        return "stopped before anything was done"
+    again = ["laconic", "compress", recipe, "--out", str(out), "--resume"]
+    for setting in settings:
+        again += ["--set", setting]
+    if device is not None:
+        again += ["--device", device]
+    return f"stopped; go on with: {shlex.join(again)}"

@@ -1,0 +1,196 @@
+"""What is inside: the members of every family, and the content of an artefact."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from laconic.errors import LaconicError, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from laconic.ship.manifest import Manifest, TensorEntry
+    from laconic.tasks import Task
+
+__all__ = ["bytes_by_part", "catalogue", "file_costs", "file_manifest", "tensor_rows"]
+
+PLURALS = {"criterion": "criteria", "during": "during"}
+CODERS = {
+    "packed": "each in its own number of bits",
+    "huffman": "frequent ones in fewer bits",
+    "rans": "frequent ones in fewer bits, down to fractions of a bit",
+}
+
+
+def catalogue(kind: str | None = None) -> dict[str, dict[str, str]]:
+    """Return kind -> name -> one line, for one kind or for all of them.
+
+    Args:
+        kind: "steps", "representations", ..., "models", "tasks", "recipes", "coders".
+
+    Raises:
+        LaconicError: no such kind; the nearest is given.
+
+    >>> catalogue("steps")["steps"]["prune"]
+    'Remove weights by score: masked now, absent from the file.'
+    """
+    kinds = _kinds()
+    if kind is None:
+        return {name: listed() for name, listed in kinds.items()}
+    if kind not in kinds:
+        raise LaconicError(f"there is no list of '{kind}'{nearest(kind, kinds, count=len(kinds))}")
+    return {kind: kinds[kind]()}
+
+
+def _kinds() -> dict[str, Callable[[], dict[str, str]]]:
+    from laconic import models, tasks
+    from laconic.recipe import families
+    from laconic.step import members, snake
+
+    def registered(family: type) -> Callable[[], dict[str, str]]:
+        return lambda: {name: _summary(member) for name, member in members(family).items()}
+
+    def functions(module: Any, names: Iterable[str]) -> Callable[[], dict[str, str]]:
+        return lambda: {name: _summary(getattr(module, name)) for name in names}
+
+    found = {_plural(snake(family.__name__)): registered(family) for family in families()}
+    return {
+        "steps": found.pop("steps"),
+        **dict(sorted(found.items())),
+        "models": functions(models, models.BUILDERS),
+        "tasks": functions(tasks, tasks.KINDS),
+        "recipes": _recipes,
+        "coders": _coders,
+    }
+
+
+def _plural(word: str) -> str:
+    regular = f"{word[:-1]}ies" if word.endswith("ty") else f"{word}s"
+    return PLURALS.get(word, regular)
+
+
+def _summary(member: Any) -> str:
+    return (inspect.getdoc(member) or "").partition("\n")[0].replace("`", "")
+
+
+def _recipes() -> dict[str, str]:
+    from laconic.recipe import shipped_recipes
+
+    texts = {name: path.read_text(encoding="utf-8") for name, path in shipped_recipes().items()}
+    return {name: text.partition("\n")[0].lstrip("# ") for name, text in texts.items()}
+
+
+def _coders() -> dict[str, str]:
+    from laconic.ship import coding
+
+    found = {}
+    for name in coding.CODERS:
+        words = CODERS.get(name.removeprefix("gaps-"), "")
+        what = "distances between ones" if name.startswith("gaps-") else "codes"
+        found[name] = f"{what}, {words}"
+    return found
+
+
+def file_manifest(path: Path) -> Manifest:
+    """Return the manifest of an artefact.
+
+    Raises:
+        ArtifactError: the file is damaged, or not laconic's.
+    """
+    from laconic.ship.container import read
+    from laconic.ship.manifest import parse_manifest
+
+    data, blobs = read(path)
+    return parse_manifest(data, blobs, str(path))
+
+
+def bytes_by_part(path: Path) -> dict[str, int]:
+    """Return where the bytes of an artefact are: part -> bytes; they add up to the file.
+
+    Raises:
+        ArtifactError: the file is damaged, or not laconic's.
+    """
+    from laconic.ship import inspect as inventory
+
+    found = inventory(path)
+    return {
+        "codes": found.code_bytes,
+        "index": found.index_bytes,
+        "tables": found.table_bytes,
+        "dense": found.dense_bytes,
+        "header": found.header_bytes,
+    }
+
+
+def tensor_rows(path: Path, manifest: Manifest) -> list[dict[str, Any]]:
+    """Return one row per represented weight: what stands for it, and its bytes.
+
+    Args:
+        path: of the artefact.
+        manifest: of the same file.
+    """
+    from laconic.ship import inspect as inventory
+
+    layers = inventory(path).layers
+    return [
+        {
+            "name": name,
+            "shape": list(entry.shape),
+            "representation": _written(entry.representation),
+            "coders": _streams(entry),
+            **dict(zip(("code_bytes", "index_bytes", "table_bytes"), layers[name], strict=True)),
+        }
+        for name, entry in manifest.tensors.items()
+    ]
+
+
+def _streams(entry: TensorEntry) -> dict[str, str]:
+    return {
+        name: f"{coder} {bits} bit" for name, (bits, coder, _, _) in sorted(entry.streams.items())
+    }
+
+
+def _written(representation: Any) -> str:
+    """Return a representation in one line, as code would write it."""
+    from laconic.weights.representation import Representation
+
+    return repr(Representation.coerce(representation))
+
+
+def file_costs(path: Path, *, model: nn.Module | None, task: Task | None) -> dict[str, Any]:
+    """Return what the network of an artefact costs and, with a task, scores.
+
+    Args:
+        path: of the artefact.
+        model: the plain network, for a file whose builder is the user's own.
+        task: gives the examples for metrics, multiply-accumulates and latency.
+
+    Raises:
+        ArtifactError: the file is damaged, or does not fit the model.
+    """
+    from laconic import costs
+    from laconic.ship import load
+
+    network = load(path, model=model)
+    parameters = list(network.parameters())
+    plain = costs.float_bytes(network)
+    parts = bytes_by_part(path)
+    size = sum(parts.values())
+    found: dict[str, Any] = {
+        "size_bytes": size,
+        **{f"{part}_bytes": amount for part, amount in parts.items()},
+        "float_bytes": plain,
+        "ratio": plain / size,
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "nonzero": sum(int(parameter.count_nonzero()) for parameter in parameters),
+    }
+    if task is not None:
+        batch = task.example_batch(1)
+        found["macs"] = costs.macs(network, batch, call=task.call)[costs.TOTAL]
+        found["latency_ms"] = costs.latency(network, batch, call=task.call)
+        found["peak_memory_bytes"] = costs.peak_memory(network, batch, call=task.call)
+        found["metrics"] = task.score(network)
+    return found

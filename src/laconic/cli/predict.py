@@ -1,0 +1,173 @@
+"""What a recipe will cost and give, before any training: its size and its time."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from laconic.measure import Measurement, measure
+from laconic.recipe import Recipe
+from laconic.recover.train import Train
+from laconic.step import State, Step, run_step
+
+if TYPE_CHECKING:
+    from laconic.tasks import Task
+
+__all__ = ["Prediction", "StepPrediction", "predict", "trainings"]
+
+REPEATS = 3
+
+
+@dataclass(frozen=True)
+class StepPrediction:
+    """What one step is expected to leave and to take.
+
+    Attributes:
+        step: name.
+        nominal_bytes: codes alone, as papers count: weights x keep x bits / 8.
+        size_bytes: of the file, were it written untrained.
+        updates: of the optimiser.
+        seconds: of training.
+    """
+
+    step: str
+    nominal_bytes: int
+    size_bytes: int
+    updates: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a recipe is expected to cost.
+
+    Attributes:
+        rows: the network as it is, then after every step.
+        exceeded: field of the budget -> by how much; empty: it is met.
+    """
+
+    rows: tuple[StepPrediction, ...]
+    exceeded: dict[str, float]
+
+    @property
+    def seconds(self) -> float:
+        """Return the time all steps train."""
+        return sum(row.seconds for row in self.rows)
+
+
+def predict(recipe: Recipe, model: nn.Module, task: Task | None, *, device: str) -> Prediction:
+    """Run a recipe without its training and return what to expect of it.
+
+    Sizes come from pruning and quantising a copy of the untrained network; time comes from a
+    few updates on a copy, times the updates the recipe asks for.
+
+    Args:
+        recipe: checked against the model and the task already.
+        model: left untouched.
+        task: data the steps are timed on.
+        device: where the recipe would run.
+
+    Raises:
+        LaconicError: a step failed.
+
+    >>> from laconic.models import digits_cnn
+    >>> from laconic.structure import Prune
+    >>> found = predict(Recipe([Prune("weights", keep=0.1)]), digits_cnn(), None, device="cpu")
+    >>> found.rows[1].nominal_bytes < 0.12 * found.rows[0].nominal_bytes
+    True
+    """
+    state = State(copy.deepcopy(model).to(device), task, seed=recipe.seed, device=device)
+    glance = None if recipe.budget is None else _glance(task)
+    history = [measure(state.model, glance, latency=glance is not None)]
+    rows = [_row("original", history[0], 0, 0.0)]
+    for index, step in enumerate(recipe.steps):
+        earlier = sum(other.name == step.name for other in recipe.steps[:index])
+        for part in _untrained(step):
+            run_step(part, state, key=earlier)
+        history.append(measure(state.model, glance, latency=glance is not None))
+        rows.append(_row(step.name, history[-1], *_training(step, state)))
+    exceeded = {}
+    if recipe.budget is not None:
+        first, last = (dataclasses.asdict(history[place]) for place in (0, -1))
+        exceeded = recipe.budget.exceeded_by(last, first)
+    return Prediction(tuple(rows), exceeded)
+
+
+def trainings(step: Step, times: int = 1) -> Iterator[tuple[Train, int]]:
+    """Yield the trainings inside a step, and how many times each is run.
+
+    >>> from laconic.structure import Prune
+    >>> step = Prune("weights", keep=0.5, rounds=3, retrain=Train(epochs=2))
+    >>> list(trainings(step))
+    [(Train(epochs=2), 3)]
+    """
+    if isinstance(step, Train):
+        yield step, times
+        return
+    fields = dict(step)
+    for value in fields.values():
+        if isinstance(value, Step):
+            yield from trainings(value, times * (fields.get("rounds") or 1))
+
+
+def _row(name: str, measured: Measurement, updates: int, seconds: float) -> StepPrediction:
+    nominal = math.ceil(measured.nominal_bits / 8)
+    return StepPrediction(name, nominal, measured.size_bytes, updates, seconds)
+
+
+def _untrained(step: Step) -> tuple[Step, ...]:
+    """Return what a step does to the network besides training it."""
+    if isinstance(step, Train):
+        return step.during
+    if "retrain" in type(step).model_fields:
+        return (step.model_copy(update={"retrain": None}),)
+    return (step,)
+
+
+def _glance(task: Task | None) -> Task | None:
+    """Return the task with one example to score: costs are measured, metrics are not."""
+    if task is None:
+        return None
+    small = copy.copy(task)
+    small.test = task.test.subset([0])
+    return small
+
+
+def _training(step: Step, state: State) -> tuple[int, float]:
+    """Return updates and seconds of all training inside a step."""
+    updates, seconds = 0, 0.0
+    if state.task is None:
+        return updates, seconds
+    for train, times in trainings(step):
+        per_epoch = math.ceil(len(state.task.train) / train.batch)
+        updates += times * train.epochs * per_epoch
+        seconds += times * train.epochs * _epoch_seconds(train, state, state.task, per_epoch)
+    return updates, seconds
+
+
+def _epoch_seconds(train: Train, state: State, task: Task, per_epoch: int) -> float:
+    """Time one update and the scoring of some examples, and return the time of an epoch."""
+    batch = min(train.batch, len(task.train))
+    scored = min(train.batch, len(task.validate))
+    small = task.few(total=batch)
+    small.validate = task.validate.subset(range(scored))
+    once = train.model_copy(update={"epochs": 1, "during": ()})
+    trial = State(copy.deepcopy(state.model), small, seed=state.seed, device=state.device)
+    updates, scores = [], []
+    for _ in range(REPEATS + 1):  # the first one warms up
+        began = time.perf_counter()
+        run_step(once, trial)
+        middle = time.perf_counter()
+        small.score(trial.model, "validate", device=state.device)
+        scores.append(time.perf_counter() - middle)
+        updates.append(middle - began - scores[-1])
+    update, score = (max(statistics.median(times[1:]), 0.0) for times in (updates, scores))
+    return per_epoch * update + score * len(task.validate) / scored

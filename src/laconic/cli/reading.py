@@ -1,0 +1,221 @@
+"""The commands that say what there is: measure, report, show, verify, list and schema."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from laconic.cli.command import DONE, command
+from laconic.cli.output import Output
+from laconic.cli.shared import Threads, ledger, network_of, task_of, use
+
+__all__ = ["list_", "measure", "report", "schema", "show", "verify"]
+
+Artefact = Annotated[Path, typer.Argument(metavar="FILE", help="An artefact.")]
+Plain = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="YAML",
+        help="The plain network, for a file whose builder is your own: package.module:function.",
+    ),
+]
+
+
+@command("measure runs/1", "measure model.safetensors --task digits")
+def measure(
+    output: Output,
+    target: Annotated[
+        Path, typer.Argument(metavar="FILE-OR-RUN", help="An artefact, or the folder of a run.")
+    ],
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="YAML", help="Data to score a file on: digits, {mnist: folder}, ..."),
+    ] = None,
+    model: Plain = None,
+    threads: Threads = None,
+) -> int:
+    """Say what a network costs and scores.
+
+    Bytes, parameters and how many are not zero; with data, operations, time and metrics too.
+    """
+    use(threads)
+    if target.is_dir():
+        from laconic.run import read_history
+
+        history, _ = read_history(target)
+        output.event("result", history=[measured.to_data() for measured in history])
+        ledger(output, history)
+        return DONE
+    from laconic.cli.contents import file_costs
+
+    found = file_costs(target, model=network_of(model), task=task_of(task))
+    output.event("result", **found)
+    output.table(("Cost", "Amount"), _cost_rows(found))
+    return DONE
+
+
+@command("report runs/1", "report runs/1 --terminal")
+def report(
+    output: Output,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    terminal: Annotated[
+        bool, typer.Option("--terminal", metavar="", help="Print it; write no file.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The HTML file; RUN/report.html by default.")
+    ] = None,
+) -> int:
+    """Write the report of a run.
+
+    It is one HTML file that needs no other.
+    """
+    from laconic.report import report as reporting
+    from laconic.run import REPORT, read_history
+
+    history, facts = read_history(run)
+    if terminal:
+        output.event("result", history=[measured.to_data() for measured in history], facts=facts)
+        output.show(reporting.terminal(history, facts))
+        return DONE
+    path = reporting.write_report(history, facts, out or run / REPORT)
+    output.event("result", report=path)
+    output.line(str(path))
+    return DONE
+
+
+@command("show model.safetensors")
+def show(output: Output, file: Artefact) -> int:
+    """Say what is in an artefact.
+
+    Its builder, how each weight is stored, and where the bytes are. Nothing of the file is run,
+    and the network is not built.
+    """
+    from laconic.cli import contents
+
+    manifest = contents.file_manifest(file)
+    parts, rows = contents.bytes_by_part(file), contents.tensor_rows(file, manifest)
+    data = manifest.model_dump(mode="json")
+    output.event("result", size_bytes=sum(parts.values()), bytes=parts, tensors=rows, manifest=data)
+    _show_parts(output, file, parts)
+    output.line(f"\nbuilder   {json.dumps(manifest.builder)}")
+    versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+    output.line(f"versions  {versions}\n")
+    columns = ("Weight", "Shape", "Representation", "Coders", "Codes", "Index", "Tables")
+    words = ("Shape", "Representation", "Coders")
+    output.table(columns, [_tensor_cells(row) for row in rows], text=words, spare=("Coders",))
+    for dtype, shapes in manifest.dense.items():
+        output.line(f"and {len(shapes)} tensors as plain {dtype}")
+    return DONE
+
+
+@command("verify model.safetensors --logits")
+def verify(
+    output: Output,
+    file: Artefact,
+    logits: Annotated[
+        bool,
+        typer.Option("--logits", metavar="", help="Run the stored probe and compare the logits."),
+    ] = False,
+    model: Plain = None,
+    threads: Threads = None,
+) -> int:
+    """Check that an artefact is what was saved.
+
+    Its checksum, the hash of every decoded weight and, if asked, logits. Logits can be compared
+    where threads, torch and processor are those of the writing.
+    """
+    use(threads)
+    from laconic.measure import size_text
+    from laconic.ship import verify as check
+
+    found = check(file, logits=logits, model=network_of(model))
+    output.event("result", **dataclasses.asdict(found))
+    size = size_text(found.size_bytes)
+    output.line(f"{file}  {size}  checksum and {found.tensors} decoded weights match")
+    if logits:
+        output.line(found.note if found.logits else f"logits were not compared: {found.note}")
+    return DONE
+
+
+@command("list", "list steps", name="list")
+def list_(
+    output: Output,
+    kind: Annotated[
+        str | None,
+        typer.Argument(metavar="KIND", help="steps, representations, models, recipes, ..."),
+    ] = None,
+) -> int:
+    """List what recipes are written with."""
+    from laconic.cli.contents import catalogue
+
+    found = catalogue(kind)
+    output.event("result", **found)
+    for name, members in found.items():
+        if kind is None:
+            output.line(f"{name:16}{', '.join(members)}")
+        else:
+            output.table((name.capitalize(), ""), list(members.items()), text=("",))
+    return DONE
+
+
+@command("schema --out recipe.schema.json")
+def schema(
+    output: Output,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write it there instead.")
+    ] = None,
+) -> int:
+    """Print the JSON schema of recipes.
+
+    With it, editors complete and check them.
+    """
+    from laconic.recipe import schema as recipe_schema
+    from laconic.run import write_text
+
+    found = recipe_schema()
+    if out is not None:
+        write_text(out, json.dumps(found, indent=2) + "\n")
+        output.event("result", schema=out)
+        output.line(str(out))
+        return DONE
+    output.event("result", schema=found)
+    output.line(json.dumps(found, indent=2))
+    return DONE
+
+
+def _show_parts(output: Output, file: Path, parts: dict[str, int]) -> None:
+    from laconic.measure import size_text
+
+    size = sum(parts.values())
+    output.line(f"{file}  {size_text(size)}\n")
+    shown = [(part, f"{amount:,}", f"{amount / size:.1%}") for part, amount in parts.items()]
+    output.table(("Part", "Bytes", "Share"), shown)
+
+
+def _tensor_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    coders = ", ".join(f"{name} {coder}" for name, coder in row["coders"].items())
+    counts = (f"{row[part]:,}" for part in ("code_bytes", "index_bytes", "table_bytes"))
+    shape = "x".join(str(size) for size in row["shape"])
+    return (row["name"], shape, row["representation"], coders, *counts)
+
+
+def _cost_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return costs as people read them: sizes in MB and MiB, counts with commas."""
+    from laconic.measure import factor_text, size_text
+
+    rows = []
+    for name, value in {**found, **found.get("metrics", {})}.items():
+        if name.endswith("_bytes"):
+            rows.append((name.removesuffix("_bytes").replace("_", " "), size_text(value)))
+        elif name == "ratio":
+            rows.append(("smaller than float32", factor_text(value)))
+        elif name == "latency_ms":
+            rows.append(("latency", f"{value:.3g} ms"))
+        elif name != "metrics":
+            rows.append((name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}"))
+    return rows

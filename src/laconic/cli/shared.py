@@ -1,0 +1,85 @@
+"""What several commands need: threads, models, tasks, the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from laconic.cli.output import Output
+from laconic.errors import RecipeError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from laconic.measure import Measurement
+    from laconic.tasks import Task
+
+__all__ = ["Threads", "ledger", "network_of", "task_of", "use"]
+
+# What a narrow terminal does without, first to last.
+SPARE = (
+    *("Parameters", "Tables", "Index", "Predicted", "Measured"),
+    *("Non-zero", "Time", "Predicted, all"),
+)
+
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Threads to compute with; all cores by default."),
+]
+
+
+def use(threads: int | None) -> None:
+    """Set the number of threads torch computes with; None leaves it."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def network_of(text: str | None) -> nn.Module | None:
+    """Return the network that an option describes in YAML; paths start at the current folder.
+
+    Raises:
+        LaconicError: it is no YAML, or there is no such network.
+    """
+    if text is None:
+        return None
+    from laconic.models import load_model
+
+    return load_model(_yaml("--model", text), base=Path())
+
+
+def task_of(text: str | None) -> Task | None:
+    """Return the task that an option describes in YAML; paths start at the current folder.
+
+    Raises:
+        LaconicError: it is no YAML, or there is no such task.
+    """
+    if text is None:
+        return None
+    from laconic.tasks import task_from_dict
+
+    return task_from_dict(_yaml("--task", text), base=Path())
+
+
+def _yaml(option: str, text: str) -> Any:
+    import yaml
+
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, (str, dict)):
+        raise RecipeError(f"{option} {text}: write a name or one key, such as {{mnist: folder}}")
+    return found
+
+
+def ledger(output: Output, history: Sequence[Measurement]) -> None:
+    """Print what every step contributed."""
+    from laconic.measure import ledger_table
+
+    table = ledger_table(history)
+    output.table(table.columns, table.rows, spare=SPARE)

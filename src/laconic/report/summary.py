@@ -1,0 +1,174 @@
+"""What a run came to, in words: the headline, a few sentences and four changes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from laconic.measure import Measurement, ledger, size_text
+from laconic.report.tables import Metric, main_metric, times
+
+__all__ = ["Tile", "headline", "sentences", "tiles"]
+
+# Larger numbers are rounded where they are shown large.
+FULL_NUMBERS = 10**7
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One quantity before and after.
+
+    Attributes:
+        title: of the quantity.
+        before: its value at first; empty: there is no before.
+        after: its value now.
+        detail: a line below.
+    """
+
+    title: str
+    before: str
+    after: str
+    detail: str
+
+
+def headline(history: Sequence[Measurement], facts: Mapping[str, Any]) -> str:
+    """Return the result in a few words.
+
+    Args:
+        history: not empty.
+        facts: of the run; the task's name is used.
+    """
+    first, last = history[0], history[-1]
+    name = (facts.get("task") or {}).get("name")
+    text = size_text(last.size_bytes) if len(history) == 1 else _change(first, last)
+    return f"{name}: {text}" if name else text[:1].upper() + text[1:]
+
+
+def _change(first: Measurement, last: Measurement) -> str:
+    if last.size_bytes == first.size_bytes:
+        return "the same size"
+    smaller = last.size_bytes < first.size_bytes
+    factor = first.size_bytes / last.size_bytes
+    return f"{times(factor)} smaller" if smaller else f"{times(1 / factor)} larger"
+
+
+def sentences(history: Sequence[Measurement], facts: Mapping[str, Any]) -> str:
+    """Return what happened to size and score.
+
+    Args:
+        history: not empty.
+        facts: of the run; the number of test examples is used.
+    """
+    first, last = history[0], history[-1]
+    metric = main_metric(history)
+    if len(history) == 1:
+        parts = [f"One measurement, of a file of {size_text(last.size_bytes)}."]
+    else:
+        parts = [f"{size_text(first.size_bytes)} became {size_text(last.size_bytes)}."]
+    if metric is not None:
+        parts.append(_score_sentence(metric, first, last, facts))
+    if len(history) > 1:
+        predicted = times(ledger(history)[-1].predicted_total)
+        parts.append(
+            "Counted the papers' way, without positions, tables and header, the factor would be "
+            f"{predicted}."
+        )
+    return " ".join(parts)
+
+
+def _score_sentence(
+    metric: Metric, first: Measurement, last: Measurement, facts: Mapping[str, Any]
+) -> str:
+    before, after = first.metrics.get(metric.name), last.metrics.get(metric.name)
+    count = ((facts.get("task") or {}).get("examples") or {}).get("test")
+    where = f" on {count:,} test examples" if count else ""
+    new = _with_unit(metric, after)
+    if first is last or before is None or after is None:
+        return f"{metric.title} is {new}{where}."
+    if metric.text(before) == metric.text(after):
+        return f"{metric.title} stayed at {new}{where}."
+    difference = _difference(metric, before, after)
+    return f"{metric.title} went from {_with_unit(metric, before)} to {new}{where}{difference}."
+
+
+def _with_unit(metric: Metric, value: float | None) -> str:
+    if value is not None and math.isnan(value):
+        return "not a number"
+    return f"{metric.text(value)}{metric.unit}"
+
+
+def _difference(metric: Metric, before: float, after: float) -> str:
+    if not math.isfinite(after - before):
+        return ""
+    unit = " points" if metric.share else ""
+    word = "higher" if after > before else "lower"
+    return f", {metric.text(abs(after - before))}{unit} {word}"
+
+
+def tiles(history: Sequence[Measurement]) -> list[Tile]:
+    """Return size, score, non-zero parameters and cost, each before and after.
+
+    Args:
+        history: not empty.
+    """
+    first, last = history[0], history[-1]
+    found = [_size_tile(first, last), _score_tile(history), _nonzero_tile(first, last)]
+    found.append(_cost_tile(first, last))
+    alone = len(history) == 1
+    return [
+        Tile(tile.title, "" if alone else tile.before, tile.after, tile.detail)
+        for tile in found
+        if tile is not None
+    ]
+
+
+def _size_tile(first: Measurement, last: Measurement) -> Tile:
+    (before, was), (after, now) = (_both_units(one.size_bytes) for one in (first, last))
+    return Tile("File size", before, after, now if first is last else f"{was} → {now}")
+
+
+def _both_units(size: int) -> tuple[str, str]:
+    """Return a size in decimal and in binary units."""
+    decimal, _, binary = size_text(size).removesuffix(")").partition(" (")
+    return decimal, binary or decimal
+
+
+def _score_tile(history: Sequence[Measurement]) -> Tile | None:
+    metric = main_metric(history)
+    if metric is None:
+        return None
+    first, last = (history[index].metrics.get(metric.name) for index in (0, -1))
+    detail = "measured once" if len(history) == 1 else "unchanged"
+    if first is not None and last is not None and metric.text(first) != metric.text(last):
+        detail = _difference(metric, first, last).removeprefix(", ")
+    return Tile(metric.title, _with_unit(metric, first), _with_unit(metric, last), detail)
+
+
+def _nonzero_tile(first: Measurement, last: Measurement) -> Tile:
+    share = last.nonzero / max(last.parameters, 1)
+    detail = f"{share:.1%} of {last.parameters:,}"
+    short = max(first.nonzero, last.nonzero) >= FULL_NUMBERS
+    before, after = (_count(n) if short else f"{n:,}" for n in (first.nonzero, last.nonzero))
+    return Tile("Non-zero parameters", before, after, detail)
+
+
+def _cost_tile(first: Measurement, last: Measurement) -> Tile | None:
+    """Return the MACs; where steps left them alone, the bit operations, which show more."""
+    if first.macs is None or last.macs is None:
+        return None
+    took = "" if last.latency_ms is None else f"; {last.latency_ms:.3g} ms"
+    first_bits, last_bits = first.bit_operations, last.bit_operations
+    if first.macs != last.macs or first_bits is None or last_bits is None or first is last:
+        detail = f"one example, zeros included{took}"
+        return Tile("Multiply-accumulates", _count(first.macs), _count(last.macs), detail)
+    detail = f"{_count(last.macs)} MACs{took}"
+    return Tile("Bit operations of one example", _count(first_bits), _count(last_bits), detail)
+
+
+def _count(value: int) -> str:
+    for unit, divisor in ((" T", 1e12), (" G", 1e9), (" M", 1e6), (" k", 1e3)):
+        if value >= divisor:
+            return f"{value / divisor:.3g}{unit}"
+    return str(value)

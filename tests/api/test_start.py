@@ -1,0 +1,41 @@
+"""Starting up: importing laconic is quick, and torch comes only when something needs it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+# Seconds of processor time beyond torch; another process on the core does not count.
+LONGEST = 0.3
+
+
+def run(code: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def test_import_brings_no_heavy_package():
+    code = "import sys, laconic; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    loaded = set(run(code).split())
+    assert "laconic" in loaded
+    heavy = {"torch", "numpy", "pydantic", "yaml", "sklearn", "scipy", "PIL", "rich", "typer"}
+    assert loaded & heavy == set()
+
+
+def test_everything_public_starts_quickly_beyond_torch():
+    code = """
+import time, torch, numpy
+start = time.process_time()
+import laconic
+for name in laconic.__all__:
+    getattr(laconic, name)
+print(time.process_time() - start)
+"""
+    assert any(float(run(code)) < LONGEST for _ in range(3))
+
+
+def test_the_front_door_needs_no_optional_package():
+    code = "import sys, laconic; [getattr(laconic, n) for n in dir(laconic)]; print(*sys.modules)"
+    optional = {"sklearn", "scipy", "PIL", "rich", "typer", "constriction", "transformers"}
+    assert set(run(code).split()) & optional == set()
