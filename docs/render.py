@@ -158,7 +158,9 @@ def methods() -> str:
     parts = [NOTE.format(source="the docstrings"), METHODS_INTRO]
     for family, (heading, what) in FAMILIES.items():
         parts += [f"## {heading}", what]
-        parts += [value_entry(kind) for kind in members(family, every=True).values()]
+        kinds = members(family, every=True).values()
+        # A user's own members, or a test's, are not Laconic's to document.
+        parts += [value_entry(kind) for kind in kinds if kind.__module__.startswith("laconic.")]
     parts += ["## Tasks", "What a recipe's `task:` line names; paths start at the recipe's folder."]
     parts += [function_entry(tasks, name) for name in tasks.KINDS]
     parts += [

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from common import data_folder, parser, row, spread, write_results
 from convert import convert, write
+
 from laconic import Prune, Quantize, Recipe, Result, Task, Train, compress
 from laconic.models import load_model
 from laconic.recover import SGD, Recalibrate, Stop
@@ -58,9 +59,7 @@ def load_copy(model):
 
 def quantized(weight: Representation, epochs: int, lr: float, seed: int, *earlier) -> Recipe:
     """Return the recipe that quantises, fine-tunes and recalibrates."""
-    train = Train(
-        epochs=epochs, optimizer=SGD(lr, weight_decay=1e-4), stop=Stop(keep="last")
-    )
+    train = Train(epochs=epochs, optimizer=SGD(lr, weight_decay=1e-4), stop=Stop(keep="last"))
     steps = (*earlier, Quantize(weight), train, Recalibrate(batches=100))
     return Recipe(steps, seed=seed, precision="bfloat16")
 
@@ -140,7 +139,9 @@ def report(rows: list[Row], network: str, pruned: Result) -> None:
         )
     ]
     for line in rows:
-        accuracy, deviation = spread([100 * r.history[-1].metrics["accuracy"] for r in line.results])
+        accuracy, deviation = spread(
+            [100 * r.history[-1].metrics["accuracy"] for r in line.results]
+        )
         size, _ = spread([r.history[-1].size_bytes for r in line.results])
         recipes = "; ".join(repr(step) for step in line.results[0].recipe.steps)
         written.append(
@@ -160,8 +161,10 @@ def report(rows: list[Row], network: str, pruned: Result) -> None:
                 note=f"nominal factor {line.nominal:.2f}x (32/bits/density); {recipes}",
             )
         )
-        print(f"{line.name}: {accuracy:.2f} %, nominal {line.nominal:.2f}x, "
-              f"on disk {original.size_bytes / size:.2f}x")
+        print(
+            f"{line.name}: {accuracy:.2f} %, nominal {line.nominal:.2f}x, "
+            f"on disk {original.size_bytes / size:.2f}x"
+        )
     print(write_results("chaining" if network == "resnet20" else f"chaining_{network}", written))
 
 

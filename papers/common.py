@@ -59,7 +59,7 @@ def write_results(name: str, rows: Sequence[dict[str, Any]]) -> Path:
     body = {
         "command": "python " + " ".join([f"papers/{name}.py", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
-        "hardware": f"{here['cpu']}, {os.cpu_count()} cores, {here['threads']} threads used, no GPU",
+        "hardware": f"{here['cpu']}, {os.cpu_count()} cores, {here['threads']} threads, no GPU",
         "versions": {key: here[key] for key in ("python", "torch", "laconic", "numpy")},
         "rows": list(rows),
     }

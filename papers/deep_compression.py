@@ -87,13 +87,18 @@ def main() -> None:
         print(write_results("deep_compression", rows))
 
 
-def line(network: Network, point: tuple[float, int], done: list[Result], plain: int, seconds: float):
+def line(
+    network: Network, point: tuple[float, int], done: list[Result], plain: int, seconds: float
+):
     """Return one row of the accuracy-size curve."""
     first, last = [r.history[0] for r in done], [r.history[-1] for r in done]
     accuracy, deviation = spread([100 * m.metrics["accuracy"] for m in last])
     base, base_deviation = spread([100 * m.metrics["accuracy"] for m in first])
     size, _ = spread([m.size_bytes for m in last])
-    falls = [100 * (b.metrics["accuracy"] - a.metrics["accuracy"]) for b, a in zip(first, last)]
+    falls = [
+        100 * (b.metrics["accuracy"] - a.metrics["accuracy"])
+        for b, a in zip(first, last, strict=True)
+    ]
     print(f"{network.name} {point}: {accuracy:.2f} % (baseline {base:.2f}), {plain / size:.1f}x")
     return row(
         row=f"{network.name} keep {point[0]:g}, {point[1]} bit codebook",

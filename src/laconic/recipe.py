@@ -45,7 +45,7 @@ class Recipe(Value):
     steps: tuple[Step, ...]
     budget: Budget | None = None
     seed: int = 0
-    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     model: dict[str, Any] | str | None = None
     task: dict[str, Any] | str | None = None
 

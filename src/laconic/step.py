@@ -91,7 +91,7 @@ class Value(BaseModel):
             super().__init__(**dict(zip(self.positional, args, strict=False)), **fields)
         except ValidationError as error:
             found = (_problems(type(self), item) for item in error.errors())
-            problems = tuple(itertools.chain.from_iterable(found))
+            problems = _without_echoes(tuple(itertools.chain.from_iterable(found)))
             text = "; ".join(str(problem) for problem in problems)
             raise RecipeError(f"{self.name}: {text}", problems) from None
 
@@ -230,6 +230,13 @@ def _problems(owner: type[Value], item: Any) -> tuple[FieldProblem, ...]:
         place = tuple(item["loc"])
         return tuple(FieldProblem((*place, *p.path), p.message, p.key) for p in inner.problems)
     return (_problem(owner, item),)
+
+
+def _without_echoes(problems: tuple[FieldProblem, ...]) -> tuple[FieldProblem, ...]:
+    """Return the problems but missing fields that were only misspelt."""
+    hints = "\n".join(problem.message for problem in problems if problem.key)
+    misspelt = set(re.findall(r"did you mean ('[^']+')", hints))
+    return tuple(p for p in problems if p.message.removesuffix(" is required") not in misspelt)
 
 
 def _problem(owner: type[Value], item: Any) -> FieldProblem:

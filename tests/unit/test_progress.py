@@ -49,10 +49,10 @@ def test_the_total_is_the_length_where_there_is_one(
 
 
 def test_every_item_is_counted_after_it_was_used() -> None:
-    notes, seen = Notes(), []
+    notes = Notes()
     with reporting(notes):
-        for item in progress("ab", "letters", 2):
-            seen.append((item, notes.told.count(("advance", 1))))
+        loop = progress("ab", "letters", 2)
+        seen = [(item, notes.told.count(("advance", 1))) for item in loop]
     assert seen == [("a", 0), ("b", 1)]
     assert notes.told == [("start", "letters", 2), ("advance", 1), ("advance", 1), ("stop", 1)]
 

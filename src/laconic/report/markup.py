@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from xml.etree.ElementTree import Element
 
-from laconic.report.svg import node
+from laconic.report.svg import breakable, node
 from laconic.report.tables import Column, heading
 
 __all__ = ["table"]
@@ -74,7 +74,7 @@ def _row(runs: Sequence[Sequence[Column]], index: int, bars: Bars) -> list[Eleme
             if cells:
                 cells.append(node("td", kind, column.cells[index]))
             else:
-                cells.append(node("th", {**kind, "scope": "row"}, column.cells[index]))
+                cells.append(node("th", {**kind, "scope": "row"}, *breakable(column.cells[index])))
             drawings = bars.get((column.group, column.title))
             if drawings is not None:
                 drawn = drawings[index]

@@ -12,7 +12,7 @@ from laconic.report.charts import Mark, bar, histogram, stacked_bar, tradeoff
 from laconic.report.markup import table
 from laconic.report.style import STYLE
 from laconic.report.summary import Tile, headline, sentences, tiles
-from laconic.report.svg import node
+from laconic.report.svg import breakable, node
 from laconic.report.tables import (
     LOSS,
     MINUS,
@@ -128,8 +128,8 @@ def _work(history: Sequence[Measurement]) -> list[Element]:
     return [
         _section(
             "What one example takes",
-            "Bit operations: multiply-accumulates (MACs) by the bits of both factors, pruned weights "
-            "skipped. Memory: of a forward with plain weights.",
+            "Bit operations: multiply-accumulates (MACs) by the bits of both factors, pruned "
+            "weights skipped. Memory: of a forward with plain weights.",
             table(columns, "Work and memory of one example"),
         )
     ]
@@ -246,7 +246,10 @@ def _weights(history: Sequence[Measurement]) -> list[Element]:
         title = f"{layer.name}: distribution of its weights"
         drawn, bound = histogram(old, layer.histogram, title=title)
         ends = [node("span", None, text) for text in (f"{MINUS}{bound:.3g}", "0", f"{bound:.3g}")]
-        name, scale = node("p", {"class": "name"}, layer.name), node("p", {"class": "range"}, *ends)
+        name, scale = (
+            node("p", {"class": "name"}, *breakable(layer.name)),
+            node("p", {"class": "range"}, *ends),
+        )
         figures.append(node("li", None, name, drawn, scale))
     if not figures:
         return []

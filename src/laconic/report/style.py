@@ -115,7 +115,8 @@ tbody th{position:sticky;left:0;background:var(--paper);z-index:1}
 tr.sum th,tr.sum td{font-weight:600}
 tbody tr.sum:first-child th,tbody tr.rest+tr.sum th{background:var(--paper)}
 tr.rest th,tr.rest td{color:var(--soft)}
-td.bar{width:9%;min-width:64px;padding-left:2px;vertical-align:middle}
+td.bar{width:9%;min-width:64px;padding-left:2px;padding-top:10px;vertical-align:top}
+table wbr{display:none}
 .layers tbody th{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace;
  font-size:12px}
 .layers tr.sum th,.layers tr.rest th{font-family:inherit;font-size:inherit}
@@ -181,7 +182,8 @@ summary{cursor:pointer;color:var(--accent)}
  .wide{display:none}
  .narrow{display:block;max-width:460px}
  .tiles{grid-template-columns:minmax(0,1fr)}
- .layers tbody th{min-width:38vw;white-space:normal;overflow-wrap:anywhere}
+ table wbr{display:inline}
+ .layers tbody th{min-width:38vw;max-width:46vw;white-space:normal;overflow-wrap:anywhere}
  .multiples{grid-template-columns:repeat(auto-fill,minmax(136px,1fr));gap:18px 16px}
  .conditions{grid-template-columns:minmax(0,1fr);gap:0}
  .conditions dd{margin-bottom:8px}
@@ -204,6 +206,8 @@ summary{cursor:pointer;color:var(--accent)}
  thead th{font-size:7.5pt}
  th,td{padding:1mm 1.2mm}
  .open{padding-left:2.6mm}
+ td.bar{padding-top:1.3mm}
+ table wbr{display:inline}
  tbody th{position:static;white-space:normal;overflow-wrap:anywhere}
  .pair section,pre{break-inside:avoid}
  tr,.tiles div,.bytes li,svg{break-inside:avoid}

@@ -68,7 +68,7 @@ def sentences(history: Sequence[Measurement], facts: Mapping[str, Any]) -> str:
     else:
         parts = [f"{size_text(first.size_bytes)} became {size_text(last.size_bytes)}."]
     if metric is not None:
-        parts.append(_score_sentence(metric, first, last, facts))
+        parts.append(_score_sentence(metric, history, facts))
     if len(history) > 1:
         predicted = times(ledger(history)[-1].predicted_total)
         parts.append(
@@ -79,13 +79,13 @@ def sentences(history: Sequence[Measurement], facts: Mapping[str, Any]) -> str:
 
 
 def _score_sentence(
-    metric: Metric, first: Measurement, last: Measurement, facts: Mapping[str, Any]
+    metric: Metric, history: Sequence[Measurement], facts: Mapping[str, Any]
 ) -> str:
-    before, after = first.metrics.get(metric.name), last.metrics.get(metric.name)
+    before, after = (history[index].metrics.get(metric.name) for index in (0, -1))
     count = ((facts.get("task") or {}).get("examples") or {}).get("test")
     where = f" on {count:,} test examples" if count else ""
     new = _with_unit(metric, after)
-    if first is last or before is None or after is None:
+    if len(history) == 1 or before is None or after is None:
         return f"{metric.title} is {new}{where}."
     if metric.text(before) == metric.text(after):
         return f"{metric.title} stayed at {new}{where}."
@@ -114,8 +114,12 @@ def tiles(history: Sequence[Measurement]) -> list[Tile]:
         history: not empty.
     """
     first, last = history[0], history[-1]
-    found = [_size_tile(first, last), _score_tile(history), _nonzero_tile(first, last)]
-    found.append(_cost_tile(first, last))
+    found = [
+        _size_tile(first, last),
+        _score_tile(history),
+        _nonzero_tile(first, last),
+        _cost_tile(first, last),
+    ]
     alone = len(history) == 1
     return [
         Tile(tile.title, "" if alone else tile.before, tile.after, tile.detail)
@@ -126,7 +130,7 @@ def tiles(history: Sequence[Measurement]) -> list[Tile]:
 
 def _size_tile(first: Measurement, last: Measurement) -> Tile:
     (before, was), (after, now) = (_both_units(one.size_bytes) for one in (first, last))
-    return Tile("File size", before, after, now if first is last else f"{was} → {now}")
+    return Tile("File size", before, after, now if was == now else f"{was} → {now}")
 
 
 def _both_units(size: int) -> tuple[str, str]:
@@ -160,7 +164,12 @@ def _cost_tile(first: Measurement, last: Measurement) -> Tile | None:
         return None
     took = "" if last.latency_ms is None else f"; {last.latency_ms:.3g} ms"
     first_bits, last_bits = first.bit_operations, last.bit_operations
-    if first.macs != last.macs or first_bits is None or last_bits is None or first is last:
+    if (
+        first.macs != last.macs
+        or first_bits == last_bits
+        or first_bits is None
+        or last_bits is None
+    ):
         detail = f"one example, zeros included{took}"
         return Tile("Multiply-accumulates", _count(first.macs), _count(last.macs), detail)
     detail = f"{_count(last.macs)} MACs{took}"

@@ -109,7 +109,7 @@ def _scale(values: Iterable[float | None], units: Sequence[tuple[str, float]]) -
     """Return the unit in which the smallest value keeps its digits and the largest is short."""
     known = sorted(abs(value) for value in values if value and math.isfinite(value))
     least, most = (known[0], known[-1]) if known else (0.0, 0.0)
-    fits = [unit for unit in units if least >= 0.995 * unit[1] or most >= 1e5 * unit[1]]
+    fits = [unit for unit in units if least >= 0.995 * unit[1] or most >= 1e3 * unit[1]]
     name, divisor = fits[-1] if fits else units[0]
     least, most = least / divisor, most / divisor
     wanted = 0 if least >= 100 else 1 if least >= 10 else 2

@@ -1,0 +1,652 @@
+"""The command line: every command, its exit codes, its JSON, its help and its hints."""
+
+import json
+import logging
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.text import Text
+from safetensors.torch import save_file
+from typer.testing import CliRunner, Result
+
+from laconic import run as running
+from laconic.cli import app, demo
+from laconic.cli.contents import catalogue, file_manifest
+from laconic.cli.output import Output, _fitting, jsonable
+from laconic.cli.predict import predict, trainings
+from laconic.errors import RunError
+from laconic.models import digits_cnn
+from laconic.recipe import Recipe
+from laconic.recover import Train
+from laconic.structure import Prune
+from laconic.tasks import Task
+from laconic.weights import Quantize
+
+COMMANDS = ("demo", "compress", "measure", "report", "show", "verify", "list", "schema")
+HEAVY = ("torch", "numpy", "pydantic", "yaml", "sklearn", "laconic.step", "laconic.run")
+
+RECIPE = """\
+# Small: two steps and a little training.
+model: digits_cnn
+task: {npz: digits.npz}
+steps:
+  - prune: {axes: weights, keep: 0.25}
+  - quantize: {weight: 4}
+  - train: {epochs: 1, batch: 20}
+"""
+
+
+def laconic(*words: object) -> Result:
+    """Run a command in this process; only what a user may cause is caught."""
+    return CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+
+
+def answer(*words: object) -> dict[str, Any]:
+    """Return the last JSON line of a command."""
+    found = laconic("--json", *words)
+    assert found.exit_code == 0, found.output
+    last: dict[str, Any] = json.loads(found.stdout.splitlines()[-1])
+    assert last["event"] == "result"
+    return last
+
+
+def refused(*words: object, code: int = 2) -> str:
+    """Return what a command that stops says on standard error."""
+    found = laconic(*words)
+    assert found.exit_code == code, found.output
+    assert "Traceback" not in found.output
+    return found.stderr.strip()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a recipe, its data, and the run the recipe made."""
+    import numpy as np
+
+    path = tmp_path_factory.mktemp("cli")
+    generator = np.random.default_rng(0)
+    labels = np.arange(60) % 10
+    images = generator.integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    np.savez(
+        path / "digits.npz",
+        train_images=images[:40],
+        train_labels=labels[:40],
+        test_images=images[40:],
+        test_labels=labels[40:],
+    )
+    (path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    found = laconic("compress", path / "recipe.yaml", "--out", path / "run", "--device", "cpu")
+    assert found.exit_code == 0, found.output
+    (path / "said.txt").write_text(found.stdout, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def artefact(folder: Path) -> Path:
+    return folder / "run" / running.ARTIFACT
+
+
+# -- help, hints and options ----------------------------------------------------------------------
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    code = f"""
+import sys, time
+sys.argv = ["laconic", "--help"]
+from laconic.cli import main
+try:
+    main()
+except SystemExit as stop:
+    print(stop.code, time.process_time(), [name for name in {HEAVY} if name in sys.modules])
+"""
+    fastest = math.inf
+    for _ in range(3):
+        found = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        status, seconds, heavy = found.stdout.splitlines()[-1].split(" ", 2)
+        assert (status, heavy) == ("0", "[]")
+        fastest = min(fastest, float(seconds))
+    assert fastest < 0.5
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself_with_an_example(name: str) -> None:
+    found = laconic(name, "--help")
+    assert found.exit_code == 0
+    assert "Example" in found.stdout
+    assert f"laconic {name}" in found.stdout
+    for option in ("--json", "--quiet", "--debug"):
+        assert option in found.stdout
+
+
+def test_the_commands_are_all_there() -> None:
+    found = laconic("--help").stdout
+    assert all(f" {name} " in found for name in COMMANDS)
+    bare = laconic()
+    assert "Commands" in bare.output
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (("compres",), "compress"),
+        (("shwo",), "show"),
+        (("compress", "x", "--resum"), "--resume"),
+        (("verify", "x", "--logit"), "--logits"),
+        (("--jsn",), "--json"),
+    ],
+)
+def test_a_slip_names_the_nearest(words: tuple[str, ...], hint: str) -> None:
+    assert hint in refused(*words)
+
+
+def test_a_missing_argument_is_refused() -> None:
+    assert "RECIPE" in refused("compress")
+
+
+def test_the_version_is_printed() -> None:
+    from laconic import __version__
+
+    assert laconic("--version").stdout.strip() == __version__
+
+
+def test_the_modules_run_as_programs() -> None:
+    from laconic import __version__
+
+    for module in ("laconic", "laconic.cli"):
+        command = [sys.executable, "-m", module, "--version"]
+        found = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert found.stdout.strip() == __version__
+
+
+@pytest.mark.parametrize("words", [("--json", "list"), ("list", "--json")])
+def test_common_options_stand_before_or_after_the_command(words: tuple[str, ...]) -> None:
+    assert json.loads(laconic(*words).stdout)["event"] == "result"
+
+
+# -- list and schema ------------------------------------------------------------------------------
+
+
+def test_list_names_every_kind_and_describes_every_member() -> None:
+    found = answer("list")
+    kinds = {"steps", "representations", "criteria", "penalties", "objectives", "optimizers"}
+    kinds |= {"schedules", "decays", "models", "tasks", "recipes", "coders"}
+    assert kinds <= set(found)
+    for kind, members in found.items():
+        if kind != "event":
+            assert members, kind
+            assert all(members.values()), members
+
+
+def test_list_of_one_kind_is_one_line_each() -> None:
+    lines = laconic("list", "models").stdout.splitlines()
+    assert len(lines) == 1 + len(catalogue("models")["models"])
+    assert any(line.startswith("digits_cnn  ") for line in lines)
+    assert "deep-compression" in laconic("list", "recipes").stdout
+    assert "huffman" in answer("list", "coders")["coders"]
+
+
+def test_list_of_an_unknown_kind_names_the_nearest() -> None:
+    assert refused("list", "stepz") == "there is no list of 'stepz'; did you mean 'steps'?"
+    assert "representations" in refused("list", "zzz")
+
+
+def test_schema_is_json_and_can_be_written(tmp_path: Path) -> None:
+    printed = json.loads(laconic("schema").stdout)
+    path = tmp_path / "recipe.schema.json"
+    assert laconic("schema", "--out", path).stdout.strip() == str(path)
+    assert json.loads(path.read_text(encoding="utf-8")) == printed
+    assert printed["properties"]["steps"]
+    assert answer("schema")["schema"] == printed
+
+
+# -- compress -------------------------------------------------------------------------------------
+
+
+def test_compress_keeps_everything_in_its_folder_and_says_where(folder: Path) -> None:
+    kept = {path.name for path in (folder / "run").iterdir()}
+    assert {"model.safetensors", "report.html", "history.json", "recipe.yaml", "run.json"} <= kept
+    said = (folder / "said.txt").read_text(encoding="utf-8")
+    size = (folder / "run" / running.ARTIFACT).stat().st_size
+    for word in ("original", "prune", "quantize", "train", "model.safetensors", "report.html"):
+        assert word in said
+    assert f"{size / 1000:.2f}"[:3] in said
+
+
+def test_compress_gives_the_same_bytes_again(folder: Path, tmp_path: Path, artefact: Path) -> None:
+    """The network is drawn by the recipe's seed, so even an untrained one comes out the same."""
+    torch.manual_seed(99)
+    found = answer(
+        "compress", folder / "recipe.yaml", "--out", tmp_path / "again", "--device", "cpu"
+    )
+    assert Path(found["artefact"]).read_bytes() == artefact.read_bytes()
+    assert found["size_bytes"] == artefact.stat().st_size
+    assert [row["step"] for row in found["ledger"]] == ["original", "prune", "quantize", "train"]
+    assert found["exceeded"] == {}
+
+
+def test_a_folder_with_a_run_is_not_overwritten_but_can_be_resumed(
+    folder: Path, artefact: Path
+) -> None:
+    before = artefact.read_bytes()
+    words = ("compress", folder / "recipe.yaml", "--out", folder / "run", "--device", "cpu")
+    assert "holds a run already" in refused(*words)
+    assert laconic(*words, "--resume").exit_code == 0
+    assert artefact.read_bytes() == before
+    assert "another recipe" in refused(*words, "--resume", "--set", "seed=5")
+
+
+def test_json_is_one_object_per_line_and_nothing_else(folder: Path, tmp_path: Path) -> None:
+    found = laconic("compress", folder / "recipe.yaml", "--out", tmp_path / "run", "--json")
+    events = [json.loads(line) for line in found.stdout.splitlines()]
+    assert [event["event"] for event in events][-1] == "result"
+    assert {event["event"] for event in events} == {"log", "result"}
+    assert any("prune" in event.get("message", "") for event in events)
+
+
+def test_quiet_prints_the_result_alone(folder: Path, tmp_path: Path) -> None:
+    words = ("compress", folder / "recipe.yaml", "--set", "steps=[]")
+    loud = laconic(*words, "--out", tmp_path / "loud")
+    quiet = laconic(*words, "--out", tmp_path / "quiet", "--quiet")
+    assert "original: " in loud.stderr
+    assert quiet.stderr == ""
+    assert "original" in quiet.stdout
+
+
+def test_the_folder_is_runs_and_the_recipes_name(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert laconic("compress", folder / "recipe.yaml", "--set", "steps=[]", "-h").exit_code == 0
+    assert laconic("compress", folder / "recipe.yaml", "--set", "steps=[]").exit_code == 0
+    assert (tmp_path / "runs" / "recipe" / "model.safetensors").is_file()
+
+
+def test_a_budget_that_is_exceeded_is_exit_code_one(folder: Path, tmp_path: Path) -> None:
+    words = (
+        "compress",
+        folder / "recipe.yaml",
+        "--set",
+        "steps=[]",
+        "--set",
+        "budget=size <= 1 kB",
+    )
+    said = refused(*words, "--out", tmp_path / "run", code=1)
+    assert said.splitlines()[-1].startswith("the budget 'size <= 1 kB' is exceeded: size_bytes by ")
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    said = refused(*words, "--check", code=1)
+    assert said.startswith("the budget 'size <= 1 kB' will be exceeded: size_bytes by ")
+
+
+def test_check_predicts_and_leaves_nothing_behind(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = answer("compress", folder / "recipe.yaml", "--check")
+    assert [row["step"] for row in found["rows"]] == ["original", "prune", "quantize", "train"]
+    assert [row["updates"] for row in found["rows"]] == [0, 0, 0, 2]
+    assert found["rows"][-1]["seconds"] > 0
+    assert found["seconds"] == pytest.approx(sum(row["seconds"] for row in found["rows"]))
+    assert list(tmp_path.iterdir()) == []
+    text = laconic("compress", folder / "recipe.yaml", "--check").stdout
+    assert "recipe fits: prune, quantize, train" in text
+    assert "Expect a file about" in text
+
+
+def test_the_predicted_size_is_near_the_one_that_comes_out(folder: Path) -> None:
+    rows = answer("compress", folder / "recipe.yaml", "--check")["rows"]
+    history, _ = running.read_history(folder / "run")
+    for row, measured in zip(rows, history, strict=True):
+        assert row["nominal_bytes"] == pytest.approx(measured.nominal_bits / 8, rel=1e-3)
+        assert row["size_bytes"] == pytest.approx(measured.size_bytes, rel=0.05)
+
+
+def test_check_refuses_what_compress_would_refuse(folder: Path) -> None:
+    recipe = folder / "recipe.yaml"
+    said = refused("compress", recipe, "--check", "--set", "steps.2.train.scope=conv9")
+    assert said.startswith("steps.2 (train): 'conv9' selects no module")
+    said = refused("compress", recipe, "--check", "--set", "steps.0.prune.keeps=1")
+    assert said == f"{recipe}:5: steps.0 (prune): 'keeps' is not a field; did you mean 'keep'?"
+
+
+def test_paths_start_at_the_recipe_and_those_of_options_where_the_user_stands(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_file(digits_cnn().state_dict(), tmp_path / "weights.safetensors")
+    words = ("compress", folder / "recipe.yaml", "--check")
+    weights = "{digits_cnn: {weights: weights.safetensors}}"
+    assert laconic(*words, "--model", weights).exit_code == 0
+    assert laconic(*words, "--set", f"model={weights}").exit_code == 0
+    assert "cannot be read" in refused(
+        *words, "--set", "model.digits_cnn.weights=weights.safetensors"
+    )
+    assert "digits.npz" in refused(*words, "--task", "{npz: digits.npz}")
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    assert refused("compress", "deep-compresion").endswith("did you mean 'deep-compression'?")
+    path = tmp_path / "bare.yaml"
+    path.write_text("steps: []", encoding="utf-8")
+    assert refused("compress", path) == (
+        f"{path}: no network is named; add a 'model:' line, or give --model"
+    )
+    assert "no model is called 'digits_cn'; did you mean" in refused(
+        "compress", path, "--model", "digits_cn"
+    )
+
+
+def test_a_device_that_is_not_there_is_refused(folder: Path, tmp_path: Path) -> None:
+    words = ("compress", folder / "recipe.yaml", "--out", tmp_path / "run", "--device", "gpu7")
+    assert "device 'gpu7' cannot be used here" in refused(*words)
+
+
+def test_an_interrupt_says_how_to_go_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any, out: Path, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running, "compress", interrupted)
+    words = (
+        "compress",
+        folder / "recipe.yaml",
+        "--out",
+        tmp_path,
+        "--set",
+        "seed=1",
+        "--device",
+        "cpu",
+    )
+    assert refused(*words, code=130) == "stopped before anything was done"
+    (tmp_path / running.CHECKPOINT).touch()
+    assert refused(*words, code=130) == (
+        f"stopped; go on with: laconic compress {folder / 'recipe.yaml'} --out {tmp_path} "
+        "--resume --set seed=1 --device cpu"
+    )
+
+
+# -- measure, report, show, verify ----------------------------------------------------------------
+
+
+def test_measure_of_a_run_is_its_ledger(folder: Path) -> None:
+    text = laconic("measure", folder / "run").stdout.splitlines()
+    assert text[0].split()[:2] == ["Step", "Size"]
+    assert [line.split()[0] for line in text[1:]] == ["original", "prune", "quantize", "train"]
+    history = answer("measure", folder / "run")["history"]
+    assert [measured["step"] for measured in history] == ["original", "prune", "quantize", "train"]
+
+
+def test_measure_of_a_file_counts_its_bytes(artefact: Path, folder: Path) -> None:
+    found = answer("measure", artefact)
+    parts = ("codes", "index", "tables", "dense", "header")
+    assert found["size_bytes"] == artefact.stat().st_size
+    assert sum(found[f"{part}_bytes"] for part in parts) == found["size_bytes"]
+    assert found["parameters"] == 40506
+    assert found["ratio"] > 4
+    assert "metrics" not in found
+    scored = answer("measure", artefact, "--task", f"{{npz: {folder / 'digits.npz'}}}")
+    history, _ = running.read_history(folder / "run")
+    assert scored["metrics"] == pytest.approx(dict(history[-1].metrics))
+    assert scored["macs"] == history[-1].macs
+    assert (
+        "accuracy"
+        in laconic("measure", artefact, "--task", f"{{npz: {folder / 'digits.npz'}}}").stdout
+    )
+
+
+def test_report_writes_the_page_or_prints_the_tables(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    assert laconic("report", folder / "run", "--out", path).stdout.strip() == str(path)
+    assert "<html" in path.read_text(encoding="utf-8").lower()
+    (folder / "run" / "report.html").unlink()
+    found = answer("report", folder / "run")
+    assert Path(found["report"]) == folder / "run" / "report.html"
+    assert Path(found["report"]).is_file()
+    printed = laconic("report", folder / "run", "--terminal").stdout
+    assert "quantize" in printed
+    assert not any(line.endswith(" ") for line in printed.splitlines())
+
+
+def test_show_says_how_every_weight_is_stored(artefact: Path) -> None:
+    found = answer("show", artefact)
+    assert sum(found["bytes"].values()) == found["size_bytes"] == artefact.stat().st_size
+    assert {row["name"] for row in found["tensors"]} == set(file_manifest(artefact).tensors)
+    assert all(row["representation"] == "Symmetric(4)" for row in found["tensors"])
+    assert found["manifest"]["builder"]["laconic"] == "digits_cnn"
+    text = laconic("show", artefact).stdout
+    for word in ("conv1.weight", "16x1x3x3", "Symmetric(4)", "digits_cnn", "torch", "codes"):
+        assert word in text
+
+
+def test_verify_compares_weights_and_logits(artefact: Path) -> None:
+    found = answer("verify", artefact, "--logits")
+    assert found["logits"] is True
+    assert found["tensors"] == 5
+    assert answer("verify", artefact)["logits"] is None
+    assert "identical bit for bit" in laconic("verify", artefact, "--logits").stdout
+
+
+def test_logits_under_other_threads_are_not_compared_and_it_is_said(artefact: Path) -> None:
+    threads = torch.get_num_threads()
+    try:
+        found = laconic("verify", artefact, "--logits", "--threads", threads + 1)
+    finally:
+        torch.set_num_threads(threads)
+    assert found.exit_code == 0
+    assert (
+        f"logits were not compared: logits were stored with {{'threads': {threads}" in found.stdout
+    )
+
+
+def test_a_damaged_file_is_refused(artefact: Path, tmp_path: Path) -> None:
+    content = bytearray(artefact.read_bytes())
+    content[-1] ^= 1
+    path = tmp_path / "damaged.safetensors"
+    path.write_bytes(content)
+    for command in ("verify", "show", "measure"):
+        assert "checksum" in refused(command, path)
+
+
+@pytest.mark.parametrize("command", ["measure", "show", "verify"])
+def test_a_file_that_is_not_there_is_refused(command: str, tmp_path: Path) -> None:
+    path = tmp_path / "none.safetensors"
+    assert refused(command, path) == f"{path}: no such file"
+
+
+@pytest.mark.parametrize("command", ["measure", "report"])
+def test_a_folder_without_a_run_is_refused(command: str, tmp_path: Path) -> None:
+    assert refused(command, tmp_path) == f"{tmp_path} holds no run (history.json is missing)"
+
+
+# -- errors ---------------------------------------------------------------------------------------
+
+
+def test_an_error_is_an_event_too(tmp_path: Path) -> None:
+    found = laconic("show", tmp_path / "x", "--json")
+    assert json.loads(found.stdout) == {
+        "event": "error",
+        "message": f"{tmp_path / 'x'}: no such file",
+    }
+    assert found.exit_code == 2
+
+
+def test_debug_shows_where_an_error_came_from(tmp_path: Path) -> None:
+    found = laconic("show", tmp_path / "x", "--debug")
+    assert found.exit_code == 2
+    assert "Traceback" in found.stderr
+    assert found.stderr.strip().endswith("no such file")
+
+
+def test_what_the_system_refuses_is_a_message(tmp_path: Path) -> None:
+    assert "No such file or directory" in refused("schema", "--out", tmp_path / "no" / "x.json")
+
+
+@pytest.mark.parametrize("text", ["{", "3", "[]", ""])
+def test_an_option_that_is_no_yaml_is_refused(text: str, artefact: Path) -> None:
+    assert refused("measure", artefact, "--task", text).startswith(f"--task {text}: write a name")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    code = """
+from laconic.cli import app
+from laconic.cli.command import command
+@command()
+def spill(output):
+    for _ in range(1000):
+        output.line("x" * 1000)
+    return 0
+app(["spill"])
+"""
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as started:
+        assert started.stdout is not None
+        assert started.stderr is not None
+        started.stdout.close()
+        said = started.stderr.read()
+        assert started.wait() == 0
+    assert said == b""
+
+
+def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    from laconic.cli import contents
+
+    def broken(kind: str | None) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(contents, "catalogue", broken)
+    with pytest.raises(ZeroDivisionError):
+        laconic("list")
+
+
+# -- the demonstration's folder -------------------------------------------------------------------
+
+
+def test_the_demonstration_takes_new_empty_and_its_own_folders(tmp_path: Path) -> None:
+    for name in ("new/er", "empty"):
+        path = tmp_path / name
+        if name == "empty":
+            path.mkdir()
+        demo._claim(path)
+        (path / running.CHECKPOINT).touch()
+        (path / "notes.txt").touch()
+        demo._claim(path)
+        assert not (path / running.CHECKPOINT).exists()
+        assert (path / "notes.txt").exists()
+
+
+def test_the_demonstration_leaves_other_folders_and_files_alone(tmp_path: Path) -> None:
+    (tmp_path / running.CHECKPOINT).touch()
+    file = tmp_path / "file"
+    file.touch()
+    for path in (tmp_path, file):
+        with pytest.raises(RunError, match="is not a demonstration's; give another --out"):
+            demo._claim(path)
+    assert (tmp_path / running.CHECKPOINT).exists()
+
+
+# -- output and prediction ------------------------------------------------------------------------
+
+
+def test_json_holds_what_json_can_hold() -> None:
+    data = {"a": math.nan, "b": (1, Path("x")), 3: {"c": -math.inf}, "d": None, "e": True, "f": 1.5}
+    held = {"a": "nan", "b": [1, "x"], "3": {"c": "-inf"}, "d": None, "e": True, "f": 1.5}
+    assert jsonable(data) == held
+
+
+def test_log_lines_are_shown_while_working_and_not_afterwards(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logger = logging.getLogger("laconic.recover.train")
+    before = (logging.getLogger("laconic").level, list(logging.getLogger("laconic").handlers))
+    with Output().working():
+        logger.info("an epoch")
+    with Output(json=True).working():
+        logger.info("as data")
+    with Output(quiet=True).working():
+        logger.info("too much")
+        logger.warning("a warning")
+    with Output().working(about="laconic.run"):
+        logger.info("a detail")
+        logger.warning("another warning")
+    logger.info("afterwards")
+    printed = capsys.readouterr()
+    assert [line.split("  ")[1] for line in printed.err.splitlines()] == [
+        "an epoch",
+        "a warning",
+        "another warning",
+    ]
+    assert json.loads(printed.out) == {"event": "log", "level": "info", "message": "as data"}
+    root = logging.getLogger("laconic")
+    assert (root.level, list(root.handlers)) == before
+
+
+def test_a_narrow_terminal_gives_up_spare_columns_first_to_last() -> None:
+    columns, rows = ("Step", "One", "Two", "Three"), [("prune", "1", "22", "333")]
+    wide = sum(len(text) + 2 for text in ("prune", "One", "Two", "Three"))
+    assert _fitting(columns, rows, ("Two", "One"), wide) == [0, 1, 2, 3]
+    assert _fitting(columns, rows, ("Two", "One"), wide - 1) == [0, 1, 3]
+    assert _fitting(columns, rows, ("Two", "One"), 3) == [0, 3]
+
+
+def test_cells_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    Output().table(("Name", "Value"), [("[bold]x[/bold]", "[/]")])
+    assert capsys.readouterr().out.splitlines()[1].split() == ["[bold]x[/bold]", "[/]"]
+    Output(json=True).table(("Name",), [("x",)])
+    Output(json=True).show(Text("x"))
+    Output(json=True).line("x")
+    assert capsys.readouterr().out == ""
+
+
+def small_task() -> Task:
+    images, labels = torch.zeros(50, 1, 8, 8), torch.arange(50) % 10
+    return Task((images, labels), (images[:10], labels[:10]), (images[:10], labels[:10]))
+
+
+@pytest.mark.parametrize(
+    ("steps", "updates"),
+    [
+        ([Train(epochs=3, batch=20)], [9]),
+        ([Prune("weights", keep=0.5, rounds=4, retrain=Train(epochs=2, batch=25))], [16]),
+        ([Prune("weights", keep=0.5, retrain=Train(batch=50)), Train(batch=10)], [1, 5]),
+        ([Train(batch=50, during=(Prune("weights", keep=0.5),)), Quantize(8)], [1, 0]),
+    ],
+)
+def test_updates_are_counted_through_nested_training(steps: list[Any], updates: list[int]) -> None:
+    found = predict(Recipe(tuple(steps)), digits_cnn(), small_task(), device="cpu")
+    assert [row.updates for row in found.rows[1:]] == updates
+    assert all((row.seconds > 0) == (row.updates > 0) for row in found.rows)
+
+
+@pytest.mark.parametrize("steps", [(Prune("weights", keep=0.25), Quantize(4)), (Quantize(8),)])
+def test_the_nominal_size_is_weights_times_keep_times_bits(steps: tuple[Any, ...]) -> None:
+    model = digits_cnn()
+    weights = sum(p.numel() for p in model.parameters() if p.dim() > 1)
+    others = sum(p.numel() for p in model.parameters() if p.dim() == 1)
+    keep, bits = (0.25, 4) if len(steps) == 2 else (1.0, 8)
+    found = predict(Recipe(steps), model, None, device="cpu").rows[-1].nominal_bytes
+    assert found == pytest.approx((weights * keep * bits + others * 32) / 8, abs=5)
+
+
+def test_a_prediction_changes_neither_the_network_nor_the_generator() -> None:
+    model, task = digits_cnn(), small_task()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = torch.random.get_rng_state()
+    predict(Recipe((Prune("weights", keep=0.5), Train(batch=25))), model, task, device="cpu")
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert len(task.train) == 50
+    assert len(task.validate) == 10
+
+
+def test_trainings_are_found_however_deep() -> None:
+    inner = Prune("weights", keep=0.5, rounds=2, retrain=Train(epochs=3))
+    outer = Prune("weights", keep=0.5, rounds=5, retrain=inner)
+    assert list(trainings(outer)) == [(Train(epochs=3), 10)]
+    assert list(trainings(Quantize(4))) == []
