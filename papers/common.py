@@ -12,9 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from convert import convert, write
+from torch import nn
+
+from laconic import Result, Task
 from laconic.measure import environment
+from laconic.models import load_model
+from laconic.tasks import npz
 
 RESULTS = Path(__file__).parent / "results"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FIELDS = (
     "row task metric ours std seeds baseline published published_setting size_bytes ratio "
     "seconds note"
@@ -38,6 +45,27 @@ def data_folder(arguments: argparse.Namespace) -> Path:
     return Path(arguments.data)
 
 
+def cifar10(options: argparse.Namespace) -> Task:
+    """Return CIFAR-10 as the trained ResNets of the data folder expect it."""
+    sheet = options.work / "cifar10.npz"
+    if not sheet.is_file():
+        write(convert(data_folder(options) / "cifar10"), sheet, compress=False)
+    return npz(sheet, mean=IMAGENET_MEAN, std=IMAGENET_STD, augment="pad-crop-flip")
+
+
+def trained_resnet(options: argparse.Namespace, name: str) -> nn.Module:
+    """Return a published CIFAR ResNet with its weights."""
+    weights = data_folder(options) / "teachers_cifar10" / f"{name}.safetensors"
+    return load_model({name: {"weights": str(weights)}})
+
+
+def file_bytes(result: Result) -> int:
+    """Return the size of a run's artefact on disk, everything in it."""
+    if result.out is None:
+        raise ValueError("the run kept no files")
+    return (result.out / "model.safetensors").stat().st_size
+
+
 def row(**fields: Any) -> dict[str, Any]:
     """Return a result row with every field, null where it does not apply."""
     unknown = set(fields) - set(FIELDS)
@@ -49,6 +77,11 @@ def row(**fields: Any) -> dict[str, Any]:
 def spread(values: Sequence[float]) -> tuple[float, float | None]:
     """Return mean and standard deviation (None for one value)."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def seconds_of(results: Sequence[Result]) -> float:
+    """Return the seconds the steps of these runs took, over interruptions too."""
+    return sum(measured.seconds for result in results for measured in result.history)
 
 
 def write_results(name: str, rows: Sequence[dict[str, Any]]) -> Path:

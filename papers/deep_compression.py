@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from common import data_folder, parser, row, spread, write_results
+from common import data_folder, file_bytes, parser, row, seconds_of, spread, write_results
 from torch import nn
 
 from laconic import KMeans, Prune, Quantize, Recipe, Result, Task, Train, compress
@@ -73,7 +72,6 @@ def main() -> None:
     rows = []
     for network in NETWORKS:
         results: dict[tuple[float, int], list[Result]] = {point: [] for point in network.points}
-        began = time.monotonic()
         for seed in range(options.seeds):
             work = options.work / "deep_compression" / f"{network.name}-{seed}"
             model = baseline(network, task, seed, work / "baseline")
@@ -82,19 +80,16 @@ def main() -> None:
                 out = work / f"keep{keep}-bits{bits}"
                 results[keep, bits].append(compress(model, task, recipe, out=out, resume=True))
         plain = float_bytes(network.build())
-        seconds = time.monotonic() - began
-        rows += [line(network, point, done, plain, seconds) for point, done in results.items()]
+        rows += [line(network, point, done, plain) for point, done in results.items()]
         print(write_results("deep_compression", rows))
 
 
-def line(
-    network: Network, point: tuple[float, int], done: list[Result], plain: int, seconds: float
-):
+def line(network: Network, point: tuple[float, int], done: list[Result], plain: int):
     """Return one row of the accuracy-size curve."""
     first, last = [r.history[0] for r in done], [r.history[-1] for r in done]
     accuracy, deviation = spread([100 * m.metrics["accuracy"] for m in last])
     base, base_deviation = spread([100 * m.metrics["accuracy"] for m in first])
-    size, _ = spread([m.size_bytes for m in last])
+    size, _ = spread([file_bytes(result) for result in done])
     falls = [
         100 * (b.metrics["accuracy"] - a.metrics["accuracy"])
         for b, a in zip(first, last, strict=True)
@@ -112,9 +107,9 @@ def line(
         published_setting=f"{network.factor:g}x, own baseline and pruning schedule",
         size_bytes=round(size),
         ratio=plain / size,
-        seconds=seconds,
+        seconds=seconds_of(done),
         note=f"float32 safetensors {plain} bytes; baseline std {base_deviation}; points lost per "
-        f"seed {', '.join(f'{fall:.2f}' for fall in falls)}; seconds are of the whole network",
+        f"seed {', '.join(f'{fall:.2f}' for fall in falls)}",
     )
 
 
