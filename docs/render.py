@@ -1,17 +1,17 @@
-"""Write the generated pages: docs/methods.md from docstrings, papers/README.md from results."""
+"""Write the generated pages: docs/methods.md from docstrings, tables from papers/results."""
 
 from __future__ import annotations
 
 import argparse
 import inspect
-import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+from figures import papers, readme, results, table
 from pydantic_core import PydanticUndefined
 
 from laconic import models, tasks
@@ -20,8 +20,9 @@ from laconic.step import During, Step, Value, members
 from laconic.structure import Criterion, Schedule
 from laconic.weights import Representation
 
+__all__ = ["main", "methods", "results"]
+
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "papers" / "results"
 NOTE = "<!-- Written by scripts/docs from {source}; edit that and run scripts/docs. -->"
 
 # Family -> its heading, and what a recipe writes it for.
@@ -45,18 +46,6 @@ the paper's. In Python the same things are classes, and a field is a keyword arg
 """
 NETWORKS = """What a recipe's `model:` line names, besides `package.module:function`. Every one also
 takes `weights`, a safetensors file with a state dict."""
-PAPERS_INTRO = """# Tables of the papers
-
-One script per table. A script runs the methods, prints the published figure beside ours, and writes
-`papers/results/<name>.json`; the tables below are rendered from those files. Scores are such that
-higher is better; *baseline* is our own uncompressed network on the same data. The data are found
-through the environment variable `LACONIC_DATA`.
-"""
-COLUMNS = (
-    "row", "task", "metric", "ours", "seeds", "baseline", "published",
-    "size_bytes", "ratio", "seconds", "note",
-)  # fmt: skip
-HEADINGS = {"size_bytes": "size (bytes)", "ratio": "times smaller", "seconds": "time (s)"}
 
 
 def sections(documented: Any) -> tuple[str, dict[str, str]]:
@@ -113,15 +102,6 @@ def written(value: Any) -> str:
     return f"`{text.strip()}`"
 
 
-def table(rows: Iterable[Iterable[str]], headings: Iterable[str]) -> str:
-    """Return a Markdown table."""
-    headings = list(headings)
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
-    )
-
-
 def fields_table(defaults: Mapping[str, Any], meanings: Mapping[str, str]) -> str:
     """Return the table of fields, their defaults and meanings; empty without fields."""
     rows = [
@@ -172,43 +152,10 @@ def methods() -> str:
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def cell(row: Mapping[str, Any], column: str) -> str:
-    """Return one cell of a table of results."""
-    value = row.get(column)
-    if value is None:
-        return ""
-    if column == "ours" and row.get("std") is not None:
-        return f"{value:.4g} ± {row['std']:.2g}"
-    if column == "published" and row.get("published_setting"):
-        return f"{value:.4g} ({row['published_setting']})"
-    if column == "seeds":
-        return str(len(value) if isinstance(value, list) else value)
-    if column == "size_bytes":
-        return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def results(path: Path) -> str:
-    """Return the part on one file of results; columns without a value are left out."""
-    data = json.loads(path.read_text(encoding="utf-8"))
-    shown = [name for name in COLUMNS if any(row.get(name) is not None for row in data["rows"])]
-    rows = [[cell(row, name) for name in shown] for row in data["rows"]]
-    versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
-    run = f"`{data['command']}`, {data['date']}, {data['hardware']}; {versions}."
-    headings = [HEADINGS.get(name, name) for name in shown]
-    return "\n\n".join([f"## {path.stem}", run, table(rows, headings)])
-
-
-def papers() -> str:
-    """Return the page of every table of the papers that has been run."""
-    found = [results(path) for path in sorted(RESULTS.glob("*.json"))]
-    parts = [NOTE.format(source="papers/results"), PAPERS_INTRO, *found]
-    return "\n\n".join(part.strip() for part in parts) + "\n"
-
-
 PAGES: dict[Path, Callable[[], str]] = {
     ROOT / "docs" / "methods.md": methods,
-    ROOT / "papers" / "README.md": papers,
+    ROOT / "papers" / "README.md": lambda: papers(NOTE.format(source="papers/results")),
+    ROOT / "README.md": readme,
 }
 
 

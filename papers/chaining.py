@@ -77,7 +77,7 @@ def pruned_network(model: nn.Module, task: Task, epochs: int, out: Path) -> Resu
     prune = Prune("weights", keep=DENSITY, ranking="global", schedule=Gradual(end=0.5))
     train = Train(
         epochs=epochs,
-        optimizer=SGD(0.03, weight_decay=1e-4),
+        optimizer=SGD(0.08, weight_decay=1e-4),
         stop=Stop(keep="last"),
         during=(prune,),
     )
@@ -116,8 +116,8 @@ def main() -> None:
     """Run the table and write what is finished after every line."""
     arguments = parser(__doc__)
     arguments.add_argument("--network", default="resnet20")
-    arguments.add_argument("--prune-epochs", type=int, default=16)
-    arguments.add_argument("--epochs", type=int, default=3, help="after quantising")
+    arguments.add_argument("--prune-epochs", type=int, default=34)
+    arguments.add_argument("--epochs", type=int, default=2, help="after quantising")
     options = arguments.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     original = trained_resnet(options, options.network)

@@ -11,6 +11,7 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from common import data_folder, file_bytes, parser, row, seconds_of, spread, write_results
@@ -25,6 +26,35 @@ from laconic.tasks import mnist
 
 
 @dataclasses.dataclass(frozen=True)
+class Point:
+    """One point of the accuracy-size curve, and how long it is trained."""
+
+    keep: float
+    bits: int
+    epochs: int
+    lr: float
+    decay: float
+    codebook: tuple[int, float]  # epochs and learning rate of the codebook
+    precision: Literal["float32", "bfloat16"]
+    seeds: int = 3
+
+    @property
+    def name(self) -> str:
+        """Return what the row and the run directory are called."""
+        return f"keep {self.keep:g}, {self.bits} bit, {self.epochs} epochs {self.precision}"
+
+
+def quick(keep: float, bits: int, epochs: int, seeds: int = 3) -> Point:
+    """Return a point trained as long as its baseline, in bfloat16."""
+    return Point(keep, bits, epochs, 2e-3, 1e-4, (4, 3e-4), "bfloat16", seeds)
+
+
+def careful(keep: float, bits: int, epochs: int) -> Point:
+    """Return a point trained gently, in float32."""
+    return Point(keep, bits, epochs, 1e-3, 3e-5, (3, 1e-4), "float32")
+
+
+@dataclasses.dataclass(frozen=True)
 class Network:
     """What is compressed, how far, and what the paper reports."""
 
@@ -33,35 +63,45 @@ class Network:
     published: float
     factor: float
     epochs: int
-    points: tuple[tuple[float, int], ...]  # (fraction kept, bits of an index)
+    points: tuple[Point, ...]
 
 
 NETWORKS = (
-    Network("LeNet-300-100", lenet_300_100, 98.42, 40.0, 20, ((0.08, 5), (0.04, 4), (0.025, 3))),
-    Network("LeNet-5", lenet_5, 99.26, 39.0, 12, ((0.03, 4), (0.012, 3))),
+    Network(
+        "LeNet-300-100",
+        lenet_300_100,
+        98.42,
+        40.0,
+        20,
+        (careful(0.05, 4, 40), quick(0.08, 5, 20), quick(0.04, 4, 20), quick(0.025, 3, 20)),
+    ),
+    Network(
+        "LeNet-5", lenet_5, 99.26, 39.0, 12, (careful(0.06, 4, 12), quick(0.03, 4, 12, seeds=1))
+    ),
 )
-DECAY = 1e-4
 
 
 def baseline(network: Network, task: Task, seed: int, out: Path) -> nn.Module:
     """Train from scratch."""
     torch.manual_seed(seed)
-    train = Train(epochs=network.epochs, optimizer=Adam(2e-3, weight_decay=DECAY))
+    train = Train(epochs=network.epochs, optimizer=Adam(2e-3, weight_decay=1e-4))
     recipe = Recipe((train,), seed=seed, precision="bfloat16")
     return compress(network.build(), task, recipe, out=out, resume=True).baked()
 
 
-def chain(network: Network, keep: float, bits: int, seed: int) -> Recipe:
+def chain(point: Point, seed: int) -> Recipe:
     """Return prune + retrain, weight sharing, codebook fine-tuning."""
-    prune = Prune("weights", keep=keep, ranking="global", schedule=Gradual(end=0.6))
+    prune = Prune("weights", keep=point.keep, ranking="global", schedule=Gradual(end=0.6))
     retrain = Train(
-        epochs=network.epochs,
-        optimizer=Adam(2e-3, weight_decay=DECAY),
+        epochs=point.epochs,
+        optimizer=Adam(point.lr, weight_decay=point.decay),
         stop=Stop(keep="last"),
         during=(prune,),
     )
-    share = (Quantize(KMeans(bits)), Train(epochs=4, optimizer=Adam(3e-4), stop=Stop(keep="last")))
-    return Recipe((retrain, *share), seed=seed, precision="bfloat16")
+    epochs, lr = point.codebook
+    tune = Train(epochs=epochs, optimizer=Adam(lr), stop=Stop(keep="last"))
+    steps = (retrain, Quantize(KMeans(point.bits)), tune)
+    return Recipe(steps, seed=seed, precision=point.precision)
 
 
 def main() -> None:
@@ -71,20 +111,19 @@ def main() -> None:
     task = mnist(data_folder(options) / "mnist")
     rows = []
     for network in NETWORKS:
-        results: dict[tuple[float, int], list[Result]] = {point: [] for point in network.points}
-        for seed in range(options.seeds):
-            work = options.work / "deep_compression" / f"{network.name}-{seed}"
-            model = baseline(network, task, seed, work / "baseline")
-            for keep, bits in network.points:
-                recipe = chain(network, keep, bits, seed)
-                out = work / f"keep{keep}-bits{bits}"
-                results[keep, bits].append(compress(model, task, recipe, out=out, resume=True))
+        work = options.work / "deep_compression" / network.name
         plain = float_bytes(network.build())
-        rows += [line(network, point, done, plain) for point, done in results.items()]
-        print(write_results("deep_compression", rows))
+        for point in network.points:
+            done = []
+            for seed in range(min(point.seeds, options.seeds)):
+                model = baseline(network, task, seed, work / f"baseline-{seed}")
+                out = work / f"{point.name.replace(', ', '-').replace(' ', '')}-{seed}"
+                done.append(compress(model, task, chain(point, seed), out=out, resume=True))
+            rows.append(line(network, point, done, plain))
+            print(write_results("deep_compression", rows))
 
 
-def line(network: Network, point: tuple[float, int], done: list[Result], plain: int):
+def line(network: Network, point: Point, done: list[Result], plain: int) -> dict[str, Any]:
     """Return one row of the accuracy-size curve."""
     first, last = [r.history[0] for r in done], [r.history[-1] for r in done]
     accuracy, deviation = spread([100 * m.metrics["accuracy"] for m in last])
@@ -94,9 +133,11 @@ def line(network: Network, point: tuple[float, int], done: list[Result], plain: 
         100 * (b.metrics["accuracy"] - a.metrics["accuracy"])
         for b, a in zip(first, last, strict=True)
     ]
-    print(f"{network.name} {point}: {accuracy:.2f} % (baseline {base:.2f}), {plain / size:.1f}x")
+    print(
+        f"{network.name} {point.name}: {accuracy:.2f} % (baseline {base:.2f}), {plain / size:.1f}x"
+    )
     return row(
-        row=f"{network.name} keep {point[0]:g}, {point[1]} bit codebook",
+        row=f"{network.name} {point.name}",
         task="MNIST test",
         metric="accuracy %",
         ours=accuracy,

@@ -20,7 +20,7 @@ _TABLE: dict[str, str] = {
     "lay": "laconic.weights.laid",
     "load": "laconic.ship.artifact",
     "save": "laconic.ship.artifact",
-    "verify": "laconic.ship.artifact",
+    "verify": "laconic.ship.verification",
 }
 
 __getattr__, __dir__, __all__ = attach(__name__, _TABLE)

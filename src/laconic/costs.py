@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from laconic.machine import processor
 from laconic.scope import Scope
 from laconic.tasks.split import Batch, map_tensors
 from laconic.tasks.task import call_model, evaluation
@@ -299,7 +300,7 @@ def environment() -> dict[str, Any]:
         "numpy": np.__version__,
         "laconic": __version__,
         "threads": torch.get_num_threads(),
-        "cpu": _processor(),
+        "cpu": processor(),
         "gpu": torch.cuda.get_device_name() if cuda else None,
         "precision": {
             "dtype": str(torch.get_default_dtype()).removeprefix("torch."),
@@ -309,15 +310,6 @@ def environment() -> dict[str, Any]:
             "deterministic": torch.are_deterministic_algorithms_enabled(),
         },
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.machine()
 
 
 def _batch(inputs: Any) -> Batch:

@@ -17,7 +17,8 @@ from laconic import costs
 from laconic.costs import bit_operations, environment, float_bytes, latency, macs, peak_memory
 from laconic.errors import RunError
 from laconic.scope import Scope
-from laconic.ship.artifact import Inventory, inspect, save
+from laconic.ship.artifact import save
+from laconic.ship.inventory import Inventory, inspect
 from laconic.weights.laid import Laid, laid_tensors, owner, weights_of
 from laconic.weights.representation import POSITION
 
@@ -216,7 +217,7 @@ def measure(
 
 def _written(model: nn.Module, task: Task | None, path: Path | None) -> Inventory:
     if path is not None:
-        save(model, path, task=task)
+        save(model, path, task=task, probe=True)
         return inspect(path)
     with tempfile.TemporaryDirectory() as folder:
         return _written(model, task, Path(folder) / "model.safetensors")

@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from laconic import measure as measuring
 from laconic.errors import RunError
 from laconic.recipe import Recipe
-from laconic.ship.artifact import save, verify
+from laconic.ship.artifact import save
 from laconic.ship.checkpoint import load_checkpoint, model_hash, save_checkpoint
-from laconic.ship.container import replace_file
+from laconic.ship.container import read, replace_file
+from laconic.ship.verification import verify
 from laconic.step import State, Step, run_step
 from laconic.weights.laid import bake
 
@@ -130,46 +132,44 @@ def compress(
     """
     recipe = steps if isinstance(steps, Recipe) else Recipe(steps=tuple(steps))
     recipe.check(model, task)
-    state = State(
-        model=copy.deepcopy(model),
-        task=task,
-        seed=recipe.seed,
-        device=pick_device(device),
-        precision=_precision(recipe.precision),
-    )
-    facts = _facts(recipe, model, task, state)
-    with ExitStack() as stack:
+    device = pick_device(device)
+    # A caller may be inside torch.no_grad or inference_mode; this leaves both.
+    with torch.inference_mode(False), ExitStack() as stack:
+        state = State(
+            model=copy.deepcopy(model),
+            task=task,
+            seed=recipe.seed,
+            device=device,
+            precision=_precision(recipe.precision, device),
+        )
+        facts = _facts(recipe, model, task, state)
         keeper = None
-        start = 0
         if out is not None:
             stack.enter_context(_locked(Path(out)))
-            keeper = _Keeper(Path(out), facts, checkpoint_seconds)
-            start = _prepare(keeper, state, resume)
+            keeper = state.keeper = _Keeper(Path(out), facts, checkpoint_seconds)
+            _prepare(keeper, state, resume)
             stack.enter_context(_interruptible(keeper))
-        state.keeper = keeper
-        state.model.to(state.device)
-        _walk(recipe, state, keeper, start)
+        state.model.to(device)
+        _walk(recipe, state, keeper)
         kept = None if keeper is None else keeper.out
         result = Result(state.model.eval(), tuple(state.history), recipe, task, facts, kept)
         if keeper is not None:
-            _finish(result, keeper)
+            _finish(result, keeper.out)
     return result
 
 
-def _walk(recipe: Recipe, state: State, keeper: _Keeper | None, start: int) -> None:
+def _walk(recipe: Recipe, state: State, keeper: _Keeper | None) -> None:
+    """Run and measure every step that the history does not hold yet."""
     if not state.history:
         _measure(state, "original", 0.0)
-        _keep(keeper, state, 0)
-    for index, step in enumerate(recipe.steps):
-        if index < start:
-            continue
-        if keeper is not None:
-            keeper.step = index
-        began = time.monotonic()
+        _keep(keeper, state)
+    for index in range(len(state.history) - 1, len(recipe.steps)):
+        step = recipe.steps[index]
+        began = time.monotonic() if keeper is None else keeper.began
         earlier = sum(other.name == step.name for other in recipe.steps[:index])
         run_step(step, state, key=earlier)
         _measure(state, step.name, time.monotonic() - began)
-        _keep(keeper, state, index + 1)
+        _keep(keeper, state)
 
 
 def _measure(state: State, label: str, seconds: float) -> None:
@@ -179,9 +179,9 @@ def _measure(state: State, label: str, seconds: float) -> None:
     logger.info("%s: %d bytes, %s (%.1f s)", label, measured.size_bytes, scores, seconds)
 
 
-def _keep(keeper: _Keeper | None, state: State, step: int) -> None:
+def _keep(keeper: _Keeper | None, state: State) -> None:
     if keeper is not None:
-        keeper.step = step
+        keeper.began = time.monotonic()
         keeper.write(state, {})
 
 
@@ -190,35 +190,53 @@ class _Keeper:
 
     def __init__(self, out: Path, facts: dict[str, Any], seconds: float) -> None:
         self.out, self.facts, self.seconds = out, facts, seconds
-        self.step = 0
         self.interrupted = False
         self.last = time.monotonic()
+        # When the running step began, were it not for what came between.
+        self.began = self.last
 
     def due(self) -> bool:
         return self.interrupted or time.monotonic() - self.last >= self.seconds
 
     def write(self, state: State, training: dict[str, Any]) -> None:
         history = [measured.to_data() for measured in state.history]
-        run = {"step": self.step, "history": history, "facts": self.facts}
-        save_checkpoint(state, training, self.out / CHECKPOINT, run=run)
-        write_text(self.out / HISTORY, json.dumps(history, indent=1))
+        run = {"history": history, "facts": self.facts, "seconds": time.monotonic() - self.began}
+        with _writing(self.out):
+            save_checkpoint(state, training, self.out / CHECKPOINT, run=run)
+            write_text(self.out / HISTORY, json.dumps(history, indent=1))
         self.last = time.monotonic()
         if self.interrupted:
             raise KeyboardInterrupt
 
 
-def _prepare(keeper: _Keeper, state: State, resume: bool) -> int:
-    """Start a run directory or take one up again; return the first step to run."""
+def _prepare(keeper: _Keeper, state: State, resume: bool) -> None:
+    """Start a run directory, or take one up again where its checkpoint was written."""
     path = keeper.out / CHECKPOINT
-    if resume and path.is_file():
-        run = load_checkpoint(state, path)
+    if path.is_file():
+        if not resume:
+            raise RunError(
+                f"{keeper.out} holds a run already; resume it, or choose another directory"
+            )
+        # Compared first: torch would refuse a network of other shapes in its own words.
+        run = _recorded(path)
         _same_run(keeper, run["facts"])
+        load_checkpoint(state, path)
         state.history = [measuring.Measurement.from_data(item) for item in run["history"]]
-    elif path.is_file():
-        raise RunError(f"{keeper.out} holds a run already; resume it, or choose another directory")
-    write_text(keeper.out / RECIPE, keeper.facts["recipe"])
-    write_text(keeper.out / RUN, json.dumps(keeper.facts, indent=1))
-    return int(run["step"]) if state.history else 0
+        keeper.began -= run["seconds"]
+    with _writing(keeper.out):
+        # What was being written when a run was killed: by us, and by safetensors.
+        for leftover in (*keeper.out.glob(".*.partial"), *keeper.out.glob(".tmp??????")):
+            leftover.unlink()
+        write_text(keeper.out / RECIPE, keeper.facts["recipe"])
+        write_text(keeper.out / RUN, json.dumps(keeper.facts, indent=1))
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    """Return the facts of the run that a checkpoint holds."""
+    run = read(path)[0].get("run")
+    if not isinstance(run, dict):
+        raise RunError(f"{path} is no checkpoint of a run; choose another directory")
+    return run
 
 
 def _same_run(keeper: _Keeper, before: dict[str, Any]) -> None:
@@ -243,22 +261,22 @@ def _same_run(keeper: _Keeper, before: dict[str, Any]) -> None:
 
 
 def _facts(recipe: Recipe, model: nn.Module, task: Task | None, state: State) -> dict[str, Any]:
-    environment = measuring.environment() | {"device": state.device, "precision": state.precision}
+    here = {"device": state.device, "trained_in": state.precision}
     return {
         "recipe": recipe.to_yaml(),
         "seed": recipe.seed,
         "model_hash": model_hash(model),
         "task": None if task is None else task.describe(),
-        "environment": environment,
+        "environment": measuring.environment() | here,
         "notes": [],
     }
 
 
-def _finish(result: Result, keeper: _Keeper) -> None:
-    artefact = keeper.out / ARTIFACT
-    result.save(artefact)
-    verify(artefact)
-    result.report(keeper.out / REPORT)
+def _finish(result: Result, out: Path) -> None:
+    with _writing(out):
+        result.save(out / ARTIFACT)
+        result.report(out / REPORT)
+    verify(out / ARTIFACT)
 
 
 def pick_device(asked: str | None) -> str:
@@ -280,12 +298,15 @@ def pick_device(asked: str | None) -> str:
     return asked
 
 
-def _precision(asked: str) -> str:
+def _precision(asked: str, device: str) -> str:
     if asked != "auto":
         return asked
-    if torch.cuda.is_available():
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    kind = torch.device(device).type
+    if kind == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        processor = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        fast = kind == "cpu" and processor
     return "bfloat16" if fast else "float32"
 
 
@@ -323,12 +344,26 @@ def read_history(out: str | Path) -> tuple[tuple[Measurement, ...], dict[str, An
 
 
 @contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Say what to do where the operating system refuses to write."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"{out}: the run cannot be kept there ({error}); make room, or choose another "
+            "directory. A run that has begun goes on from its checkpoint when it is resumed"
+        ) from error
+
+
+@contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as file:
+    with _writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        file = (out / ".lock").open("w")
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise RunError(f"{out} is in use by another run; choose another directory") from None
         yield
 
@@ -336,7 +371,9 @@ def _locked(out: Path) -> Iterator[None]:
 @contextmanager
 def _interruptible(keeper: _Keeper) -> Iterator[None]:
     """Turn the first Ctrl-C into a checkpoint at the next update; the second stops at once."""
-    if threading.current_thread() is not threading.main_thread():
+    before = signal.getsignal(signal.SIGINT)
+    # Signals reach the main thread alone; what ignores them, such as a background job, goes on.
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
         yield
         return
 
@@ -345,7 +382,7 @@ def _interruptible(keeper: _Keeper) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         logger.warning("interrupted: writing a checkpoint; once more to stop at once")
 
-    before = signal.signal(signal.SIGINT, ask)
+    signal.signal(signal.SIGINT, ask)
     try:
         yield
     finally:

@@ -98,19 +98,21 @@ def test_links_and_named_files_exist(page):
             assert (ROOT / path).exists(), f"{page.name} names {path}"
 
 
-def render():
+@pytest.fixture
+def render(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
     spec = importlib.util.spec_from_file_location("render", ROOT / "docs" / "render.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def test_generated_pages_are_fresh(capsys):
-    assert render().main(["--check"]) == 0, capsys.readouterr().out
+def test_generated_pages_are_fresh(render, capsys):
+    assert render.main(["--check"]) == 0, capsys.readouterr().out
 
 
-def test_methods_page_covers_every_family():
-    known = set(render().FAMILIES)
+def test_methods_page_covers_every_family(render):
+    known = set(render.FAMILIES)
     ours = {family for family in Value._registry if family.__module__.startswith("laconic.")}
     assert {family.__name__ for family in ours - known} <= {"During"}
 
@@ -122,7 +124,7 @@ def test_methods_page_explains_every_field():
     assert set(empty) <= {"classes"}
 
 
-def test_results_are_rendered_from_their_files(tmp_path):
+def test_results_are_rendered_from_their_files(render, tmp_path):
     path = tmp_path / "table.json"
     path.write_text(
         '{"command": "python papers/table.py", "date": "2026-01-01", "hardware": "2 cores",'
@@ -130,6 +132,6 @@ def test_results_are_rendered_from_their_files(tmp_path):
         ' "std": 0.00123, "seeds": [0, 1], "published": 0.99, "published_setting": "GPU",'
         ' "size_bytes": 12345, "ratio": 40.0, "note": null}]}'
     )
-    text = render().results(path)
+    text = render.results(path)
     assert "| row | task | ours | seeds | published | size (bytes) | times smaller |" in text
     assert "| w/o CD | mnist | 0.9877 ± 0.0012 | 2 | 0.99 (GPU) | 12,345 | 40 |" in text

@@ -81,7 +81,7 @@ def predict(recipe: Recipe, model: nn.Module, task: Task | None, *, device: str)
     >>> from laconic.models import digits_cnn
     >>> from laconic.structure import Prune
     >>> found = predict(Recipe([Prune("weights", keep=0.1)]), digits_cnn(), None, device="cpu")
-    >>> found.rows[1].nominal_bytes < 0.12 * found.rows[0].nominal_bytes
+    >>> found.rows[1].nominal_bytes < 0.2 * found.rows[0].nominal_bytes
     True
     """
     state = State(copy.deepcopy(model).to(device), task, seed=recipe.seed, device=device)

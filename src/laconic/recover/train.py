@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils import parametrize
 
-from laconic.errors import RunError, TaskError
+from laconic.errors import RunError, ScopeError, TaskError
 from laconic.progress import progress
 from laconic.recover.objectives import Label, Objective
 from laconic.recover.optimize import AdamW, Optimizer, Stop
 from laconic.recover.penalties import Penalty
+from laconic.scope import Scope
 from laconic.step import During, State, Step, derive
-from laconic.weights.laid import laid_tensors, weights_of
+from laconic.weights.laid import Laid, laid_tensors, weights_of
 
 if TYPE_CHECKING:
     from laconic.tasks import Batch, Task
@@ -29,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 class Train(Step):
     """Train the network through its masks and representations.
+
+    What is outside the scope stays as it is: a BatchNorm there normalises with the statistics
+    it has.
 
     Attributes:
         scope: modules whose parameters move.
@@ -57,27 +63,29 @@ class Train(Step):
     def check(self, model: nn.Module, task: Task | None, earlier: tuple[Step, ...] = ()) -> None:
         """Refuse to train without a task, or nothing."""
         super().check(model, task, earlier)
-        if task is None:
-            raise TaskError("train: a recipe that trains needs a task; add a 'task:' line")
-        for step in self.during:
-            step.check(model, task, earlier)
+        _required(task)
+        if not _parameters(model, self.scope):
+            raise ScopeError(f"'{self.scope}' selects no module with parameters to train")
+        for index, step in enumerate(self.during):
+            step.check(model, task, (*earlier, *self.during[:index]))
 
     def apply(self, state: State) -> None:
         """Run the loop, from where a resumed run stopped."""
-        _Loop(self, state).run()
+        with torch.enable_grad():
+            _Loop(self, state).run()
 
 
 class _Loop:
     """One run of a Train: the optimiser, the clock and the best epoch so far."""
 
     def __init__(self, train: Train, state: State) -> None:
-        if state.task is None:
-            raise TaskError("train: a recipe that trains needs a task; add a 'task:' line")
-        self.train, self.state, self.task = train, state, state.task
+        self.train, self.state, self.task = train, state, _required(state.task)
         self.model = state.model.to(state.device)
+        self.scope = train.scope.select(self.model)
         self.parameters = _trained(train, self.model)
         self.optimizer = train.optimizer.build(self.parameters)
-        self.per_epoch = math.ceil(len(self.task.train) / train.batch)
+        self.per_epoch = self.task.train.batch_count(train.batch)
+        self.updates = train.epochs * self.per_epoch
         self.epoch = self.batch = self.stale = 0
         self.best_score: tuple[float, float] | None = None
         self.best: dict[str, Tensor] = {}
@@ -87,19 +95,23 @@ class _Loop:
 
     def run(self) -> None:
         """Train to the last epoch or the early stop, and leave the kept epoch's weights."""
-        left = self.train.epochs * self.per_epoch - self.epoch * self.per_epoch - self.batch
-        for batch in progress(
-            self.batches(), f"{self.train.name} {self.train.epochs} epochs", left
-        ):
+        label = f"{self.train.name} {self.train.epochs} epochs"
+        for batch in progress(self.batches(), label, self.updates - self.finished):
             self.update(batch)
-        if self.best and self.train.stop.keep == "best":
+        self.optimizer.zero_grad()
+        if self.best:
             self.model.load_state_dict(self.best)
         self.model.eval()
+
+    @property
+    def finished(self) -> int:
+        """Return how many updates have been taken."""
+        return self.epoch * self.per_epoch + self.batch
 
     def batches(self) -> Iterator[Batch]:
         """Yield every batch left; judge each epoch when its last batch is done."""
         for epoch in range(self.epoch, self.train.epochs):
-            self.model.train()
+            self.enter_training()
             for batch in self.task.train.batches(
                 self.train.batch,
                 seed=self.state.seed,
@@ -115,28 +127,48 @@ class _Loop:
                 return
             self.checkpoint()
 
+    def enter_training(self) -> None:
+        """Switch to training mode, but for norms outside the scope: they learn statistics."""
+        self.model.train()
+        for name, module in self.model.named_modules():
+            if isinstance(module, _NormBase) and name not in self.scope:
+                module.eval()
+
     def update(self, batch: Batch) -> None:
         """Take one optimiser step; its draws depend on (seed, epoch, batch) alone."""
         torch.manual_seed(derive(self.state.seed, "update", self.epoch, self.batch))
-        done = (self.epoch * self.per_epoch + self.batch) / (self.train.epochs * self.per_epoch)
+        done = self.finished / self.updates
         for group in self.optimizer.param_groups:
             group["lr"] = self.train.optimizer.lr * self.train.optimizer.decay.factor(done)
-        loss = self.loss(batch, done)
-        if not math.isfinite(loss.item()):
-            raise RunError(
-                f"train: the loss is {loss.item()} at epoch {self.epoch + 1}, batch "
-                f"{self.batch + 1}; lower the learning rate ({self.train.optimizer.lr:g}) or clip"
-            )
+        # Cached, a laid weight is decoded once for forward and penalty; it is stale afterwards.
+        with parametrize.cached():
+            loss = self.loss(batch, done)
+        self.refuse(loss.item(), f"at epoch {self.epoch + 1}, batch {self.batch + 1}")
         self.optimizer.zero_grad()
-        loss.backward()
+        loss.backward(inputs=self.parameters)
         if self.train.optimizer.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.train.optimizer.clip)
         self.optimizer.step()
-        for laid, _ in laid_tensors(self.model).values():
+        for laid in self.laid():
             laid.update()
-        after = done + 1 / (self.train.epochs * self.per_epoch)
         for step in self.train.during:
-            step.update(self.state, after)
+            step.update(self.state, (self.finished + 1) / self.updates)
+
+    def laid(self) -> Iterable[Laid]:
+        """Return what is laid on the weights of the scope, once where weights are tied."""
+        return dict.fromkeys(
+            layer
+            for name, (layer, _) in laid_tensors(self.model).items()
+            if name.rpartition(".")[0] in self.scope
+        )
+
+    def refuse(self, loss: float, where: str) -> None:
+        """Stop at a loss that is not finite."""
+        if not math.isfinite(loss):
+            raise RunError(
+                f"train: the loss is {loss} {where}; lower the learning rate "
+                f"({self.train.optimizer.lr:g}) or clip the gradient"
+            )
 
     def loss(self, batch: Batch, done: float) -> Tensor:
         """Return objective plus penalty, in float32."""
@@ -161,13 +193,15 @@ class _Loop:
             score[0],
             scores["loss"],
         )
+        self.refuse(scores["loss"], f"on the validation split after epoch {self.epoch}")
         # What still changes the network would be undone by going back to an earlier epoch.
-        settled = max((step.settled for step in self.train.during), default=0)
-        if (self.epoch - 1) / self.train.epochs < settled and self.epoch < self.train.epochs:
+        settled = max((step.settled for step in self.train.during), default=0.0)
+        if self.epoch / self.train.epochs < settled:
             return False
-        if self.best_score is None or score > self.best_score:
+        if math.isfinite(score[0]) and (self.best_score is None or score > self.best_score):
             self.best_score, self.stale = score, 0
-            self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+            if self.train.stop.keep == "best":
+                self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         else:
             self.stale += 1
         return self.train.stop.patience is not None and self.stale >= self.train.stop.patience
@@ -210,17 +244,35 @@ class _Loop:
         self.optimizer.load_state_dict({"state": slots, "param_groups": current["param_groups"]})
 
 
+def _required(task: Task | None) -> Task:
+    if task is None:
+        raise TaskError("train: a recipe that trains needs a task; add a 'task:' line")
+    return task
+
+
 def _trained(train: Train, model: nn.Module) -> list[nn.Parameter]:
     """Return the parameters that move, in an order that laying a weight does not change."""
-    selected = set(train.scope.select(model))
-    chosen = {}
-    for name, parameter in model.named_parameters():
-        holder, plain = _plain_name(name)
-        if parameter.requires_grad and holder in selected:
-            chosen[plain] = parameter
+    chosen = [p for p in _parameters(model, train.scope) if p.requires_grad]
     if not chosen:
-        raise RunError(f"train: no trainable parameter in scope '{train.scope}'")
-    return [chosen[plain] for plain in sorted(chosen)]
+        raise RunError(
+            f"train: every parameter in scope '{train.scope}' is frozen; set requires_grad, or "
+            "widen the scope"
+        )
+    return chosen
+
+
+def _parameters(model: nn.Module, scope: Scope) -> list[nn.Parameter]:
+    """Return the parameters of a scope, sorted by their plain names.
+
+    One that several modules share belongs to the scope with any of them.
+    """
+    selected = scope.select(model)
+    found: dict[nn.Parameter, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        holder, plain = _plain_name(name)
+        if holder in selected:
+            found[parameter] = min(plain, found.get(parameter, plain))
+    return sorted(found, key=lambda parameter: found[parameter])
 
 
 def _plain_name(name: str) -> tuple[str, str]:

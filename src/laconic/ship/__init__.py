@@ -5,8 +5,8 @@ from laconic._lazy import attach
 _TABLE: dict[str, str] = {
     "CODERS": "laconic.ship.coding",
     "Coded": "laconic.ship.coding",
-    "Inventory": "laconic.ship.artifact",
-    "Verification": "laconic.ship.artifact",
+    "Inventory": "laconic.ship.inventory",
+    "Verification": "laconic.ship.verification",
     "canonical_codes": "laconic.ship._huffman",
     "code_lengths": "laconic.ship._huffman",
     "decode": "laconic.ship.coding",
@@ -14,13 +14,13 @@ _TABLE: dict[str, str] = {
     "entropy": "laconic.ship.coding",
     "from_gaps": "laconic.ship.coding",
     "gaps": "laconic.ship.coding",
-    "inspect": "laconic.ship.artifact",
+    "inspect": "laconic.ship.inventory",
     "load": "laconic.ship.artifact",
     "overhead": "laconic.ship.coding",
     "pack": "laconic.ship._packing",
     "save": "laconic.ship.artifact",
     "unpack": "laconic.ship._packing",
-    "verify": "laconic.ship.artifact",
+    "verify": "laconic.ship.verification",
 }
 
 __getattr__, __dir__, __all__ = attach(__name__, _TABLE)

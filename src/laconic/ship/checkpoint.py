@@ -10,13 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from laconic.errors import ArtifactError, RunError
+from laconic.errors import ArtifactError, LaconicError, RunError
 from laconic.ship.container import raw_bytes, read, write
 from laconic.step import State
 from laconic.weights.laid import laid_tensors, lay
 from laconic.weights.representation import Representation
 
 __all__ = ["load_checkpoint", "model_hash", "save_checkpoint"]
+
+FIELDS = ("laid", "position", "counters", "run")
+MODEL, TRAINING = "model/", "training/"
+# What arises where a checkpoint is of another network.
+MISFIT = (LaconicError, AttributeError, KeyError, RuntimeError, TypeError, ValueError)
 
 
 def save_checkpoint(
@@ -38,20 +43,11 @@ def save_checkpoint(
         }
         for name, (layer, _) in laid_tensors(state.model).items()
     }
-    tensors = {f"model/{name}": tensor for name, tensor in state.model.state_dict().items()}
-    tensors |= {f"training/{name}": t for name, t in training.get("tensors", {}).items()}
-    manifest = {
-        "laid": laid,
-        "position": state.position,
-        "counters": training.get("counters"),
-        "run": run,
-    }
-    write(path, manifest, _unshared(tensors))
-
-
-def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors with storage of their own, as the file format wants them."""
-    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    tensors = {f"{MODEL}{name}": tensor for name, tensor in state.model.state_dict().items()}
+    tensors |= {f"{TRAINING}{name}": t for name, t in training.get("tensors", {}).items()}
+    counters = training.get("counters")
+    parts = (laid, state.position, counters, run)
+    write(path, dict(zip(FIELDS, parts, strict=True)), tensors)
 
 
 def load_checkpoint(state: State, path: Path) -> dict[str, Any]:
@@ -63,26 +59,35 @@ def load_checkpoint(state: State, path: Path) -> dict[str, Any]:
 
     Raises:
         RunError: it does not fit the network.
-        ArtifactError: it is damaged.
+        ArtifactError: it is damaged, or no checkpoint.
     """
     manifest, tensors = read(path)
-    model = {k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")}
+    if manifest.keys() != set(FIELDS) or not isinstance(manifest["run"], dict):
+        raise ArtifactError(f"{path}: no checkpoint of a run; laconic.load reads artefacts")
+    model = _below(MODEL, tensors)
     try:
         for name, kept in manifest["laid"].items():
             _lay_again(state.model, name, kept, model)
         state.model.load_state_dict(model)
-        counters, run = manifest["counters"], manifest["run"]
         state.saved = [int(index) for index in manifest["position"]]
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise RunError(f"{path}: the checkpoint does not fit this network ({error})") from None
-    if counters is not None:
-        training = {
-            k.removeprefix("training/"): v for k, v in tensors.items() if k.startswith("training/")
-        }
-        state.training = {"counters": counters, "tensors": training}
-    if not isinstance(run, dict):
-        raise ArtifactError(f"{path}: the checkpoint holds no run")
+    except MISFIT as error:
+        raise RunError(
+            f"{path}: the checkpoint does not fit this network ({error}); resume with the network "
+            "that the run began with"
+        ) from None
+    if manifest["counters"] is not None:
+        tensors = _below(TRAINING, tensors)
+        state.training = {"counters": manifest["counters"], "tensors": tensors}
+    run: dict[str, Any] = manifest["run"]
     return run
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
 
 
 def _lay_again(

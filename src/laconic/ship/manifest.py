@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -12,7 +14,15 @@ from torch import Tensor
 
 from laconic.errors import ArtifactError
 
-__all__ = ["DTYPES", "Manifest", "Probe", "TensorEntry", "parse_manifest"]
+__all__ = [
+    "CODES",
+    "DTYPES",
+    "Manifest",
+    "Probe",
+    "TensorEntry",
+    "parse_manifest",
+    "too_good",
+]
 
 DTYPES: dict[str, torch.dtype] = {
     "float16": torch.float16,
@@ -21,22 +31,31 @@ DTYPES: dict[str, torch.dtype] = {
     "float64": torch.float64,
     "int64": torch.int64,
     "int32": torch.int32,
+    "int16": torch.int16,
+    "int8": torch.int8,
     "uint8": torch.uint8,
     "bool": torch.bool,
 }
 CODES = "codes"
 # A file cannot hold more weights than this per byte: bounds what a hostile one makes us allocate.
 WEIGHTS_PER_BYTE = 1024
-SLACK = 1 << 20
+# Any weight takes more than this in the manifest, so this much of it may cost nothing else.
+ENTRY_BYTES = 128
+FREE = ENTRY_BYTES * WEIGHTS_PER_BYTE // 4
+LONGEST_MESSAGE = 300
 
 Count = Annotated[int, Field(ge=0, le=1 << 48)]
-Shape = Annotated[tuple[Count, ...], Field(max_length=8)]
 Name = Annotated[str, Field(max_length=512)]
-StreamEntry = tuple[Annotated[int, Field(ge=1, le=8)], Name, Count, Count]
+# JSON knows no tuples; what is inside them is as strict as everything else.
+Shape = Annotated[tuple[Count, ...], Field(max_length=64, strict=False)]
+Bits = Annotated[int, Field(ge=1, le=8)]
+StreamEntry = Annotated[tuple[Bits, Name, Count, Count], Field(strict=False)]
+Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    # Strict: neither true nor 1.0 nor "1" is the integer 1.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class TensorEntry(_Strict):
@@ -55,15 +74,15 @@ class TensorEntry(_Strict):
     dtype: Literal["float16", "bfloat16", "float32", "float64"]
     streams: dict[Name, StreamEntry]
     tables: dict[Name, Shape]
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    sha256: Hash
 
 
 class Probe(_Strict):
     """Logits of seeded random inputs, as a hash, and where they were computed."""
 
-    seed: int
-    shapes: tuple[Shape, ...]
-    logits: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)]
+    shapes: Annotated[tuple[Shape, ...], Field(strict=False)]
+    logits: Hash
     threads: int
     torch: str
     cpu: str
@@ -92,6 +111,15 @@ class Manifest(_Strict):
     recipe: Any = None
     versions: dict[str, str] = {}
 
+    def shapes(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Return dtype and shape of every tensor of the state dict, ties included."""
+        found: dict[str, tuple[str, tuple[int, ...]]] = {}
+        for name, entry in self.tensors.items():
+            found[name] = (entry.dtype, entry.shape)
+        for dtype, shapes in self.dense.items():
+            found |= {name: (dtype, shape) for name, shape in shapes.items()}
+        return found | {name: found[first] for name, first in self.ties.items()}
+
 
 def parse_manifest(data: Mapping[str, Any], blobs: Mapping[str, Tensor], where: str) -> Manifest:
     """Return the validated manifest of a file, its counts checked against the blobs.
@@ -99,21 +127,22 @@ def parse_manifest(data: Mapping[str, Any], blobs: Mapping[str, Tensor], where: 
     Raises:
         ArtifactError: a field is missing, unknown or absurd, or counts do not add up.
     """
+    if "builder" not in data:
+        raise ArtifactError(f"{where}: holds no network to load; a checkpoint is no artefact")
     try:
         manifest = Manifest.model_validate(data)
-    except (ValidationError, RecursionError) as error:
-        first = (
-            error.errors()[0]
-            if isinstance(error, ValidationError)
-            else {"loc": (), "msg": "nested"}
-        )
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise ArtifactError(f"{where}: manifest {place}: {first['msg']}") from None
+        message = f"manifest {place!r}: {first['msg']}"[:LONGEST_MESSAGE]
+        raise ArtifactError(f"{where}: {message}") from None
+    _check_names(manifest, where)
     expected = _blob_sizes(manifest, where)
     found = {name: blob.numel() for name, blob in blobs.items()}
     if expected != found:
         raise ArtifactError(
-            f"{where}: the manifest promises blobs {expected}, the file has {found}"
+            f"{where}: the manifest promises numbers {_shown(expected)}, the file has "
+            f"{_shown(found)}"
         )
     for name, blob in blobs.items():
         wanted = torch.uint8 if name == CODES else DTYPES[name]
@@ -123,11 +152,31 @@ def parse_manifest(data: Mapping[str, Any], blobs: Mapping[str, Tensor], where: 
     return manifest
 
 
+def too_good(count: int, size: int) -> bool:
+    """Return whether so many symbols in so few bytes are more than a file may promise."""
+    return count > FREE + size * WEIGHTS_PER_BYTE
+
+
+def _shown(sizes: Mapping[str, int]) -> str:
+    return repr(sizes)[:LONGEST_MESSAGE]
+
+
+def _check_names(manifest: Manifest, where: str) -> None:
+    for dtype in manifest.dense:
+        if dtype not in DTYPES:
+            raise ArtifactError(f"{where}: {dtype[:LONGEST_MESSAGE]!r} is no dtype of a file")
+    names = Counter([*manifest.tensors, *itertools.chain(*manifest.dense.values()), *manifest.ties])
+    name, count = next(iter(names.most_common(1)), ("", 0))
+    if count > 1:
+        raise ArtifactError(f"{where}: {name!r} is there {count} times")
+    for name, first in manifest.ties.items():
+        if first not in names or first in manifest.ties:
+            raise ArtifactError(f"{where}: {name!r} is tied to {first!r}, which is not stored")
+
+
 def _blob_sizes(manifest: Manifest, where: str) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for dtype, shapes in manifest.dense.items():
-        if dtype not in DTYPES:
-            raise ArtifactError(f"{where}: unknown dtype '{dtype}'")
         sizes[dtype] = sum(math.prod(shape) for shape in shapes.values())
     for entry in manifest.tensors.values():
         for shape in entry.tables.values():
@@ -141,13 +190,14 @@ def _bound(manifest: Manifest, stored: int, where: str) -> None:
     total = 0
     for name, entry in manifest.tensors.items():
         numbers = math.prod(entry.shape)
-        total += numbers
         position = entry.streams.get("position")
         for stream, (_, _, count, _) in entry.streams.items():
             dense = position is None or stream == "position"
             if count > numbers or (dense and count != numbers):
                 raise ArtifactError(
-                    f"{where}: '{name}' {list(entry.shape)} cannot have {count} {stream} symbols"
+                    f"{where}: {name!r} {list(entry.shape)} cannot have {count} {stream!r} symbols"
                 )
-    if total > stored * WEIGHTS_PER_BYTE + SLACK:
+        total += max(numbers, sum(count for _, _, count, _ in entry.streams.values()))
+    stored += ENTRY_BYTES * len(manifest.tensors)
+    if total > stored * WEIGHTS_PER_BYTE:
         raise ArtifactError(f"{where}: {stored} bytes cannot hold the {total} weights they promise")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 # How often a gradual prune ranks weights during one training, unless told.
 MOMENTS = 100
+# Progress is a quotient: a moment that it misses by rounding has come.
+_EPSILON = 1e-9
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -115,14 +117,17 @@ class Prune(During):
 
     @property
     def settled(self) -> float:
-        """Return the progress at which the goal is reached."""
-        return self.schedule.end
+        """Return the progress at which the goal is reached: the first moment at or after it."""
+        return math.ceil(self.schedule.end * self._moments - _EPSILON) / self._moments
 
     def check(self, model: nn.Module, task: Task | None, earlier: tuple[Step, ...] = ()) -> None:
         """Refuse a scope without weights, and to keep more than an earlier prune left."""
-        if not weights_of(model, self.scope):
+        weights = weights_of(model, self.scope)
+        if not weights:
             raise ScopeError(f"'{self.scope}' selects no weight of two or more dimensions")
-        for step in earlier:
+        for name in weights:
+            mask_of(model, name)  # refuses what nothing can be laid on
+        for step in _with_nested(earlier):
             if isinstance(step, Prune) and step.scope == self.scope and step.keep < self.keep:
                 raise ChainError(
                     f"keep {self.keep:g} after an earlier prune of '{self.scope}' that keeps "
@@ -130,7 +135,7 @@ class Prune(During):
                 )
         self.by.check(task)
         if self.retrain is not None:
-            self.retrain.check(model, task, earlier)
+            self.retrain.check(model, task, (*earlier, self))
 
     def apply(self, state: State) -> None:
         """Prune in rounds, retraining after each."""
@@ -142,10 +147,13 @@ class Prune(During):
 
     def update(self, state: State, progress: float) -> None:
         """Prune to the fraction due at this progress of a training."""
-        moments = self.rounds or MOMENTS
-        reached = math.floor(progress * moments + 1e-9)
+        reached = math.floor(progress * self._moments + _EPSILON)
         if reached:
-            self._prune(state, reached / moments)
+            self._prune(state, reached / self._moments)
+
+    @property
+    def _moments(self) -> int:
+        return self.rounds or MOMENTS
 
     def _prune(self, state: State, progress: float) -> None:
         weights = weights_of(state.model, self.scope)
@@ -161,6 +169,15 @@ class Prune(During):
             scores = self.by.scores(state, weights)
             for name, mask in survivors(scores, masks, keep, self.ranking).items():
                 narrow(state.model, name, mask)
+
+
+def _with_nested(steps: Iterable[Step]) -> Iterator[Step]:
+    """Yield the steps and every step that is a field of theirs, such as what retrains."""
+    for step in steps:
+        yield step
+        for value in dict(step).values():
+            inner = value if isinstance(value, tuple) else (value,)
+            yield from _with_nested(item for item in inner if isinstance(item, Step))
 
 
 def _mask(model: nn.Module, name: str, weight: Tensor) -> Tensor:

@@ -65,7 +65,8 @@ class KMeans(Representation):
     def values(self, codes: Codes) -> Tensor:
         """Look every index up in the codebook."""
         index = codes.streams["index"].tensor
-        return codes.tables["codebook"].index_select(0, index.flatten().int()).reshape(codes.shape)
+        codebook = codes.table("codebook", 2**self.bits)
+        return codebook.index_select(0, index.flatten().int()).reshape(codes.shape)
 
     def surrogate(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         """Return codebook[index], whose gradient sums over each cluster."""

@@ -51,12 +51,15 @@ class Binary(Representation):
 
     def values(self, codes: Codes) -> Tensor:
         """Return +-scale."""
-        signs = codes.streams["code"].tensor.reshape(codes.shape).to(codes.dtype) * 2 - 1
-        return _scaled(signs, codes.tables["scale"], self.granularity)
+        signs = codes.streams["code"].tensor.reshape(codes.shape).to(codes.dtype).mul_(2).sub_(1)
+        return _scaled(signs, codes, self.granularity)
 
 
-def _scaled(signs: Tensor, scale: Tensor, granularity: Granularity) -> Tensor:
-    return (grouped(signs, granularity) * scale[:, None]).reshape(signs.shape) + 0.0
+def _scaled(signs: Tensor, codes: Codes, granularity: Granularity) -> Tensor:
+    groups = grouped(signs, granularity)
+    scale = codes.table("scale", groups.shape[0])
+    # In place: a second copy of the largest weight would decide how much memory loading takes.
+    return groups.mul_(scale[:, None]).reshape(signs.shape).add_(0.0)
 
 
 def ternary_threshold(size: Tensor, count: Tensor | int) -> Tensor:
@@ -129,5 +132,5 @@ class Ternary(Representation):
 
     def values(self, codes: Codes) -> Tensor:
         """Return -scale, 0 or +scale."""
-        signs = codes.streams["code"].tensor.reshape(codes.shape).to(codes.dtype) - 1
-        return _scaled(signs, codes.tables["scale"], self.granularity)
+        signs = codes.streams["code"].tensor.reshape(codes.shape).to(codes.dtype).sub_(1)
+        return _scaled(signs, codes, self.granularity)

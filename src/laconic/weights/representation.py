@@ -57,6 +57,20 @@ class Codes:
     shape: torch.Size
     dtype: torch.dtype = torch.float32
 
+    def table(self, name: str, *shape: int) -> Tensor:
+        """Return a table that must have this shape: another would blow up what it meets.
+
+        Raises:
+            ModelError: it has another shape, or there is none.
+        """
+        found = self.tables.get(name)
+        if found is None or found.shape != shape:
+            has = "missing" if found is None else tuple(found.shape)
+            raise ModelError(
+                f"the table '{name}' of a weight {tuple(self.shape)} is {has}, not {shape}"
+            )
+        return found
+
 
 def ste(decoded: Tensor, surrogate: Tensor) -> Tensor:
     """Return exactly ``decoded``, with the gradient of ``surrogate``.

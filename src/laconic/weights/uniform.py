@@ -211,9 +211,10 @@ class Symmetric(Representation):
     def values(self, codes: Codes) -> Tensor:
         """Return scale * level."""
         low, _ = level_range(self.bits, self.levels)
-        levels = codes.streams["code"].tensor.reshape(codes.shape).to(codes.dtype) + low
-        groups = grouped(levels, self.granularity) * codes.tables["scale"][:, None]
-        return groups.reshape(codes.shape) + 0.0
+        levels = codes.streams["code"].tensor.reshape(codes.shape).to(codes.dtype).add_(low)
+        groups = grouped(levels, self.granularity)
+        groups = groups.mul_(codes.table("scale", groups.shape[0])[:, None])
+        return groups.reshape(codes.shape).add_(0.0)
 
     def surrogate(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         """Return the weight, without gradient where range "mse" clips it."""
@@ -277,9 +278,9 @@ class Affine(Representation):
     def values(self, codes: Codes) -> Tensor:
         """Return low + level * step, and exactly high at the last level."""
         top = 2**self.bits - 1
-        low, high = codes.tables["low"][:, None], codes.tables["high"][:, None]
         code = codes.streams["code"].tensor.reshape(codes.shape)
         levels = grouped(code, self.granularity).to(codes.dtype)
+        low, high = (codes.table(end, len(levels))[:, None] for end in ("low", "high"))
         inner = levels * ((high - low) * (1 / top)) + low
         return torch.where(levels == top, high, inner).reshape(codes.shape) + 0.0
 
@@ -408,8 +409,8 @@ class FixedPoint(Representation):
 
 def _fixed_values(codes: Codes, bits: int) -> Tensor:
     low, _ = level_range(bits, "full")
-    levels = codes.streams["code"].tensor.reshape(codes.shape).to(codes.dtype) + low
-    return levels * codes.tables["step"] + 0.0
+    levels = codes.streams["code"].tensor.reshape(codes.shape).to(codes.dtype).add_(low)
+    return levels.mul_(codes.table("step", 1)).add_(0.0)
 
 
 class DynamicFixedPoint(Representation):
@@ -508,7 +509,7 @@ class Logarithmic(Representation):
         """Return the place of each weight in the ladder of levels, and its top [1]."""
         left = masked(weight, mask)
         top = left.abs().amax().reshape(1)
-        size = left.abs() / torch.where(top > 0, top, 1.0)
+        size = (left.abs() / torch.where(top > 0, top, 1.0)).contiguous()
         thresholds = power_thresholds(self.bits, self.rounding)
         place = torch.bucketize(size, size.new_tensor(thresholds), right=True)
         code = place.copysign(left) + len(thresholds)
@@ -519,6 +520,7 @@ class Logarithmic(Representation):
         """Look every code up in the ladder; powers of two multiply exactly."""
         levels = power_levels(self.bits)
         ladder = [-level for level in reversed(levels)] + [0.0] + levels
-        table = codes.tables["scale"].new_tensor(ladder) * codes.tables["scale"] + 0.0
+        scale = codes.table("scale", 1)
+        table = scale.new_tensor(ladder) * scale + 0.0
         code = codes.streams["code"].tensor
         return table.index_select(0, code.flatten().int()).reshape(codes.shape)

@@ -1,0 +1,625 @@
+"""A run that was killed, interrupted or refused goes on to the very bytes it would have given."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import random
+import resource
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing import forkserver, get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from laconic import measure as measuring
+from laconic import run
+from laconic.errors import LaconicError, RunError
+from laconic.recipe import Recipe
+from laconic.recover import (
+    L1,
+    L2,
+    SGD,
+    Adam,
+    AdamW,
+    Constant,
+    Cosine,
+    Recalibrate,
+    Stop,
+    Train,
+)
+from laconic.run import compress
+from laconic.ship import save, verify
+from laconic.ship.container import read
+from laconic.step import Step
+from laconic.structure import Geometric, Gradual, Prune, Random, Taylor
+from laconic.tasks import Task, digits
+from laconic.weights import KMeans, Quantize, Symmetric, Ternary
+
+PATIENCE = 300  # seconds for what takes a few: other work may share the cores
+KILLS = 5
+# What is imported on the way would otherwise be imported by every process.
+PRELOADED = ["laconic.run", "laconic.report.report", "sklearn.datasets", "constriction"]
+PRELOADED += ["torch.utils.flop_counter", "torch._dynamo", "pytest"]
+
+
+def small_task(examples: int = 96) -> Task:
+    """Return digits with few examples: [batch, 1, 8, 8] -> ten classes."""
+    task = digits().few(total=examples)
+    task.validate = task.validate.subset(range(40))
+    task.test = task.test.subset(range(40))
+    return task
+
+
+def network() -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1, bias=False),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Dropout(0.2),
+            nn.Linear(64, 16),
+            nn.ReLU(),
+            nn.Linear(16, 10),
+        )
+
+
+# --------------------------------------------------------------- processes that are killed
+
+EVERYTHING = Recipe(
+    [
+        Prune("weights", keep=0.5, rounds=2, retrain=Train(epochs=2, batch=32)),
+        Train(epochs=4, batch=32, during=(Prune("weights", keep=0.2),)),
+        Quantize(KMeans(3)),
+        Train(epochs=3, batch=32, optimizer=SGD(0.01)),
+        Recalibrate(4, batch=32),
+    ],
+    seed=7,
+    precision="float32",
+)
+
+
+def child(out: str, threads: int, *, resume: bool, seconds: float, room: int | None) -> None:
+    """Run the recipe in a process of its own; leave beside it what it was refused for."""
+    torch.set_num_threads(threads)
+    if room is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+    task = small_task(480)
+    try:
+        compress(network(), task, EVERYTHING, out=out, resume=resume, checkpoint_seconds=seconds)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except LaconicError as error:
+        Path(f"{out}.error").write_text(str(error))
+        sys.exit(2)
+
+
+@pytest.fixture(scope="module")
+def context() -> Any:
+    """Return how processes are made: forked from one that has imported everything."""
+    made = get_context("forkserver")
+    made.set_forkserver_preload(PRELOADED)
+    with pytest.MonkeyPatch.context() as patch:
+        # Two threads on a busy core would otherwise mostly wait for each other, at full speed.
+        patch.setenv("OMP_WAIT_POLICY", "passive")
+        forkserver.ensure_running()
+    return made
+
+
+@pytest.fixture(scope="module")
+def start(context: Any) -> Iterator[Callable[..., BaseProcess]]:
+    """Return a function that starts a run in a process; what is left is killed."""
+    started: list[BaseProcess] = []
+
+    def begin(
+        out: Path,
+        threads: int = 1,
+        *,
+        resume: bool = False,
+        seconds: float = 0.05,
+        room: int | None = None,
+    ) -> BaseProcess:
+        options = {"resume": resume, "seconds": seconds, "room": room}
+        values = {"ARGUMENTS": (str(out), threads), "OPTIONS": options}
+        process = context.Process(target=runpy.run_path, args=(__file__, values, "child"))
+        process.start()
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.join(PATIENCE)
+        process.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    start: Callable[..., BaseProcess], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int], tuple[Path, float]]:
+    """Return a function that runs the recipe to its end: where it lies, how long it took."""
+
+    @functools.cache
+    def whole(threads: int) -> tuple[Path, float]:
+        out = tmp_path_factory.mktemp("whole") / "run"
+        # A first one waits until everything is imported, and is refused: a file is no folder.
+        (out.parent / "file").touch()
+        assert finish(start(out.parent / "file")) == 2
+        began = time.monotonic()
+        assert finish(start(out, threads)) == 0
+        check_finished(out)
+        return out, time.monotonic() - began
+
+    return whole
+
+
+def finish(process: BaseProcess) -> int | None:
+    process.join(PATIENCE)
+    return process.exitcode
+
+
+def artefact(out: Path) -> bytes:
+    return (out / run.ARTIFACT).read_bytes()
+
+
+def told(out: Path) -> list[tuple[Any, ...]]:
+    """Return what the history of a run says, but for times."""
+    history, _ = run.read_history(out)
+    return [(m.step, m.size_bytes, m.nonzero, m.macs, m.metrics, m.layers) for m in history]
+
+
+def check_whole(out: Path) -> None:
+    """Fail if a killed run left anything half written under its own name."""
+    for name in (run.HISTORY, run.RUN):
+        if (out / name).exists():
+            json.loads((out / name).read_text(encoding="utf-8"))
+    if (out / run.RECIPE).exists():
+        assert Recipe.read(out / run.RECIPE) == EVERYTHING
+    if (out / run.CHECKPOINT).exists():
+        manifest, tensors = read(out / run.CHECKPOINT)
+        assert tensors and manifest["run"]["facts"]["seed"] == 7
+    if (out / run.ARTIFACT).exists():
+        verify(out / run.ARTIFACT)
+
+
+def check_finished(out: Path) -> None:
+    """Fail if a finished run lacks a file or has one too many."""
+    named = {run.ARTIFACT, run.CHECKPOINT, run.HISTORY, run.RECIPE, run.RUN, run.REPORT}
+    assert {path.name for path in out.iterdir()} == named | {".lock"}
+    check_whole(out)
+
+
+def kill_and_resume(
+    start: Callable[..., BaseProcess],
+    out: Path,
+    threads: int,
+    *,
+    kills: int,
+    duration: float,
+    seed: int = 0,
+) -> None:
+    """Kill a run at random moments, so many times, and let it finish."""
+    draw = random.Random(seed)
+    killed, longest = 0, 0.4 * duration
+    while killed < kills:
+        process = start(out, threads, resume=True)
+        process.join(draw.uniform(0.02, 1) * longest)
+        process.kill()
+        code = finish(process)
+        assert code in (0, -signal.SIGKILL)
+        if code == 0:
+            longest /= 2
+        else:
+            killed += 1
+        check_whole(out)
+    assert finish(start(out, threads, resume=True)) == 0
+    check_finished(out)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_run_killed_again_and_again_gives_the_same_bytes(
+    start: Callable[..., BaseProcess],
+    undisturbed: Callable[[int], tuple[Path, float]],
+    tmp_path: Path,
+    threads: int,
+) -> None:
+    whole, duration = undisturbed(threads)
+    kill_and_resume(start, tmp_path, threads, kills=KILLS, duration=duration)
+    assert artefact(tmp_path) == artefact(whole)
+    assert told(tmp_path) == told(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("seed", range(1, 4))
+def test_however_often_it_is_killed(
+    start: Callable[..., BaseProcess],
+    undisturbed: Callable[[int], tuple[Path, float]],
+    tmp_path: Path,
+    threads: int,
+    seed: int,
+) -> None:
+    whole, duration = undisturbed(threads)
+    kill_and_resume(start, tmp_path, threads, kills=20, duration=duration / 2, seed=seed)
+    assert artefact(tmp_path) == artefact(whole)
+
+
+def test_the_same_seed_gives_the_same_bytes_in_another_interpreter(
+    undisturbed: Callable[[int], tuple[Path, float]], tmp_path: Path
+) -> None:
+    """Two processes of one server share the order of sets; a new interpreter has another."""
+    options = {"resume": False, "seconds": 0.5, "room": None}
+    values = {"ARGUMENTS": (str(tmp_path), 1), "OPTIONS": options}
+    code = f"import runpy; runpy.run_path({__file__!r}, {values!r}, 'child')"
+    environment = {**os.environ, "PYTHONHASHSEED": "12345"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=PATIENCE)
+    assert artefact(tmp_path) == artefact(undisturbed(1)[0])
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.005)
+
+
+def test_ctrl_c_writes_a_checkpoint_and_the_run_goes_on_from_it(
+    start: Callable[..., BaseProcess],
+    undisturbed: Callable[[int], tuple[Path, float]],
+    tmp_path: Path,
+) -> None:
+    process = start(tmp_path, seconds=1e9)
+    wait_for((tmp_path / run.HISTORY).exists)  # the first checkpoint is written, training begins
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    assert finish(process) == 130
+    check_whole(tmp_path)
+    assert not (tmp_path / run.ARTIFACT).exists()
+    assert read(tmp_path / run.CHECKPOINT)[0]["counters"] is not None
+    assert finish(start(tmp_path, resume=True)) == 0
+    assert artefact(tmp_path) == artefact(undisturbed(1)[0])
+
+
+def test_a_directory_serves_one_run_at_a_time(
+    start: Callable[..., BaseProcess], tmp_path: Path
+) -> None:
+    process = start(tmp_path)
+    wait_for((tmp_path / run.RECIPE).exists)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    with pytest.raises(RunError, match="in use by another run"):
+        compress(network(), small_task(), EVERYTHING, out=tmp_path, resume=True)
+    process.kill()
+    finish(process)
+    with run._locked(tmp_path):
+        pass
+
+
+def test_a_full_disk_is_named_and_the_run_goes_on_once_there_is_room(
+    start: Callable[..., BaseProcess],
+    undisturbed: Callable[[int], tuple[Path, float]],
+    tmp_path: Path,
+) -> None:
+    """The limit holds the first checkpoint, not one with an optimiser's moments."""
+    whole, _ = undisturbed(1)
+    history, _ = run.read_history(whole)
+    out = tmp_path / "run"
+    assert finish(start(out, room=2 * history[0].size_bytes)) == 2
+    message = (tmp_path / "run.error").read_text()
+    assert message.startswith(f"{out}: the run cannot be kept there")
+    assert "File too large" in message and "make room" in message
+    check_whole(out)
+    assert finish(start(out, resume=True)) == 0
+    assert artefact(out) == artefact(whole)
+
+
+# --------------------------------------------------------- every moment of short trainings
+
+
+class Stopped(BaseException):
+    """What a test kills a run with, once it has written."""
+
+
+class Three(nn.Module):
+    """Three matrices in one module, not in the order of their names, and a tied one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flat = nn.Flatten()
+        for name in "cab":
+            setattr(self, name, nn.Parameter(torch.randn(64, 64) / 8))
+        self.first = nn.Linear(64, 64)
+        self.second = nn.Linear(64, 64)
+        self.second.weight = self.first.weight
+        self.last = nn.Linear(64, 10)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = (self.flat(inputs) @ self.c @ self.a @ self.b).relu()
+        outputs: Tensor = self.last(self.second(self.first(hidden).relu()).relu())
+        return outputs
+
+
+def three() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return Three()
+
+
+def short(**fields: Any) -> Train:
+    """Return a training of three updates an epoch."""
+    return Train(**{"batch": 32, **fields})
+
+
+GRADUAL = Prune("weights", keep=0.2, schedule=Gradual(end=0.5))
+# What they have in common with EVERYTHING is left out.
+VARIANTS: dict[str, tuple[Callable[[], nn.Module], list[Step], str]] = {
+    "the mask is laid while Adam is at work": (
+        network,
+        [short(epochs=4, optimizer=Adam(5e-3, clip=1.0), during=(GRADUAL,), stop=Stop(patience=1))],
+        "float32",
+    ),
+    "the best epoch is behind": (
+        network,
+        [short(epochs=6, optimizer=AdamW(0.1, decay=Constant()), stop=Stop(patience=3))],
+        "float32",
+    ),
+    "the last epoch is kept": (
+        network,
+        [short(epochs=3, stop=Stop(patience=2, keep="last"), optimizer=SGD(0.1, momentum=0.0))],
+        "float32",
+    ),
+    "momentum, penalty and noise": (
+        network,
+        [
+            Quantize(Symmetric(4, rounding="stochastic")),
+            short(epochs=2, optimizer=SGD(0.05, nesterov=True), penalty=L1(1e-4)),
+            short(epochs=2, optimizer=SGD(0.05, decay=Cosine(warmup=0.5)), penalty=L2(1e-4)),
+        ],
+        "float32",
+    ),
+    "bfloat16": (
+        network,
+        [short(epochs=2, during=(GRADUAL,)), Quantize(KMeans(2)), short(epochs=2)],
+        "bfloat16",
+    ),
+    "rounds ranked by chance and by gradients": (
+        network,
+        [
+            Prune("weights", keep=0.5, by=Random(), rounds=2, retrain=short()),
+            Prune(
+                "weights",
+                keep=0.2,
+                by=Taylor(batches=1),
+                rounds=2,
+                ranking="global",
+                schedule=Geometric(),
+                retrain=short(epochs=2),
+            ),
+        ],
+        "float32",
+    ),
+    "rounds inside rounds": (
+        network,
+        [
+            Prune(
+                "weights",
+                keep=0.2,
+                rounds=2,
+                retrain=Prune("weights", scope="kind:linear", keep=0.1, rounds=2, retrain=short()),
+            )
+        ],
+        "float32",
+    ),
+    "several matrices in a module, ties among equal codes": (
+        three,
+        [
+            Quantize(Ternary()),
+            short(epochs=2, penalty=L1(1e-3)),
+            Prune("weights", keep=0.7, ranking="global", retrain=short()),
+        ],
+        "float32",
+    ),
+}
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what these runs do not need: disks, clocks, scores and reports."""
+    measured = functools.cache(functools.partial(measuring.measure, network()))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(measuring, "measure", lambda *args, **options: measured())
+    monkeypatch.setattr(run.Result, "report", lambda self, path: path)
+
+
+def count_moments(patch: pytest.MonkeyPatch, stop: int = 0) -> list[int]:
+    """Let a run count its chances to write a checkpoint, take one of them and die there."""
+    count = [0]
+    write = run._Keeper.write
+
+    def due(self: Any) -> bool:
+        count[0] += 1
+        return count[0] == stop
+
+    def write_and_die(self: Any, state: Any, training: dict[str, Any]) -> None:
+        write(self, state, training)
+        if training:
+            raise Stopped
+
+    patch.setattr(run._Keeper, "due", due)
+    patch.setattr(run._Keeper, "write", write_and_die)
+    return count
+
+
+def check_moments(name: str, out: Path, *, share: float) -> None:
+    """Stop a run at a share of the moments at which it may write; resume and compare."""
+    build, steps, precision = VARIANTS[name]
+    recipe, task = Recipe(steps, seed=5, precision=precision), small_task()
+    with pytest.MonkeyPatch.context() as patch:
+        total = count_moments(patch)
+        compress(build(), task, recipe, out=out / "whole")
+    chosen = random.Random(0).sample(range(1, total[0] + 1), max(3, round(share * total[0])))
+    for moment in sorted(chosen):
+        folder = out / str(moment)
+        with pytest.MonkeyPatch.context() as patch:
+            count_moments(patch, moment)
+            with pytest.raises(Stopped):
+                compress(build(), task, recipe, out=folder)
+        compress(build(), task, recipe, out=folder, resume=True)
+        assert artefact(folder) == artefact(out / "whole"), f"moment {moment} of {total[0]}"
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_run_goes_on_from_any_moment(name: str, tmp_path: Path) -> None:
+    check_moments(name, tmp_path, share=0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_run_goes_on_from_every_moment(name: str, tmp_path: Path) -> None:
+    check_moments(name, tmp_path, share=1.0)
+
+
+# ------------------------------------------------------------------ what is told and refused
+
+TWO = Recipe([Prune("weights", keep=0.5, retrain=short(epochs=2))], seed=5, precision="float32")
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, quick: None) -> Path:
+    """Return the directory of a run that died in the middle of its training."""
+    with pytest.MonkeyPatch.context() as patch:
+        count_moments(patch, 3)
+        with pytest.raises(Stopped):
+            compress(network(), small_task(), TWO, out=tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_resuming_a_finished_run_returns_its_result(stopped: Path) -> None:
+    compress(network(), small_task(), TWO, out=stopped, resume=True)
+    before = artefact(stopped)
+    result = compress(network(), small_task(), TWO, out=stopped, resume=True)
+    assert artefact(stopped) == before
+    assert len(result.history) == 2
+    assert result.facts["notes"] == []
+    assert int((result.model[6].weight != 0).sum()) == 512  # type: ignore[union-attr, operator]
+
+
+def test_resuming_nothing_starts(tmp_path: Path, quick: None) -> None:
+    result = compress(network(), None, [Prune("weights", keep=0.5)], out=tmp_path, resume=True)
+    assert len(result.history) == 2
+
+
+def test_a_directory_that_holds_a_run_is_not_taken_by_another(stopped: Path) -> None:
+    before = (stopped / run.CHECKPOINT).read_bytes()
+    with pytest.raises(RunError, match="holds a run already; resume it, or choose another"):
+        compress(network(), small_task(), TWO, out=stopped)
+    assert (stopped / run.CHECKPOINT).read_bytes() == before
+
+
+def retuned() -> nn.Module:
+    model = network()
+    with torch.no_grad():
+        model[8].bias[3] += 1e-6  # type: ignore[index, union-attr]
+    return model
+
+
+@pytest.mark.parametrize(
+    ("what", "model", "examples", "recipe"),
+    [
+        ("recipe", network, 96, TWO.model_copy(update={"seed": 6})),
+        ("network", retuned, 96, TWO),
+        ("network", three, 96, TWO),
+        ("task", network, 95, TWO),
+    ],
+)
+def test_another_run_is_refused_and_leaves_the_directory_alone(
+    stopped: Path, what: str, model: Callable[[], nn.Module], examples: int, recipe: Recipe
+) -> None:
+    before = {path.name: path.read_bytes() for path in stopped.iterdir()}
+    with pytest.raises(RunError, match=f"was run with another {what}; resume with that one"):
+        compress(model(), small_task(examples), recipe, out=stopped, resume=True)
+    assert {path.name: path.read_bytes() for path in stopped.iterdir()} == before
+
+
+def test_other_conditions_are_warned_of_and_noted(
+    stopped: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        with caplog.at_level(logging.WARNING, logger="laconic"):
+            result = compress(network(), small_task(), TWO, out=stopped, resume=True)
+    finally:
+        torch.set_num_threads(before)
+    (note,) = result.facts["notes"]
+    assert f"threads {before} -> {before + 1}" in note
+    assert "the bytes of the artefact may differ" in note
+    assert note in caplog.messages
+    assert run.read_history(stopped)[1]["notes"] == [note]
+    again = compress(network(), small_task(), TWO, out=stopped, resume=True)
+    assert again.facts["notes"][0] == note
+    assert f"threads {before + 1} -> {before}" in again.facts["notes"][1]
+
+
+def test_the_same_conditions_need_no_note(stopped: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="laconic"):
+        assert compress(network(), small_task(), TWO, out=stopped, resume=True).facts["notes"] == []
+    assert caplog.messages == []
+
+
+def test_what_was_being_written_is_cleared_away(stopped: Path) -> None:
+    (stopped / f".{run.ARTIFACT}.partial").write_bytes(b"half")
+    (stopped / ".tmpAbC123").write_bytes(b"what safetensors leaves")
+    (stopped / "notes.txt").write_text("the user's own")
+    compress(network(), small_task(), TWO, out=stopped, resume=True)
+    assert not list(stopped.glob(".*.partial")) + list(stopped.glob(".tmp*"))
+    assert (stopped / "notes.txt").exists()
+
+
+def test_the_time_before_a_stop_counts(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest, _ = read(stopped / run.CHECKPOINT)
+    spent = manifest["run"]["seconds"]
+    assert spent > 0
+    told: list[float] = []
+    measured = measuring.measure(network())
+    monkeypatch.setattr(
+        measuring, "measure", lambda *args, seconds, **rest: told.append(seconds) or measured
+    )
+    began = time.monotonic()
+    compress(network(), small_task(), TWO, out=stopped, resume=True)
+    assert spent < told[0] <= spent + time.monotonic() - began
+
+
+@pytest.mark.parametrize("damage", ["cut short", "changed", "another file"])
+def test_a_damaged_checkpoint_is_refused(stopped: Path, damage: str) -> None:
+    path = stopped / run.CHECKPOINT
+    content = bytearray(path.read_bytes())
+    if damage == "cut short":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "changed":
+        content[-1] ^= 1
+        path.write_bytes(content)
+    else:
+        save(network(), path)
+    with pytest.raises(LaconicError, match=run.CHECKPOINT):
+        compress(network(), small_task(), TWO, out=stopped, resume=True)
+
+
+if __name__ == "child":  # in a process that runs this file
+    child(*globals()["ARGUMENTS"], **globals()["OPTIONS"])
