@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from laconic import measure as measuring
@@ -224,8 +223,7 @@ def _prepare(keeper: _Keeper, state: State, resume: bool) -> None:
         state.history = [measuring.Measurement.from_data(item) for item in run["history"]]
         keeper.began -= run["seconds"]
     with _writing(keeper.out):
-        # What was being written when a run was killed: by us, and by safetensors.
-        for leftover in (*keeper.out.glob(".*.partial"), *keeper.out.glob(".tmp??????")):
+        for leftover in keeper.out.glob(".*.partial"):  # being written when a run was killed
             leftover.unlink()
         write_text(keeper.out / RECIPE, keeper.facts["recipe"])
         write_text(keeper.out / RUN, json.dumps(keeper.facts, indent=1))
@@ -348,7 +346,7 @@ def _writing(out: Path) -> Iterator[None]:
     """Say what to do where the operating system refuses to write."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise RunError(
             f"{out}: the run cannot be kept there ({error}); make room, or choose another "
             "directory. A run that has begun goes on from its checkpoint when it is resumed"

@@ -44,7 +44,7 @@ class Schedule(Value, ABC):
     def keep(self, progress: float, goal: float) -> float:
         """Return the fraction kept at this progress, 0 to 1; exactly ``goal`` from ``end`` on."""
         t = progress / self.end
-        return goal if t >= 1 else self.curve(max(t, 0.0), goal)
+        return goal if t >= 1 - _EPSILON else self.curve(max(t, 0.0), goal)
 
     @abstractmethod
     def curve(self, t: float, goal: float) -> float:

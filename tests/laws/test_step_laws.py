@@ -1,0 +1,452 @@
+"""Laws of every registered step; run as a script, this file writes docs/chaining.md."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import random
+import re
+from abc import ABC
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import numpy as np
+import pytest
+import torch
+from annotated_types import Ge, Gt, Le, Lt
+from torch import Tensor, nn
+
+from laconic import measure as measuring
+from laconic.errors import ChainError
+from laconic.recipe import Recipe
+from laconic.recover import SGD, Recalibrate, Train
+from laconic.run import compress
+from laconic.scope import Scope
+from laconic.ship import load, save
+from laconic.step import State, Step, Value, members, run_step
+from laconic.structure import Prune, Random, Taylor
+from laconic.tasks import Task
+from laconic.weights import Quantize, Representation, Symmetric
+
+PAGE = Path(__file__).parents[2] / "docs" / "chaining.md"
+
+
+def ours(family: type[Value]) -> dict[str, Any]:
+    """Return the members of a family but for those that other tests define."""
+    found = members(family, every=True)
+    return {name: kind for name, kind in found.items() if kind.__module__.startswith("laconic.")}
+
+
+STEPS = ours(Step)
+
+# What a step's defaults do not show: for each, whether it draws random numbers.
+EXAMPLES: dict[str, dict[Step, bool]] = {
+    "prune": {
+        Prune("weights", keep=0.5): False,
+        Prune("weights", keep=0.3, ranking="global", by=Taylor(batches=1, batch=8)): True,
+        Prune("weights", keep=0.5, by=Random()): True,
+        Prune("weights", keep=0.4, rounds=2, retrain=Train(batch=8)): True,
+    },
+    "quantize": {
+        Quantize(4): False,
+        Quantize(Symmetric(4, rounding="stochastic")): True,
+    },
+    "recalibrate": {Recalibrate(2, batch=8): True},
+    "train": {
+        Train(batch=8, optimizer=SGD(0.1)): True,
+        Train(batch=8, during=(Prune("weights", keep=0.5),)): True,
+    },
+}
+
+# A module that the step changes, where it is not the last layer.
+PLACES = {"recalibrate": "norm"}
+
+
+def examples() -> Iterator[tuple[Step, bool]]:
+    """Yield every step worth testing, and whether it draws; a new one needs no entry."""
+    for name, kind in STEPS.items():
+        yield from EXAMPLES.get(name, {built(kind): False}).items()
+
+
+# ------------------------------------------------------------------ values of every field
+
+
+def built(kind: type[Value]) -> Any:
+    """Return a value with its required fields filled."""
+    required = {name: info for name, info in kind.model_fields.items() if info.is_required()}
+    return kind(**{n: next(choices(i.annotation, i.metadata)) for n, i in required.items()})
+
+
+def choices(annotation: Any, metadata: list[Any], depth: int = 2) -> Iterator[Any]:
+    """Yield values worth trying of a field, from its type and bounds alone."""
+    if get_origin(annotation) is Annotated:
+        inner, *more = get_args(annotation)
+        bounds = [bound for item in more for bound in getattr(item, "metadata", [item])]
+        yield from choices(inner, bounds, depth)
+    elif get_origin(annotation) is Literal:
+        yield from get_args(annotation)
+    elif get_origin(annotation) is tuple:
+        some = list(choices(get_args(annotation)[0], [], depth))[:2]
+        yield from (tuple(some[:count]) for count in range(len(some) + 1))
+    elif get_args(annotation):
+        for part in get_args(annotation):
+            yield from choices(part, metadata, depth)
+    elif annotation is type(None):
+        yield None
+    else:
+        yield from plain_choices(annotation, metadata, depth)
+
+
+def plain_choices(kind: type, metadata: list[Any], depth: int) -> Iterator[Any]:
+    """Yield values of a class that is no union, literal or list."""
+    if kind is Scope:
+        yield Scope("kind:linear, !last")
+    elif kind is bool:
+        yield from (False, True)
+    elif kind is int:
+        yield from (value for value in (0, 1, 7) if within(value, metadata))
+    elif kind is float:
+        yield from (value for value in (0.25, 1.0, 3e-5, 2.5) if within(value, metadata))
+    elif kind is str:
+        patterns = [item.pattern for item in metadata if getattr(item, "pattern", None)]
+        yield from (word for text in patterns for word in re.findall(r"\w+", text))
+    elif ABC in kind.__bases__:
+        if depth:
+            for member in ours(kind).values():
+                yield built(member)
+                yield from varied(built(member), depth - 1)
+    else:
+        yield from varied(built(kind), depth - 1)
+
+
+def within(value: float, metadata: list[Any]) -> bool:
+    """Return whether a number is inside a field's bounds."""
+    allowed: dict[type, Callable[[Any], bool]] = {
+        Ge: lambda bound: value >= bound.ge,
+        Gt: lambda bound: value > bound.gt,
+        Le: lambda bound: value <= bound.le,
+        Lt: lambda bound: value < bound.lt,
+    }
+    return all(allowed[type(item)](item) for item in metadata if type(item) in allowed)
+
+
+def varied(value: Value, depth: int = 2) -> Iterator[Any]:
+    """Yield the value with each of its fields changed on its own."""
+    for name, info in type(value).model_fields.items():
+        for choice in choices(info.annotation, info.metadata, depth):
+            if choice != getattr(value, name):
+                yield value.model_copy(update={name: choice})
+
+
+VARIED = {name: list(dict.fromkeys(varied(built(kind)))) for name, kind in STEPS.items()}
+each_step = pytest.mark.parametrize(
+    ("step", "draws"), [pytest.param(*item, id=repr(item[0])) for item in examples()]
+)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_every_field_is_varied(name: str) -> None:
+    """A field whose type the functions above do not know would escape the laws below."""
+    start = built(STEPS[name])
+    for field, info in STEPS[name].model_fields.items():
+        changed = any(getattr(step, field) != getattr(start, field) for step in VARIED[name])
+        single = get_origin(info.annotation) is Literal and len(get_args(info.annotation)) == 1
+        assert changed or single, field
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_every_field_survives_yaml(name: str) -> None:
+    for step in [built(STEPS[name]), *VARIED[name]]:
+        text = Recipe([step]).to_yaml()
+        (read,) = Recipe.parse(text).steps
+        assert read == step, text
+        assert type(read) is type(step)
+        assert hash(read) == hash(step)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_equal_fields_are_equal_and_hash_alike(name: str) -> None:
+    steps = [built(STEPS[name]), *VARIED[name]]
+    for step in steps:
+        twin = type(step)(**dict(step))
+        assert twin == step and twin is not step
+        assert hash(twin) == hash(step)
+    assert len(set(steps)) == len(steps), "steps that differ in one field are taken for equal"
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_prints_as_the_code_that_makes_it(name: str) -> None:
+    from laconic.recipe import families
+
+    known: dict[str, Any] = {"Scope": Scope}
+    queue = [*families()]
+    while queue:
+        kind = queue.pop()
+        queue += kind.__subclasses__()
+        known[kind.__name__] = kind
+    known |= {kind.__name__: kind for kind in Value.__subclasses__()}
+    for step in [built(STEPS[name]), *VARIED[name]]:
+        assert eval(repr(step), known) == step
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_is_frozen(name: str) -> None:
+    step = built(STEPS[name])
+    with pytest.raises(Exception, match="frozen"):
+        step.scope = Scope("0")
+
+
+# ------------------------------------------------------------------ what a step does
+
+
+def tiny_network() -> nn.Sequential:
+    """Return a network with a BatchNorm, dropout, a scalar and a frozen parameter."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Sequential()
+        network.add_module("conv", nn.Conv2d(1, 4, 3, padding=1, bias=False))
+        network.add_module("norm", nn.BatchNorm2d(4))
+        network.add_module("relu", nn.PReLU())
+        network.add_module("pool", nn.AdaptiveAvgPool2d(2))
+        network.add_module("flat", nn.Flatten())
+        network.add_module("drop", nn.Dropout(0.1))
+        network.add_module("middle", nn.Linear(16, 16))
+        network.add_module("last", nn.Linear(16, 3))
+    network.middle.bias.requires_grad_(False)
+    return network.eval()
+
+
+@functools.cache
+def tiny_task() -> Task:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(24) % 3
+    images = torch.randn(24, 1, 6, 6, generator=generator) + labels[:, None, None, None]
+    return Task((images, labels), (images[:9], labels[:9]), (images[:6], labels[:6]))
+
+
+def bytes_of(model: nn.Module) -> dict[str, bytes]:
+    return {
+        name: tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def after(step: Step, seed: int = 0, *, train_mode: bool = False) -> nn.Module:
+    """Return the tiny network after a step."""
+    state = State(tiny_network().train(train_mode), tiny_task(), seed=seed)
+    step.check(state.model, state.task)
+    run_step(step, state)
+    assert state.position == [] and state.saved == [] and state.training == {}
+    return state.model
+
+
+@each_step
+def test_the_same_seed_gives_the_same_bytes(step: Step, draws: bool) -> None:
+    torch.manual_seed(1)
+    first = bytes_of(after(step))
+    torch.manual_seed(2)
+    torch.rand(5)
+    assert bytes_of(after(step, train_mode=True)) == first, "the caller's generator or mode matters"
+    assert (bytes_of(after(step, seed=1)) != first) == draws
+
+
+@each_step
+def test_a_step_changes_the_network_and_may_be_repeated(step: Step, draws: bool) -> None:
+    state = State(tiny_network(), tiny_task())
+    before = bytes_of(state.model)
+    run_step(step, state)
+    assert bytes_of(state.model) != before
+    run_step(step, state, key=1)
+    assert all(bool(tensor.isfinite().all()) for tensor in state.model.state_dict().values())
+
+
+def narrowed(step: Step, scope: Scope) -> Step:
+    """Return the step, and every step inside it, with another scope."""
+    changed: dict[str, Any] = {"scope": scope}
+    for name, value in dict(step).items():
+        if isinstance(value, Step):
+            changed[name] = narrowed(value, scope)
+        elif isinstance(value, tuple):
+            changed[name] = tuple(narrowed(item, scope) for item in value)
+    return step.model_copy(update=changed)
+
+
+@each_step
+def test_what_is_outside_the_scope_stays(step: Step, draws: bool) -> None:
+    inside = PLACES.get(step.name, "last")
+    before = bytes_of(tiny_network())
+    found = bytes_of(after(narrowed(step, Scope(inside))))
+    for name, content in before.items():
+        if not name.startswith(f"{inside}."):
+            assert found[name] == content, name
+    assert found != before
+
+
+@each_step
+def test_gradients_and_what_may_move_are_left_as_found(step: Step, draws: bool) -> None:
+    model = after(step)
+    frozen = {name for name, tensor in model.named_parameters() if not tensor.requires_grad}
+    assert frozen == {"middle.bias"}
+    assert all(tensor.grad is None for tensor in model.parameters())
+
+
+def generators() -> tuple[Any, ...]:
+    """Return where every generator stands that a library should leave alone."""
+    legacy = np.random.get_state()[1]  # noqa: NPY002  what other people's code draws from
+    return torch.random.get_rng_state().tolist(), random.getstate(), legacy.tolist()
+
+
+@pytest.fixture
+def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure without timing forwards."""
+    quick = functools.partial(measuring.measure, latency=False)
+    monkeypatch.setattr(measuring, "measure", quick)
+
+
+@pytest.mark.usefixtures("untimed")
+@pytest.mark.parametrize("laid", [False, True], ids=["plain", "laid"])
+@each_step
+def test_the_callers_model_and_generators_are_untouched(
+    step: Step, draws: bool, laid: bool
+) -> None:
+    model = after(Quantize(4)) if laid else tiny_network()
+    model.train()
+    model.norm.eval()  # type: ignore[union-attr]
+    before = bytes_of(model)
+    modes = [module.training for module in model.modules()]
+    moving = [parameter.requires_grad for parameter in model.parameters()]
+    kinds = [type(module) for module in model.modules()]
+    identities = [id(parameter) for parameter in model.parameters()]
+    outputs = model.eval()(torch.ones(1, 1, 6, 6))
+    model.train()
+    model.norm.eval()  # type: ignore[union-attr]
+    standing = generators()
+    result = compress(model, tiny_task(), [step], device="cpu")
+    assert generators() == standing
+    assert bytes_of(model) == before
+    assert [module.training for module in model.modules()] == modes
+    assert [parameter.requires_grad for parameter in model.parameters()] == moving
+    assert [type(module) for module in model.modules()] == kinds
+    assert [id(parameter) for parameter in model.parameters()] == identities
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(model.eval()(torch.ones(1, 1, 6, 6)), outputs)
+    theirs = {tensor.data_ptr() for tensor in model.state_dict().values()}
+    assert not theirs & {tensor.data_ptr() for tensor in result.model.state_dict().values()}
+
+
+# ------------------------------------------------------------------ any step after any other
+
+
+def kinds() -> dict[str, Step]:
+    """Return what is chained with what: every kind of step, every representation."""
+    known: dict[str, Step] = {
+        "prune to a half": Prune("weights", keep=0.5),
+        "prune to a quarter": Prune("weights", keep=0.25, by=Taylor(batches=1), ranking="global"),
+        "prune in rounds": Prune("weights", keep=0.25, rounds=2, retrain=Train(batch=8)),
+        "prune while training": Train(batch=8, during=(Prune("weights", keep=0.25),)),
+        "train": Train(batch=8),
+        "recalibrate": Recalibrate(2, batch=8),
+    }
+    names = {step.name for step in known.values()} | {"quantize"}
+    known |= {name: built(kind) for name, kind in STEPS.items() if name not in names}
+    for name, kind in ours(Representation).items():
+        known[f"quantize: {name}"] = Quantize(built(kind))
+    return known
+
+
+KINDS = kinds()
+PAIRS = [(first, then) for first in KINDS for then in KINDS]
+
+
+def refused(first: str, then: str) -> str:
+    """Return why a recipe of the two is refused before any work; empty: it is not."""
+    try:
+        Recipe([KINDS[first], KINDS[then]]).check(tiny_network(), tiny_task())
+    except ChainError as error:
+        return str(error)
+    return ""
+
+
+def zeros(model: nn.Module) -> dict[str, Tensor]:
+    return {name: getattr(model, name).weight == 0 for name in ("conv", "middle", "last")}
+
+
+@functools.cache
+def run_first(first: str) -> State:
+    state = State(tiny_network(), tiny_task(), seed=3)
+    run_step(KINDS[first], state)
+    return state
+
+
+@pytest.mark.parametrize(("first", "then"), PAIRS, ids="{0[0]} + {0[1]}".format)
+def test_any_step_runs_after_any_other_or_is_refused_at_once(
+    first: str, then: str, tmp_path: Path
+) -> None:
+    if refused(first, then):
+        return
+    state = State(copy.deepcopy(run_first(first).model), tiny_task(), seed=3)
+    before = zeros(state.model)
+    run_step(KINDS[then], state, key=1)
+    if first.startswith("prune"):
+        for name, gone in zeros(state.model).items():
+            assert not bool((before[name] & ~gone).any()), "a pruned weight came back"
+    inputs = torch.linspace(-1, 1, 72).reshape(2, 1, 6, 6)
+    with torch.no_grad():
+        outputs = state.model.eval()(inputs)
+        save(state.model, tmp_path / "model.safetensors")
+        loaded = load(tmp_path / "model.safetensors", model=tiny_network())
+        assert bool(outputs.isfinite().all())
+        assert torch.equal(loaded.eval()(inputs), outputs), "the file is not what was trained"
+
+
+INTRODUCTION = """# Chaining
+
+<!-- Written by `python tests/laws/test_step_laws.py`, and checked by the same file as a test. -->
+
+Any step may follow any other. The few orders that cannot work are refused before anything is
+trained, with the reason. The table is a test: every pair is run on a small network, what was pruned
+must stay pruned, and the file that is saved must compute the same as the network, bit for bit.
+
+A row is the first step, a column the one after it; *yes* means that it runs.
+"""
+
+
+def page() -> str:
+    """Return docs/chaining.md; every representation is one row, where they all fare alike."""
+    groups: dict[str, list[str]] = {}
+    for name in KINDS:
+        groups.setdefault(name.partition(":")[0], []).append(name)
+    reasons: list[str] = []
+    lines = [["first, then", *groups], ["---"] * (len(groups) + 1)]
+    for first, firsts in groups.items():
+        lines.append([first, *(cell(firsts, thens, reasons) for thens in groups.values())])
+    table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    notes = "\n".join(f"{number}. `{reason}`" for number, reason in enumerate(reasons, 1))
+    steps = "\n".join(f"- {name}: `{step!r}`" for name, step in KINDS.items())
+    parts = [INTRODUCTION, table, "Refused:", notes, "The steps:", steps]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def cell(firsts: list[str], thens: list[str], reasons: list[str]) -> str:
+    """Return one cell of the table; a new reason joins the list."""
+    found = {refused(first, then) for first in firsts for then in thens}
+    reasons += sorted(found - {"", *reasons})
+    numbers = ", ".join(str(reasons.index(reason) + 1) for reason in sorted(found - {""}))
+    if not numbers:
+        return "yes"
+    return f"some refused ({numbers})" if "" in found else f"refused ({numbers})"
+
+
+def test_the_table_in_the_docs_is_true() -> None:
+    stale = "docs/chaining.md is stale: run python tests/laws/test_step_laws.py"
+    assert PAGE.is_file() and PAGE.read_text(encoding="utf-8") == page(), stale
+
+
+def test_every_registered_step_is_tested() -> None:
+    assert {step.name for step in KINDS.values()} == set(STEPS)
+    assert {step.name for step, _ in examples()} == set(STEPS)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,255 @@
+"""Verifying artefacts: hashes of weights, the probe, and where nothing can be compared."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from laconic.errors import ArtifactError
+from laconic.machine import processor
+from laconic.models import digits_cnn
+from laconic.ship import inspect, load, save, verify
+from laconic.ship.container import read, write
+from laconic.ship.probe import LARGEST, conditions
+from laconic.tasks import Task
+from laconic.weights import Binary, Float, KMeans, Symmetric, Ternary, lay
+
+SHAPE = (1, 8, 8)
+
+
+def task_of(inputs: Any, **options: Any) -> Task:
+    labels = torch.arange(len(inputs)) % 10
+    return Task((inputs, labels), (inputs, labels), (inputs, labels), **options)
+
+
+@pytest.fixture
+def digits() -> Task:
+    return task_of(torch.rand(20, *SHAPE))
+
+
+def network() -> nn.Module:
+    model = digits_cnn().train()
+    model(torch.randn(8, *SHAPE))
+    lay(model, "conv2.weight", KMeans(3), mask=torch.rand(32, 16, 3, 3) < 0.5)
+    lay(model, "fc1.weight", Ternary("row"))
+    return model
+
+
+@pytest.fixture
+def file(tmp_path: Path, digits: Task) -> Path:
+    save(network(), tmp_path / "a", task=digits, probe=True)
+    return tmp_path / "a"
+
+
+def rewritten(file: Path, edit: Callable[[dict[str, Any], dict[str, Tensor]], object]) -> Path:
+    """Change what a file says and sign it again."""
+    manifest, tensors = read(file)
+    edit(manifest, tensors)
+    write(file, manifest, tensors)
+    return file
+
+
+def test_a_sound_file(file):
+    found = verify(file, logits=True)
+    assert found.size_bytes == file.stat().st_size
+    assert found.tensors == 2
+    assert found.logits is True
+    assert found.note == "logits are identical bit for bit"
+    assert verify(str(file)).logits is None
+    assert verify(file).note == "not asked for"
+
+
+def test_the_model_may_be_given(file):
+    with torch.device("meta"):
+        empty = digits_cnn()
+    assert verify(file, logits=True, model=empty).logits is True
+
+
+def test_a_file_without_a_probe_says_so(tmp_path, digits):
+    save(network(), tmp_path / "a", task=digits)
+    found = verify(tmp_path / "a", logits=True)
+    assert (found.tensors, found.logits, found.note) == (2, None, "the file holds no probe")
+
+
+def test_a_probe_without_a_task_is_none(tmp_path):
+    save(network(), tmp_path / "a", probe=True)
+    assert "probe" not in read(tmp_path / "a")[0]
+
+
+@pytest.fixture
+def other_threads() -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    yield before
+    torch.set_num_threads(before)
+
+
+def test_other_threads_are_a_note(tmp_path, digits, other_threads):
+    save(network(), tmp_path / "a", task=digits, probe=True)
+    assert verify(tmp_path / "a", logits=True).logits is True
+    torch.set_num_threads(other_threads)
+    found = verify(tmp_path / "a", logits=True)
+    assert found.tensors == 2
+    assert found.logits is None
+    assert f"'threads': {other_threads + 1}" in found.note
+    assert f"'threads': {other_threads}" in found.note.partition("this is")[2]
+
+
+@pytest.mark.parametrize(("key", "value"), [("torch", "1.0"), ("cpu", "abacus"), ("threads", 99)])
+def test_another_machine_is_a_note(file, key, value):
+    rewritten(file, lambda manifest, _: manifest["probe"].update({key: value}))
+    found = verify(file, logits=True)
+    assert (found.tensors, found.logits) == (2, None)
+    assert str(value) in found.note
+    # Nothing is run where nothing can be compared: the model need not even be known.
+    rewritten(file, lambda manifest, _: manifest.update(builder={"custom": "a:b"}))
+    assert verify(file, logits=True).logits is None
+
+
+def test_a_network_of_the_users_own_must_be_given(file):
+    rewritten(file, lambda manifest, _: manifest.update(builder={"custom": "a:b"}))
+    assert verify(file).tensors == 2
+    with pytest.raises(ArtifactError, match="pass load"):
+        verify(file, logits=True)
+    assert verify(file, logits=True, model=digits_cnn()).logits is True
+
+
+def test_another_weight_is_seen(file):
+    rewritten(file, lambda _, tensors: tensors["float32"][:8].mul_(1.5))  # a codebook
+    with pytest.raises(ArtifactError, match=r"'conv2.weight' does not decode to the weight"):
+        verify(file)
+
+
+def test_another_plain_number_changes_the_logits(file):
+    rewritten(file, lambda _, tensors: tensors["float32"][-700:].add_(1.0))
+    assert verify(file).tensors == 2
+    with pytest.raises(ArtifactError, match="other logits than the saved one"):
+        verify(file, logits=True)
+
+
+def test_another_network_of_the_same_shapes_is_seen(file):
+    model = digits_cnn()
+    model.relu1 = nn.Sigmoid()
+    with pytest.raises(ArtifactError, match="other logits than the saved one"):
+        verify(file, logits=True, model=model)
+
+
+def test_a_probe_changes_neither_modes_nor_generators(tmp_path, digits):
+    model = network()
+    model.bn1.eval()
+    modes = [module.training for module in model.modules()]
+    before = torch.get_rng_state()
+    save(model, tmp_path / "a", task=digits, probe=True)
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), before)
+    assert verify(tmp_path / "a", logits=True).logits is True
+
+
+def test_the_layout_in_memory_is_not_part_of_the_logits(tmp_path, digits):
+    # A convolution of channels_last weights adds up in another order.
+    model = network().to(memory_format=torch.channels_last)
+    assert not model.conv3.weight.is_contiguous()
+    save(model, tmp_path / "a", task=digits, probe=True)
+    assert verify(tmp_path / "a", logits=True).logits is True
+    other = digits_cnn().to(memory_format=torch.channels_last)
+    assert verify(tmp_path / "a", logits=True, model=other).logits is True
+    assert not model.conv3.weight.is_contiguous()
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.linear(tokens)
+
+
+NO_PROBE: dict[str, tuple[nn.Module, Callable[[], Task]]] = {
+    "tokens": (
+        nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 10)),
+        lambda: task_of(torch.arange(40).reshape(20, 2) % 5),
+    ),
+    "a call of the user's own": (
+        Named(),
+        lambda: task_of(torch.rand(20, 4), call=lambda model, batch: model(tokens=batch.inputs)),
+    ),
+    "outputs that are no tensor": (nn.LSTM(4, 3), lambda: task_of(torch.rand(20, 4))),
+    "inputs without end": (nn.Flatten(), lambda: task_of(torch.zeros(20, 1).expand(20, LARGEST))),
+}
+
+
+@pytest.mark.parametrize("name", NO_PROBE)
+def test_what_random_numbers_cannot_stand_in_for_has_no_probe(name, tmp_path):
+    model, make = NO_PROBE[name]
+    save(model, tmp_path / "a", task=make(), probe=True)
+    assert "probe" not in read(tmp_path / "a")[0]
+    found = verify(tmp_path / "a", logits=True)
+    assert (found.logits, found.note) == (None, "the file holds no probe")
+
+
+def test_two_inputs(tmp_path):
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, first: Tensor, second: Tensor) -> Tensor:
+            return self.linear(first) + self.linear(second)
+
+    pair = ((torch.rand(20, 4), torch.rand(20, 4)), torch.arange(20) % 3)
+    model = Sum()
+    save(model, tmp_path / "a", task=Task(pair, pair, pair), probe=True)
+    assert len(read(tmp_path / "a")[0]["probe"]["shapes"]) == 2
+    assert verify(tmp_path / "a", logits=True, model=copy.deepcopy(model)).logits is True
+
+
+def test_labels_and_pixels_travel(tmp_path):
+    images = torch.zeros(20, 1, 8, 8, dtype=torch.uint8)
+    pair = (images, torch.arange(20) % 2)
+    task = Task.from_arrays(pair, pair, classes=("cat", "dog"), normalize=((0.5,), (0.25,)))
+    save(digits_cnn(), tmp_path / "a", task=task)
+    inputs = read(tmp_path / "a")[0]["inputs"]
+    assert inputs["classes"] == ["cat", "dog"]
+    assert inputs["image"]["std"] == [0.25]
+
+
+def test_conditions_name_the_kernels_too():
+    here = conditions()
+    assert here["cpu"].startswith(processor())
+    assert here["cpu"].endswith(torch.backends.cpu.get_cpu_capability())
+
+
+# The inventory.
+
+
+def test_bytes_are_counted_where_they_belong(tmp_path):
+    model = nn.ModuleDict({name: nn.Linear(64, 32, bias=False) for name in "abcde"})
+    mask = torch.arange(2048).reshape(32, 64) % 2 == 0
+    lay(model, "a.weight", Symmetric(8, granularity="row"))
+    lay(model, "b.weight", Float(), mask=mask)
+    lay(model, "c.weight", Float())
+    lay(model, "d.weight", Binary(), mask=mask)
+    save(model, tmp_path / "a")
+    found = inspect(tmp_path / "a")
+    code, index, table = found.layers["a.weight"]
+    assert index == 0 and table >= 4 * 32 and 0 < code <= 2048
+    assert found.layers["b.weight"][0] == 4 * 1024 and found.layers["b.weight"][1] > 0
+    assert found.layers["c.weight"] == (4 * 2048, 0, 0)
+    assert found.layers["d.weight"][0] <= 1024 / 8 + 16 and found.layers["d.weight"][2] >= 4
+    assert found.dense_bytes == 4 * 2048  # e
+
+
+def test_a_stream_that_cannot_be_read_is_named(file):
+    manifest, tensors = read(file)
+    manifest["tensors"]["fc1.weight"]["streams"]["code"][1] = "gaps-rans"
+    write(file, manifest, tensors)
+    for check in (inspect, verify, load):
+        with pytest.raises(ArtifactError, match="'fc1.weight'"):
+            check(file)
