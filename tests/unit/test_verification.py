@@ -251,5 +251,5 @@ def test_a_stream_that_cannot_be_read_is_named(file):
     manifest["tensors"]["fc1.weight"]["streams"]["code"][1] = "gaps-rans"
     write(file, manifest, tensors)
     for check in (inspect, verify, load):
-        with pytest.raises(ArtifactError, match="'fc1.weight'"):
+        with pytest.raises(ArtifactError, match=r"'fc1\.weight'"):
             check(file)

@@ -40,8 +40,9 @@ def save_checkpoint(
             "representation": layer.representation.to_data(),
             "masked": layer.mask is not None,
             "state": list(layer.names),
+            "place": place,
         }
-        for name, (layer, _) in laid_tensors(state.model).items()
+        for place, (name, (layer, _)) in enumerate(laid_tensors(state.model).items())
     }
     tensors = {f"{MODEL}{name}": tensor for name, tensor in state.model.state_dict().items()}
     tensors |= {f"{TRAINING}{name}": t for name, t in training.get("tensors", {}).items()}
@@ -66,7 +67,8 @@ def load_checkpoint(state: State, path: Path) -> dict[str, Any]:
         raise ArtifactError(f"{path}: no checkpoint of a run; laconic.load reads artefacts")
     model = _below(MODEL, tensors)
     try:
-        for name, kept in manifest["laid"].items():
+        # In the order of before, which is that of the parameters of a module.
+        for name, kept in sorted(manifest["laid"].items(), key=lambda item: item[1].get("place", 0)):
             _lay_again(state.model, name, kept, model)
         state.model.load_state_dict(model)
         state.saved = [int(index) for index in manifest["position"]]
