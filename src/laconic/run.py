@@ -223,8 +223,6 @@ def _prepare(keeper: _Keeper, state: State, resume: bool) -> None:
         state.history = [measuring.Measurement.from_data(item) for item in run["history"]]
         keeper.began -= run["seconds"]
     with _writing(keeper.out):
-        for leftover in keeper.out.glob(".*.partial"):  # being written when a run was killed
-            leftover.unlink()
         write_text(keeper.out / RECIPE, keeper.facts["recipe"])
         write_text(keeper.out / RUN, json.dumps(keeper.facts, indent=1))
 

@@ -203,7 +203,9 @@ def wider() -> nn.Module:
 @pytest.mark.parametrize("make", [wider, lambda: nn.Linear(3, 2), nn.Identity])
 def test_another_network_is_refused(make, kept):
     path, _, _ = kept
-    with pytest.raises(RunError, match=r"does not fit this network .*; resume with the network"):
+    with pytest.raises(
+        RunError, match=r"(?s)does not fit this network .*; resume with the network"
+    ):
         load_checkpoint(State(make()), path)
 
 

@@ -71,8 +71,7 @@ class Train(Step):
 
     def apply(self, state: State) -> None:
         """Run the loop, from where a resumed run stopped."""
-        with torch.enable_grad():
-            _Loop(self, state).run()
+        _Loop(self, state).run()
 
 
 class _Loop:

@@ -68,7 +68,8 @@ def load_checkpoint(state: State, path: Path) -> dict[str, Any]:
     model = _below(MODEL, tensors)
     try:
         # In the order of before, which is that of the parameters of a module.
-        for name, kept in sorted(manifest["laid"].items(), key=lambda item: item[1].get("place", 0)):
+        laid = sorted(manifest["laid"].items(), key=lambda item: item[1].get("place", 0))
+        for name, kept in laid:
             _lay_again(state.model, name, kept, model)
         state.model.load_state_dict(model)
         state.saved = [int(index) for index in manifest["position"]]

@@ -86,14 +86,19 @@ def _shapes(task: Task) -> Shapes | None:
 
 
 def _as_loaded(model: nn.Module) -> nn.Module:
-    """Return the network as it will be loaded: elsewhere, or laid out else, it adds up else."""
-    if all(tensor.is_cpu and tensor.is_contiguous() for tensor in model.state_dict().values()):
+    """Return the network as it will be loaded: in other places or layouts it adds up otherwise."""
+    tensors = [*model.parameters(), *model.buffers()]
+    if all(tensor.is_cpu and tensor.stride() == _stride(tensor) for tensor in tensors):
         return model
     moved = copy.deepcopy(model).cpu()
-    with torch.no_grad():
-        for tensor in [*moved.parameters(), *moved.buffers()]:
-            tensor.data = tensor.data.contiguous()
+    for tensor in [*moved.parameters(), *moved.buffers()]:
+        tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
     return moved
+
+
+def _stride(tensor: Tensor) -> tuple[int, ...]:
+    # Not is_contiguous: convolutions read the layout off the strides of dimensions of size 1 too.
+    return torch.empty(tensor.shape, device="meta").stride()
 
 
 def _logits(model: nn.Module, shapes: Shapes, seed: int) -> str | None:

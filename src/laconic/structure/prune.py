@@ -99,7 +99,7 @@ class Prune(During):
         schedule: how the fraction falls over rounds or over training.
         rounds: prune-retrain rounds (default 1); inside training, how many times weights are
             removed (default 100).
-        retrain: what follows each round.
+        retrain: what follows each round; inside training nothing does.
 
     >>> Prune("weights", keep=0.1)
     Prune('weights', keep=0.1)

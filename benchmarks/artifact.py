@@ -1,0 +1,95 @@
+"""Saving and loading an artefact of BERT-base shape: 109 million ternary weights, one file.
+
+Writes benchmarks/results/artifact.json. Loading runs in a fresh process; its peak memory is the
+growth of the largest resident size over that after the imports.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import multiprocessing
+import os
+import platform
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from coding import FIELDS, LAYOUT, hardware
+from torch import nn
+
+import laconic
+from laconic.weights import Ternary
+
+RESULTS = Path(__file__).parent / "results" / "artifact.json"
+THREADS = 2
+
+
+def network() -> nn.Module:
+    """Return plain matrices in the shapes of BERT base."""
+    shapes = [(size // 768, 768) for size in LAYOUT]
+    return nn.ModuleList(nn.Linear(columns, rows, bias=False) for rows, columns in shapes)
+
+
+def load_alone(path: str) -> tuple[float, int]:
+    """Return the seconds and the growth in bytes of loading, in this process."""
+    torch.set_num_threads(THREADS)
+    with torch.device("meta"):
+        empty = network()
+    before = largest_resident()
+    began = time.perf_counter()
+    laconic.load(path, model=empty)
+    seconds = time.perf_counter() - began
+    return seconds, largest_resident() - before
+
+
+def largest_resident() -> int:
+    """Return the largest resident size of this process so far, in bytes."""
+    # Not getrusage: what it says is inherited from the process that started this one.
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
+def main() -> None:
+    """Save once, load five times, write the result file."""
+    torch.set_num_threads(THREADS)
+    load_average = os.getloadavg()[0]
+    torch.manual_seed(0)
+    model = network()
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    for index in range(len(LAYOUT)):
+        laconic.lay(model, f"{index}.weight", Ternary("row"))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bert.safetensors"
+        began = time.perf_counter()
+        size = laconic.save(model, path)
+        saving = time.perf_counter() - began
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            loads = pool.map(load_alone, [str(path)] * 5, chunksize=1)
+    seconds, growth = min(seconds for seconds, _ in loads), max(growth for _, growth in loads)
+    note = f"{weights} weights; five loads {[round(s, 2) for s, _ in loads]} s"
+    rows = [
+        {"row": "save", "metric": "seconds", "seconds": saving, "size_bytes": size, "note": note},
+        {"row": "load", "metric": "seconds, best of five", "ours": seconds, "seconds": seconds},
+        {
+            "row": "load, peak memory",
+            "metric": "growth over the float32 weights",
+            "ours": growth,
+            "baseline": 4 * weights,
+            "ratio": growth / (4 * weights),
+        },
+    ]
+    body = {
+        "command": "python benchmarks/artifact.py",
+        "date": dt.datetime.now(dt.UTC).date().isoformat(),
+        "hardware": f"{hardware()}, {THREADS} threads; load average {load_average:.1f} before",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "rows": [{field: row.get(field) for field in FIELDS} for row in rows],
+    }
+    RESULTS.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(body["rows"], indent=1))
+
+
+if __name__ == "__main__":
+    main()
