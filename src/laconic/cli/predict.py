@@ -147,7 +147,7 @@ def _training(step: Step, state: State) -> tuple[int, float]:
     if state.task is None:
         return updates, seconds
     for train, times in trainings(step):
-        per_epoch = math.ceil(len(state.task.train) / train.batch)
+        per_epoch = state.task.train.batch_count(train.batch)
         updates += times * train.epochs * per_epoch
         seconds += times * train.epochs * _epoch_seconds(train, state, state.task, per_epoch)
     return updates, seconds
