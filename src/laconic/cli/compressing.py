@@ -60,7 +60,7 @@ Device = Annotated[
 ]
 
 
-@command("demo", "demo --out /tmp/demo")
+@command("demo", "demo --out demo")
 def demo(
     output: Output,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the run goes.")] = DEMO,
