@@ -10,19 +10,29 @@ _TABLE: dict[str, str] = {
     "PadCropFlip": "laconic.tasks.vision",
     "Split": "laconic.tasks.split",
     "Task": "laconic.tasks.task",
+    "Texts": "laconic.tasks.tokens",
     "accuracy": "laconic.tasks.metrics",
+    "as_tokenizer": "laconic.tasks.tokens",
     "cifar": "laconic.tasks.vision",
     "digits": "laconic.tasks.vision",
     "evaluation": "laconic.tasks.task",
+    "f1": "laconic.tasks.metrics",
+    "glue": "laconic.tasks.text",
     "hold_out": "laconic.tasks.task",
     "images": "laconic.tasks.vision",
+    "matthews": "laconic.tasks.metrics",
     "mnist": "laconic.tasks.vision",
     "npz": "laconic.tasks.vision",
+    "pearson": "laconic.tasks.metrics",
+    "read_glue": "laconic.tasks.glue_files",
+    "spearman": "laconic.tasks.metrics",
+    "squared_error": "laconic.tasks.task",
     "task_from_dict": "laconic.tasks.task",
+    "tokenizer_of": "laconic.tasks.tokens",
     "top5_accuracy": "laconic.tasks.metrics",
 }
 
 # The names above that the `task:` line of a recipe may use; each returns a Task.
-KINDS: tuple[str, ...] = ("cifar", "digits", "images", "mnist", "npz")
+KINDS: tuple[str, ...] = ("cifar", "digits", "glue", "images", "mnist", "npz")
 
 __getattr__, __dir__, __all__ = attach(__name__, _TABLE)

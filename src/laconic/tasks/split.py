@@ -215,6 +215,19 @@ class Split(ABC):
         """Return how many batches one epoch has."""
         return math.ceil(len(self) / size)
 
+    def any_order(self, size: int, *, device: str | torch.device = "cpu") -> Iterator[Batch]:
+        """Yield every example once, not augmented, in the order that costs least.
+
+        Args:
+            size: examples per batch; the last batch may be smaller.
+            device: where the batches shall live.
+        """
+        return self.plain().batches(size, device=device)
+
+    def example(self, count: int = 1) -> Batch:
+        """Return the first ``count`` examples, not augmented, for which costs are stated."""
+        return next(self.plain().batches(count)).first(count)
+
     def plain(self) -> Split:
         """Return the same examples, never augmented."""
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from torch.nn.utils import parametrize
 
 from laconic.errors import TaskError, nearest
 from laconic.step import derive
-from laconic.tasks.metrics import accuracy
+from laconic.tasks.metrics import accuracy, as_values
 from laconic.tasks.split import Arrays, Augment, Batch, Loader, Split, as_batch, as_split
 
 __all__ = [
@@ -26,27 +27,34 @@ __all__ = [
     "cross_entropy",
     "evaluation",
     "hold_out",
+    "squared_error",
     "task_from_dict",
 ]
 
 SPLITS = ("train", "validate", "test")
+# Which text of a pair a token belongs to: not every text model distinguishes them.
+OPTIONAL = "token_type_ids"
 Metric = Callable[[Tensor, Tensor], float]
 
 
 def call_model(model: nn.Module, batch: Batch) -> Tensor:
     """Return the model's outputs for a batch: the inputs decide how it is called.
 
+    Of a mapping that the model returns, such as those of transformers, the "logits" count.
+    The named input token_type_ids is left out for a model whose forward does not take it.
+
     >>> call_model(nn.Identity(), Batch((torch.ones(1),)))
     tensor([1.])
     """
-    outputs: Tensor
     if isinstance(batch.inputs, Mapping):
-        outputs = model(**batch.inputs)
+        outputs = model(**_accepted(model, batch.inputs))
     elif isinstance(batch.inputs, (tuple, list)):
         outputs = model(*batch.inputs)
     else:
         outputs = model(batch.inputs)
-    return outputs
+    if isinstance(outputs, Mapping) and "logits" in outputs:
+        outputs = outputs["logits"]
+    return typing.cast(Tensor, outputs)
 
 
 def cross_entropy(outputs: Tensor, batch: Batch) -> Tensor:
@@ -56,6 +64,21 @@ def cross_entropy(outputs: Tensor, batch: Batch) -> Tensor:
     tensor(0.6931)
     """
     return F.cross_entropy(outputs, _required(batch.targets))
+
+
+def squared_error(outputs: Tensor, batch: Batch) -> Tensor:
+    """Return the mean squared error of outputs [batch, 1] and values [batch].
+
+    Outputs may be [batch] too.
+
+    Raises:
+        TaskError: there is not one output for each value.
+
+    >>> squared_error(torch.tensor([[1.0], [2.0]]), Batch((), torch.tensor([0.0, 4.0])))
+    tensor(2.5000)
+    """
+    targets = _required(batch.targets)
+    return F.mse_loss(as_values(outputs, targets), targets)
 
 
 class Task:
@@ -74,6 +97,8 @@ class Task:
             which checkpoint is best, so higher must be better. Accuracy, 0 to 1, by default.
         classes: names of the labels; None: "0", "1", ... up to the largest label in ``train``.
         name: what the data are called in runs and reports.
+        tokenizer: what turned texts into the inputs, as the bytes of a tokenizer.json; it
+            travels in the artefact, as the names of the labels do.
 
     Raises:
         TaskError: data are empty, misshapen, not finite, or labels are out of range.
@@ -94,10 +119,11 @@ class Task:
         metrics: Mapping[str, Metric] | None = None,
         classes: Sequence[str] | None = None,
         name: str = "task",
+        tokenizer: bytes | None = None,
     ) -> None:
         given = {"train": train, "test": test, "validate": validate}
         parts = {key: as_split(part, key) for key, part in given.items() if part is not None}
-        self.call, self.loss, self.name = call, loss, name
+        self.call, self.loss, self.name, self.tokenizer = call, loss, name, tokenizer
         self.metrics = dict({"accuracy": accuracy} if metrics is None else metrics)
         if not self.metrics:
             raise TaskError(f"{name}: metrics are empty; name at least one, the main one first")
@@ -173,6 +199,62 @@ class Task:
         held = None if validate is None else Loader(validate, read=read)
         return cls(Loader(train, read=read), Loader(test, read=read), held, **options)
 
+    @classmethod
+    def from_texts(
+        cls, train: Any, test: Any, tokenizer: Any, *, max_length: int = 128, **options: Any
+    ) -> Task:
+        """Return a Task over texts: named inputs, padded to the longest of each batch.
+
+        Each split is a list of (text, label) or (text, second text, label), or a table with
+        named columns: a mapping of lists, a data set of Hugging Face, a data frame. Labels are
+        names, whole numbers from 0, or other numbers; those are values, trained with the squared
+        error and judged by Pearson's and Spearman's correlation.
+
+        Args:
+            train: examples to learn from.
+            test: examples only looked at to report.
+            tokenizer: a folder of Hugging Face or its tokenizer.json, a ``tokenizers.Tokenizer``,
+                or a fast tokenizer of transformers.
+            max_length: tokens of one example, special ones included.
+            **options: ``validate`` (5 % of ``train`` by default); ``columns``, names of the text
+                columns and, last, of the label; ``padding`` ("longest" or "max_length") and
+                ``multiple`` (1) as in laconic.tasks.as_tokenizer; and what Task takes besides.
+
+        Raises:
+            TaskError: texts are empty or no texts, labels unknown or not finite, columns missing.
+            MissingExtra: tokenizers is not installed.
+
+        >>> rows = [("a fine film", 1), ("a dull film", 0)]
+        >>> Task.from_texts(rows, rows, "path/to/bert", max_length=64)  # doctest: +SKIP
+        """
+        from laconic.tasks.text import texts
+
+        return texts(train, test, tokenizer, max_length=max_length, **options)
+
+    @classmethod
+    def from_glue(
+        cls, folder: str | Path, tokenizer: Any, *, max_length: int = 128, **options: Any
+    ) -> Task:
+        """Return a task of GLUE from its folder, with its official labels and metrics.
+
+        Args:
+            folder: holds train.tsv and dev.tsv, or those gzipped; its name is the task's.
+            tokenizer: as in from_texts.
+            max_length: tokens of one example, special ones included.
+            **options: ``name``, ``train``, ``test``, ``validate``, ``classes``, ``padding`` and
+                ``multiple`` as in laconic.tasks.glue.
+
+        Raises:
+            TaskError: a file is missing, damaged or not that of the task.
+            MissingExtra: tokenizers is not installed.
+
+        >>> Task.from_glue("glue/SST-2", "path/to/bert", max_length=64).classes  # doctest: +SKIP
+        ('0', '1')
+        """
+        from laconic.tasks.text import glue
+
+        return glue(Path(folder), tokenizer=tokenizer, max_length=max_length, **options)
+
     @property
     def main_metric(self) -> str:
         """Return the name of the metric that decides."""
@@ -212,7 +294,7 @@ class Task:
 
         Args:
             model: is not moved.
-            split: "train", "validate" or "test"; in order and not augmented.
+            split: "train", "validate" or "test"; not augmented.
             batch: examples per call.
             device: where the batches go; None: where the model's first parameter is.
 
@@ -222,7 +304,7 @@ class Task:
         part, where = self.split(split), torch.device(device or _device(model))
         outputs, targets, total, count = [], [], 0.0, 0
         with evaluation(model), torch.autocast(where.type, enabled=False):
-            for piece in part.batches(batch, device=where):
+            for piece in part.any_order(batch, device=where):
                 answer = self.call(model, piece)
                 if not isinstance(answer, Tensor):
                     raise TaskError(
@@ -250,7 +332,8 @@ class Task:
             seed: of the draw.
 
         Raises:
-            TaskError: both or neither given, or there are not so many examples.
+            TaskError: both or neither given, there are not so many examples, or the targets are
+                values, which have no classes.
 
         >>> task = Task((torch.rand(40, 2), torch.arange(40) % 2), (torch.rand(2, 2), [0, 1]))
         >>> task.few(per_class=3).train.targets().bincount()
@@ -262,6 +345,8 @@ class Task:
             drawn = _draw(torch.arange(len(self.train)), total, derive(seed, "few"), "train")
         else:
             labels = self.train.targets()
+            if labels.is_floating_point():
+                raise TaskError(f"{self.name}: values have no classes to draw from; give total=")
             wanted = range(len(self.classes)) if self.classes else sorted(set(labels.tolist()))
             drawn = [
                 position
@@ -279,8 +364,11 @@ class Task:
         return smaller
 
     def example_batch(self, count: int = 1) -> Batch:
-        """Return the first ``count`` examples of ``train``, not augmented."""
-        return next(self.train.plain().batches(count)).first(count)
+        """Return the first ``count`` examples of ``train``, not augmented.
+
+        Texts are padded to the longest they may be, for which costs are stated.
+        """
+        return self.train.example(count)
 
     def example(self, count: int = 1) -> tuple[Any, ...]:
         """Return example inputs as positional arguments of the model.
@@ -298,12 +386,14 @@ class Task:
 
     def describe(self) -> dict[str, Any]:
         """Return what a run records of this task: JSON-able, without the data."""
+        own = self.tokenizer
         return {
             "name": self.name,
             "examples": {name: len(self.split(name)) for name in SPLITS},
             "metrics": list(self.metrics),
             "classes": list(self.classes),
             "image": self.image,
+            "tokenizer": None if own is None else hashlib.sha256(own).hexdigest(),
             "drawn": None if self.drawn is None else list(self.drawn),
         }
 
@@ -353,7 +443,7 @@ def task_from_dict(spec: Mapping[str, Any] | str, *, base: Path = Path()) -> Tas
     """Return the Task that the ``task:`` line of a recipe describes.
 
     ``digits``, ``{mnist: folder}``, ``{npz: {path: file, augment: flip}}`` or, the same,
-    ``{npz: file, augment: flip}``.
+    ``{npz: file, augment: flip}``; ``{glue: folder, tokenizer: folder, max_length: 64}``.
 
     Args:
         spec: the name of a kind of task, and its options.
@@ -396,6 +486,15 @@ def _arguments(
         if not isinstance(options[option], str | Path):
             raise TaskError(f"task: {name}: '{option}' must be a path, got {options[option]!r}")
     return {option: base / value if option in paths else value for option, value in options.items()}
+
+
+def _accepted(model: nn.Module, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the named inputs without token_type_ids if the model has no such parameter."""
+    known = inspect.signature(model.forward).parameters.values()
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known)
+    if takes_any or any(parameter.name == OPTIONAL for parameter in known):
+        return inputs
+    return {name: value for name, value in inputs.items() if name != OPTIONAL}
 
 
 def _arrays(pair: tuple[Any, Any], name: str, **options: Any) -> Arrays:
