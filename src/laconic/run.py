@@ -21,11 +21,12 @@ from torch import nn
 from laconic import measure as measuring
 from laconic.errors import RunError
 from laconic.recipe import Recipe
+from laconic.recover.objectives import Objective
 from laconic.ship.artifact import save
 from laconic.ship.checkpoint import load_checkpoint, model_hash, save_checkpoint
 from laconic.ship.container import read, replace_file
 from laconic.ship.verification import verify
-from laconic.step import State, Step, run_step
+from laconic.step import State, Step, Value, run_step
 from laconic.weights.laid import bake
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def compress(
     task: Task | None,
     steps: Recipe | Sequence[Step],
     *,
+    teacher: nn.Module | Sequence[nn.Module] | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     device: str | None = None,
@@ -114,6 +116,8 @@ def compress(
         model: the trained network; left untouched.
         task: data, loss and metrics.
         steps: a recipe, or its steps.
+        teacher: what objectives learn from, one or several, left untouched; None: the network as
+            it is now.
         out: the run directory; None keeps nothing on disk.
         resume: go on from the checkpoint in ``out``, where there is one.
         device: "cpu", "cuda", ...; None: a GPU when present.
@@ -130,18 +134,22 @@ def compress(
     True
     """
     recipe = steps if isinstance(steps, Recipe) else Recipe(steps=tuple(steps))
+    teachers = _given(teacher)
     recipe.check(model, task)
+    _check_teachers(recipe, max(1, len(teachers)))
     device = pick_device(device)
     # A caller may be inside torch.no_grad or inference_mode; this leaves both.
     with torch.inference_mode(False), ExitStack() as stack:
         state = State(
             model=copy.deepcopy(model),
             task=task,
+            teacher=_Teachers(teachers or (model,), device),
             seed=recipe.seed,
             device=device,
             precision=_precision(recipe.precision, device),
         )
         facts = _facts(recipe, model, task, state)
+        facts["teacher"] = [model_hash(each) for each in teachers]
         keeper = None
         if out is not None:
             stack.enter_context(_locked(Path(out)))
@@ -155,6 +163,54 @@ def compress(
         if keeper is not None:
             _finish(result, keeper.out)
     return result
+
+
+class _Teachers(Sequence[nn.Module]):
+    """Frozen copies of networks, each made when it is first asked for."""
+
+    def __init__(self, originals: tuple[nn.Module, ...], device: str) -> None:
+        self.originals, self.device = originals, device
+        self.copies: dict[int, nn.Module] = {}
+
+    def __len__(self) -> int:
+        return len(self.originals)
+
+    def __getitem__(self, index: Any) -> Any:
+        index = range(len(self))[index]  # an IndexError ends an iteration
+        if index not in self.copies:
+            copied = copy.deepcopy(self.originals[index])
+            bake(copied)
+            self.copies[index] = copied.to(self.device).eval().requires_grad_(False)
+        return self.copies[index]
+
+
+def _given(teacher: nn.Module | Sequence[nn.Module] | None) -> tuple[nn.Module, ...]:
+    if teacher is None:
+        return ()
+    return (teacher,) if isinstance(teacher, nn.Module) else tuple(teacher)
+
+
+def _check_teachers(recipe: Recipe, count: int) -> None:
+    """Refuse, before any work, an objective of a teacher that is not there."""
+    for index, step in enumerate(recipe.steps):
+        wanted = max((i for each in _objectives(step) for i in each.teachers), default=0)
+        if wanted >= count:
+            raise RunError(
+                f"steps.{index} ({step.name}): an objective learns from teacher {wanted}, and "
+                f"there are {count}, counted from 0; give compress(..., teacher=(first, second))"
+            )
+
+
+def _objectives(value: Any) -> Iterator[Objective]:
+    """Yield every objective inside a value."""
+    if isinstance(value, Objective):
+        yield value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _objectives(item)
+    elif isinstance(value, Value):
+        for _, item in value:
+            yield from _objectives(item)
 
 
 def _walk(recipe: Recipe, state: State, keeper: _Keeper | None) -> None:
@@ -237,8 +293,9 @@ def _recorded(path: Path) -> dict[str, Any]:
 
 def _same_run(keeper: _Keeper, before: dict[str, Any]) -> None:
     now = keeper.facts
-    for key, name in (("recipe", "recipe"), ("model_hash", "network"), ("task", "task")):
-        if before[key] != now[key]:
+    same = (("recipe", "recipe"), ("model_hash", "network"), ("task", "task"))
+    for key, name in (*same, ("teacher", "teacher")):
+        if before.get(key, []) != now[key]:
             raise RunError(
                 f"{keeper.out}: was run with another {name}; resume with that one, or choose "
                 "another directory"

@@ -7,7 +7,7 @@ import importlib
 import itertools
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
@@ -273,7 +273,7 @@ class State:
     Attributes:
         model: the network being compressed; laid weights included.
         task: data, loss and metrics; None where a recipe needs none.
-        teacher: the frozen original, or several.
+        teacher: frozen networks to learn from; the original where no other was given.
         seed: of the running step; every draw derives from it.
         device: where the model and the batches live.
         precision: "float32", or "bfloat16" for autocast while training.
@@ -290,7 +290,7 @@ class State:
 
     model: nn.Module
     task: Task | None = None
-    teacher: tuple[nn.Module, ...] = ()
+    teacher: Sequence[nn.Module] = ()
     seed: int = 0
     device: str = "cpu"
     precision: str = "float32"

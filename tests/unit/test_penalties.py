@@ -7,8 +7,8 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
-from laconic.errors import RecipeError
-from laconic.recover.penalties import L1, L2, Penalty, absolute_sum, square_sum
+from laconic.errors import RecipeError, ScopeError
+from laconic.recover.penalties import L1, L2, BatchNormL1, Penalty, absolute_sum, square_sum
 from laconic.scope import Scope
 from laconic.step import members
 from laconic.weights.codebook import KMeans
@@ -59,3 +59,31 @@ def test_wrong_factors_are_refused() -> None:
         L1(-1.0)
     with pytest.raises(RecipeError, match="required"):
         L2()
+
+
+def normed() -> nn.Sequential:
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3, affine=False)
+    )
+    model[1].weight.data = torch.tensor([0.5, -2.0])
+    return model
+
+
+def test_batch_norms_term_is_of_its_scales_alone() -> None:
+    model, penalty = normed(), BatchNormL1(0.1)
+    scales = penalty.tensors(model, Scope("*"))
+    assert list(scales) == ["1.weight"]
+    term = penalty(scales)
+    assert term.item() == pytest.approx(0.25)
+    term.backward()
+    assert torch.allclose(model[1].weight.grad, torch.tensor([0.1, -0.1]))
+    assert all(p.grad is None for name, p in model.named_parameters() if name != "1.weight")
+
+
+def test_a_scope_without_scales_is_refused() -> None:
+    with pytest.raises(ScopeError, match="'0' selects no BatchNorm with scales"):
+        BatchNormL1(0.1).tensors(normed(), Scope("0"))
+
+
+def test_other_terms_are_of_matrices_and_kernels() -> None:
+    assert list(L1(0.1).tensors(normed(), Scope("*"))) == ["0.weight", "2.weight"]

@@ -1,4 +1,4 @@
-"""Penalties on weights, added to the loss while training: L1 and L2."""
+"""Penalties on weights, added to the loss while training: L1, L2 and BatchNorm's scales."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
+from laconic.errors import ScopeError
+from laconic.scope import Scope
 from laconic.step import Value
+from laconic.weights.laid import weights_of
 
-__all__ = ["L1", "L2", "Penalty", "absolute_sum", "square_sum"]
+__all__ = ["L1", "L2", "BatchNormL1", "Penalty", "absolute_sum", "square_sum"]
 
 
 def absolute_sum(weights: Mapping[str, Tensor]) -> Tensor:
@@ -54,6 +57,10 @@ class Penalty(Value, ABC):
 
     weight: Annotated[float, Field(ge=0)]
 
+    def tensors(self, model: nn.Module, scope: Scope) -> dict[str, Tensor]:
+        """Return what the term is of, by dotted name: the scope's matrices and kernels."""
+        return weights_of(model, scope)
+
     @abstractmethod
     def __call__(self, weights: Mapping[str, Tensor]) -> Tensor:
         """Return the term, a scalar.
@@ -85,3 +92,36 @@ class L2(Penalty):
     def __call__(self, weights: Mapping[str, Tensor]) -> Tensor:
         """Return weight * sum w^2."""
         return self.weight * square_sum(weights)
+
+
+class BatchNormL1(Penalty):
+    """Add ``weight * sum |gamma|`` over BatchNorm's scales (Liu et al. 2017).
+
+    Network slimming: channels whose scale training pushes to zero can then be pruned, ranked by
+    ``BatchNormScale``. The paper's weight is 1e-4, or 1e-5 for VGG on larger images.
+
+    >>> model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+    >>> penalty = BatchNormL1(0.5)
+    >>> scales = penalty.tensors(model, Scope("*"))
+    >>> list(scales), penalty(scales).item()
+    (['1.weight'], 1.0)
+    """
+
+    def tensors(self, model: nn.Module, scope: Scope) -> dict[str, Tensor]:
+        """Return the scales of the BatchNorms of a scope.
+
+        Raises:
+            ScopeError: there is none.
+        """
+        found: dict[str, Tensor] = {
+            f"{path}.weight" if path else "weight": module.weight
+            for path, module in scope.select(model).items()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine
+        }
+        if not found:
+            raise ScopeError(f"{self.name}: '{scope}' selects no BatchNorm with scales; widen it")
+        return found
+
+    def __call__(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """Return weight * sum |gamma|."""
+        return self.weight * absolute_sum(weights)

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.utils import parametrize
 
-from laconic.errors import RunError, ScopeError, TaskError
+from laconic.errors import ModelError, RunError, ScopeError, TaskError
+from laconic.models.capture import Features, layer_count, observe
 from laconic.progress import progress
 from laconic.recover.objectives import Label, Objective
 from laconic.recover.optimize import AdamW, Optimizer, Stop
 from laconic.recover.penalties import Penalty
 from laconic.scope import Scope
 from laconic.step import During, State, Step, derive
+from laconic.tasks.split import map_tensors
+from laconic.tasks.task import evaluation
 from laconic.weights.laid import Laid, laid_tensors, weights_of
 
 if TYPE_CHECKING:
@@ -34,7 +38,9 @@ class Train(Step):
     """Train the network through its masks and representations.
 
     What is outside the scope stays as it is: a BatchNorm there normalises with the statistics
-    it has.
+    it has. Teachers answer in evaluation mode, in the precision of the training; they never
+    change. What an objective learns beside the network (projections) moves with it and is not
+    kept. A last batch of one example that BatchNorm cannot normalise is passed over.
 
     Attributes:
         scope: modules whose parameters move.
@@ -81,7 +87,8 @@ class _Loop:
         self.train, self.state, self.task = train, state, _required(state.task)
         self.model = state.model.to(state.device)
         self.scope = train.scope.select(self.model)
-        self.parameters = _trained(train, self.model)
+        self.lesson = _Lesson(train.objective, state)
+        self.parameters = [*_trained(train, self.model), *self.lesson.parameters()]
         self.optimizer = train.optimizer.build(self.parameters)
         self.per_epoch = self.task.train.batch_count(train.batch)
         self.updates = train.epochs * self.per_epoch
@@ -135,13 +142,22 @@ class _Loop:
 
     def update(self, batch: Batch) -> None:
         """Take one optimiser step; its draws depend on (seed, epoch, batch) alone."""
+        learnable = self.learnable(batch)
+        taught = self.lesson.teach(batch, derive(self.state.seed, "teach", self.epoch, self.batch))
         torch.manual_seed(derive(self.state.seed, "update", self.epoch, self.batch))
+        if learnable:
+            self.learn(batch, taught)
+        for step in self.train.during:
+            step.update(self.state, (self.finished + 1) / self.updates)
+
+    def learn(self, batch: Batch, taught: Sequence[Features]) -> None:
+        """Move the parameters by one batch."""
         done = self.finished / self.updates
         for group in self.optimizer.param_groups:
             group["lr"] = self.train.optimizer.lr * self.train.optimizer.decay.factor(done)
         # Cached, a laid weight is decoded once for forward and penalty; it is stale afterwards.
         with parametrize.cached():
-            loss = self.loss(batch, done)
+            loss = self.loss(batch, taught, done)
         self.refuse(loss.item(), f"at epoch {self.epoch + 1}, batch {self.batch + 1}")
         self.optimizer.zero_grad()
         loss.backward(inputs=self.parameters)
@@ -150,8 +166,24 @@ class _Loop:
         self.optimizer.step()
         for laid in self.laid():
             laid.update()
-        for step in self.train.during:
-            step.update(self.state, (self.finished + 1) / self.updates)
+
+    def learnable(self, batch: Batch) -> bool:
+        """Return whether BatchNorm can normalise a batch; one example may be too few.
+
+        Raises:
+            TaskError: it cannot even at the start of an epoch, so nothing would be learned.
+        """
+        norms = (each for each in self.model.modules() if isinstance(each, _BatchNorm))
+        if _examples(batch) > 1 or not any(norm.training for norm in norms):
+            return True
+        if _normalised(self.task, self.model, batch):
+            return True
+        if self.batch == 0:
+            raise TaskError(
+                "train: batches have one example, which BatchNorm cannot normalise; choose a "
+                f"batch of at least 2, not {self.train.batch}"
+            )
+        return False
 
     def laid(self) -> Iterable[Laid]:
         """Return what is laid on the weights of the scope, once where weights are tied."""
@@ -169,13 +201,9 @@ class _Loop:
                 f"({self.train.optimizer.lr:g}) or clip the gradient"
             )
 
-    def loss(self, batch: Batch, done: float) -> Tensor:
+    def loss(self, batch: Batch, taught: Sequence[Features], done: float) -> Tensor:
         """Return objective plus penalty, in float32."""
-        low = self.state.precision == "bfloat16"
-        with torch.autocast(self.state.device.split(":")[0], torch.bfloat16, enabled=low):
-            output = self.task.call(self.model, batch)
-        features = {"output": output.float()}
-        loss = self.train.objective(features, {}, batch, task=self.task, progress=done)
+        loss = self.lesson.loss(batch, taught, done)
         if self.train.penalty is not None:
             loss = loss + self.train.penalty(weights_of(self.model, self.train.scope))
         return loss
@@ -184,7 +212,7 @@ class _Loop:
         """Score the validation split, keep the best epoch, return whether to stop."""
         scores = self.task.score(self.model, split="validate", device=self.state.device)
         score = (scores[self.task.main_metric], -scores["loss"])
-        logger.info(
+        logger.debug(
             "train: epoch %d of %d, validation %s %.4f, loss %.4f",
             self.epoch,
             self.train.epochs,
@@ -214,6 +242,7 @@ class _Loop:
     def payload(self) -> dict[str, Any]:
         """Return all that a resumed loop needs: counters and named tensors."""
         tensors = {f"best/{name}": tensor for name, tensor in self.best.items()}
+        tensors |= {f"learned/{name}": tensor for name, tensor in self.lesson.state_dict().items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
             for key, value in slots.items():
                 tensors[f"optimizer/{index}/{key}"] = torch.as_tensor(value)
@@ -232,15 +261,128 @@ class _Loop:
         if counters["best_score"] is not None:
             self.best_score = tuple(counters["best_score"])
         slots: dict[int, dict[str, Tensor]] = {}
+        learned: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
             kind, _, rest = name.partition("/")
             if kind == "best":
                 self.best[rest] = tensor
+            elif kind == "learned":
+                learned[rest] = tensor
             else:
                 index, _, key = rest.partition("/")
                 slots.setdefault(int(index), {})[key] = tensor
+        self.lesson.restore(learned)
         current = self.optimizer.state_dict()
         self.optimizer.load_state_dict({"state": slots, "param_groups": current["param_groups"]})
+
+
+class _Lesson:
+    """An objective at work: the teachers it runs, what it reads and what it learns."""
+
+    def __init__(self, objective: Objective, state: State) -> None:
+        self.objective, self.state, self.task = objective, state, _required(state.task)
+        self.teachers = _teachers(objective, state)
+        counts = [0] * len(state.teacher)
+        for index, teacher in self.teachers.items():
+            counts[index] = layer_count(teacher)
+        self.wants = objective.wants(layer_count(state.model), counts)
+        self.learned = self.prepared() if self.teachers or self.wants.student else None
+
+    def prepared(self) -> nn.Module | None:
+        """Return what the objective learns; refuse features that do not fit before training."""
+        batch = self.task.example_batch(2).to(self.state.device)
+        with evaluation(self.state.model):
+            student = observe(self.task, self.state.model, batch, sorted(self.wants.student))
+        taught = self.teach(batch, self.state.seed)
+        for index in self.teachers:
+            _check_finite(index, taught[index])
+        learned = self.objective.build(student, taught, self.state.generator("learned"))
+        if learned is not None:
+            learned.to(self.state.device)
+        with torch.no_grad():
+            self.objective(student, taught, batch, task=self.task, learned=learned)
+        return learned
+
+    def teach(self, batch: Batch, seed: int) -> list[Features]:
+        """Return the features of every teacher, empty for one that is not asked."""
+        taught = [Features() for _ in range(len(self.state.teacher))]
+        for index, teacher in self.teachers.items():
+            torch.manual_seed(seed)
+            wanted = sorted(self.wants.teachers.get(index, ()))
+            # Outside the cache of the student's forward: without gradients, it would poison it.
+            with evaluation(teacher), self.autocast():
+                taught[index] = observe(self.task, teacher, batch, wanted)
+        return taught
+
+    def loss(self, batch: Batch, taught: Sequence[Features], done: float) -> Tensor:
+        """Return the objective of a batch, in float32."""
+        with self.autocast():
+            student = observe(self.task, self.state.model, batch, sorted(self.wants.student))
+        return self.objective(
+            student, taught, batch, task=self.task, learned=self.learned, progress=done
+        )
+
+    def autocast(self) -> torch.autocast:
+        """Return what forwards in training run under."""
+        low = self.state.precision == "bfloat16"
+        return torch.autocast(self.state.device.split(":")[0], torch.bfloat16, enabled=low)
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """Return what is learned beside the network."""
+        return () if self.learned is None else self.learned.parameters()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the tensors of what is learned beside the network."""
+        return {} if self.learned is None else self.learned.state_dict()
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continue with what ``state_dict`` returned."""
+        if self.learned is not None:
+            self.learned.load_state_dict(tensors)
+
+
+def _teachers(objective: Objective, state: State) -> dict[int, nn.Module]:
+    """Return the teachers that an objective asks, by index."""
+    missing = [index for index in objective.teachers if index >= len(state.teacher)]
+    if missing:
+        raise RunError(
+            f"train: the objective learns from teacher {missing[0]}, and there are "
+            f"{len(state.teacher)}, counted from 0; give compress(..., teacher=(first, second))"
+        )
+    return {i: state.teacher[i].to(state.device) for i in sorted(objective.teachers)}
+
+
+def _check_finite(index: int, features: Features) -> None:
+    for name, tensor in features.items():
+        if not bool(tensor.isfinite().all()):
+            raise ModelError(
+                f"train: '{name}' of teacher {index} holds NaN or infinity on examples of the "
+                "training split; nothing can be learned from it, give another teacher"
+            )
+
+
+def _examples(batch: Batch) -> int:
+    """Return how many examples a batch has, from its first tensor."""
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(note, (batch.inputs, batch.targets))
+    return len(found[0])
+
+
+def _normalised(task: Task, model: nn.Module, batch: Batch) -> bool:
+    """Return whether a network in training takes a batch, tried on a copy."""
+    try:
+        with torch.no_grad():
+            task.call(copy.deepcopy(model), batch)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        return False
+    return True
 
 
 def _required(task: Task | None) -> Task:
