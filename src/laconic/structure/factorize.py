@@ -1,0 +1,284 @@
+"""The factorize step: layers of a scope, each replaced by several smaller ones."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import re
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from laconic.errors import ModelError, ScopeError, TaskError
+from laconic.progress import progress
+from laconic.step import State, Step
+from laconic.structure.factorization import (
+    Factorization,
+    Source,
+    break_even,
+    geometry_of,
+    groups_of,
+    latent,
+    shape_of,
+)
+from laconic.structure.surgery import edits_of, replace_
+from laconic.tasks.task import evaluation
+from laconic.weights.laid import mask_of
+
+if TYPE_CHECKING:
+    from laconic.tasks import Task
+
+__all__ = ["Factorize"]
+
+_log = logging.getLogger(__name__)
+
+# Modules of torch that compute with the weights of their children themselves.
+READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+
+
+class Factorize(Step):
+    """Replace layers by products of smaller ones: low rank, Tucker, tensor train.
+
+    Every layer of the scope that the method splits is replaced by a Sequential of ordinary
+    layers (or by one of ``laconic.models``), which the file rebuilds; the bias stands in the
+    last. The parts of ``fc1`` are ``fc1.0``, ``fc1.1``, ...: the scope of a later step says
+    ``fc1*``. A layer that no rank makes smaller stays, and so do subclasses of nn.Linear and
+    the like.
+
+    A laid weight is split as the network computes it, pruned and quantised; its parts are plain
+    floats, and zeros do not stay zero: quantise or prune after this step, not before. A weight
+    shared with another layer is refused: its parts would no longer be that layer's.
+
+    In a recipe::
+
+        - factorize: svd
+        - factorize: {method: {svd: {energy: 0.9}}, scope: "encoder.* kind:linear"}
+        - factorize: {method: {embedding: 128}, scope: "*.word_embeddings"}
+        - factorize: {method: {tucker2: {ranks: [32, 16]}}, scope: "kind:conv, !conv1"}
+
+    Attributes:
+        scope: the layers that are split.
+        method: into what.
+
+    >>> from laconic.structure import SVD
+    >>> state = State(nn.Sequential(nn.Linear(64, 64), nn.ReLU()))
+    >>> Factorize(SVD(ratio=0.5)).apply(state)
+    >>> state.model[0]
+    Sequential(
+      (0): Linear(in_features=64, out_features=16, bias=False)
+      (1): Linear(in_features=16, out_features=64, bias=True)
+    )
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ("method",)
+
+    method: Factorization
+
+    def check(self, model: nn.Module, task: Task | None, earlier: tuple[Step, ...] = ()) -> None:
+        """Refuse what cannot be split, as far as shapes tell.
+
+        Raises:
+            ScopeError: the scope has no layer that the method splits.
+            ModelError: a layer would become larger, has a tied weight, or does not fit.
+            TaskError: the method needs batches of data and there is no task.
+        """
+        if self.method.samples is not None:
+            _required(task)
+        try:
+            self._targets(model)
+        except (ScopeError, ModelError):
+            # Parts of an earlier split are not there yet; the step itself will check them.
+            if not any(isinstance(step, Factorize) for step in earlier):
+                raise
+
+    def apply(self, state: State) -> None:
+        """Split every fitting layer of the scope."""
+        targets = self._targets(state.model)
+        moments = self._moments(state, targets)
+        made = {}
+        # All are split before any is replaced: a refusal leaves the network as it was.
+        for name, module in progress(targets.items(), "factorize", len(targets)):
+            made[name] = self._split(name, module, state.generator(name), moments.get(name))
+        for name, module in made.items():
+            before = latent(targets[name]).numel()
+            replace_(state.model, name, module)
+            _log.info("factorize: '%s': %d weights are now %d", name, before, _weights(module))
+        _check_runs(state)
+
+    def _targets(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Return the layers to split by name, each checked."""
+        selected = self.scope.select(model)
+        fitting = {name: module for name, module in selected.items() if self.method.fits(module)}
+        if not fitting and selected.keys() & edits_of(model).get("modules", {}).keys():
+            _log.info("factorize: what '%s' selects was replaced before, and stays", self.scope)
+        elif not fitting:
+            raise ScopeError(
+                f"'{self.scope}' selects no layer that {self.method!r} splits; it splits "
+                f"{self.method.fitting}"
+            )
+        chosen = {}
+        for name, module in fitting.items():
+            mask_of(model, f"{name}.weight")  # refuses a parametrization that is not ours
+            if break_even(self.method, shape_of(module)):
+                self._check(model, name, module)
+                chosen[name] = module
+            else:
+                _log.info("factorize: '%s' stays: no rank makes it smaller", name)
+        return chosen
+
+    def _check(self, model: nn.Module, name: str, module: nn.Module) -> None:
+        _check_place(model, name, module)
+        try:
+            self.method.check(module)
+        except ModelError as error:
+            raise ModelError(f"factorize: '{name}': {error}") from None
+        planned = self.method.planned(shape_of(module))
+        if planned is not None:
+            self._check_smaller(name, module, planned * groups_of(module))
+
+    def _check_smaller(self, name: str, module: nn.Module, after: int) -> None:
+        before, shape = latent(module).numel(), list(latent(module).shape)
+        if after >= before:
+            raise ModelError(
+                f"factorize: '{name}' {shape}: {self.method!r} makes {after:,} weights of "
+                f"{before:,}; at most rank {break_even(self.method, shape_of(module))} makes it "
+                f"smaller: choose less, or leave it out of the scope with '!{name}'"
+            )
+
+    def _split(
+        self, name: str, module: nn.Module, generator: torch.Generator, moments: Tensor | None
+    ) -> nn.Module:
+        weight = cast("Tensor", module.weight).detach().to("cpu", torch.float64)
+        if not bool(torch.isfinite(weight).all()):
+            raise ModelError(f"factorize: '{name}' holds NaN or infinity; train it again")
+        made = self.method.split(Source(module, weight, generator, moments))
+        self._check_smaller(name, module, _weights(made))
+        return made
+
+    def _moments(self, state: State, targets: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+        """Return X X^T [groups, n, n] of the inputs of every layer, if the method needs them."""
+        if self.method.samples is None:
+            return {}
+        task, (batches, size) = _required(state.task), self.method.samples
+        drawn = task.train.plain().batches(size, seed=state.seed, device=state.device)
+        kind = torch.device(state.device).type
+        plain = torch.autocast(kind, enabled=False)
+        with _watched(targets) as moments, evaluation(state.model), plain:
+            for batch in progress(itertools.islice(drawn, batches), "factorize: inputs", batches):
+                task.call(state.model, batch)
+        for name in targets:
+            if name not in moments or not bool(torch.isfinite(moments[name]).all()):
+                problem = "are not finite" if name in moments else "were never computed"
+                raise ModelError(
+                    f"factorize: the inputs of '{name}' {problem}, so {self.method!r} cannot "
+                    "weigh them; leave it out of the scope, or use SVD"
+                )
+        return {name: moment.cpu() for name, moment in moments.items()}
+
+
+def _check_runs(state: State) -> None:
+    """Refuse a network that asks the layers that were for what their parts do not have."""
+    if state.task is None:
+        return
+    batch = state.task.example_batch().to(state.device)
+    try:
+        with evaluation(state.model):
+            state.task.call(state.model, batch)
+    except AttributeError as error:
+        lines = traceback.extract_tb(error.__traceback__)
+        asking = next(line for line in reversed(lines) if line.name != "__getattr__")
+        raise ModelError(
+            f"factorize: the network runs no more: {error}, which '{asking.line}' asks of a layer "
+            "that was split; leave that one out of the scope"
+        ) from error
+
+
+def _required(task: Task | None) -> Task:
+    if task is None:
+        raise TaskError("factorize needs batches for moments of inputs, and there is no task")
+    return task
+
+
+def _weights(module: nn.Module) -> int:
+    named = module.named_parameters()
+    return sum(p.numel() for name, p in named if name.rpartition(".")[2] != "bias")
+
+
+def _check_place(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Refuse a layer that others depend on, or that cannot be replaced."""
+    if not name:
+        raise ModelError(
+            "factorize: the network is a single layer, which nothing holds; put it in a Sequential"
+        )
+    parent = name.rpartition(".")[0]
+    if isinstance(model.get_submodule(parent), READERS):
+        kind = type(model.get_submodule(parent)).__name__
+        raise ModelError(
+            f"factorize: '{parent}' is a {kind}, which computes with the weight of '{name}' "
+            f"itself; leave it out of the scope with '!{name}'"
+        )
+    tied = [owner for owner in _owners(model, latent(module)) if owner != name]
+    if tied:
+        raise ModelError(
+            f"factorize: the weight of '{name}' is also that of '{tied[0]}', which its parts "
+            f"could not be; untie them, or leave it out of the scope with '!{name}'"
+        )
+
+
+def _owners(model: nn.Module, parameter: Tensor) -> Iterator[str]:
+    """Yield the names of the modules that have a parameter."""
+    for name, module in model.named_modules():
+        if any(tensor is parameter for tensor in module._parameters.values()):
+            # What is laid is held by a part of the layer.
+            yield re.sub(r"(^|\.)parametrizations\..*", "", name)
+
+
+@contextlib.contextmanager
+def _watched(targets: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """Add up the second moments of what enters the layers during a with block."""
+    moments: dict[str, Tensor] = {}
+
+    def watcher(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def watch(module: nn.Module, args: Any, kwargs: Any) -> None:
+            entered = args[0] if args else next(iter(kwargs.values()))
+            moment = _moment(module, entered.detach())
+            moments[name] = moments[name] + moment if name in moments else moment
+
+        return watch
+
+    hooks = [
+        module.register_forward_pre_hook(watcher(name), with_kwargs=True)
+        for name, module in targets.items()
+    ]
+    try:
+        yield moments
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _moment(module: nn.Module, entered: Tensor) -> Tensor:
+    """Return X X^T [groups, n, n] of one input; a convolution's columns are its patches."""
+    if isinstance(module, nn.Conv2d):
+        columns = _patches(module, entered).unflatten(1, (module.groups, -1))
+        columns = columns.permute(1, 2, 0, 3).flatten(2).double()
+    else:
+        columns = entered.reshape(1, -1, entered.shape[-1]).transpose(1, 2).double()
+    return columns @ columns.transpose(1, 2)
+
+
+def _patches(conv: nn.Conv2d, images: Tensor) -> Tensor:
+    """Return the patches a kernel sees [batch, channels * height * width, positions]."""
+    moves = geometry_of(conv)
+    if images.dim() == 3:
+        images = images[None]
+    tall, wide = moves.padding
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    padded = F.pad(images, (wide, wide, tall, tall), mode=mode)
+    extent = (conv.kernel_size[0], conv.kernel_size[1])
+    return F.unfold(padded, extent, dilation=moves.dilation, stride=moves.stride)
