@@ -1,0 +1,57 @@
+"""What the scripts on encoders share: GLUE tasks and the fine-tuned 6-layer encoder."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from common import data_folder
+from torch import nn
+
+from laconic import Recipe, Result, Task, Train, compress
+from laconic.models import load_model
+from laconic.recover import AdamW, Linear
+from laconic.tasks import task_from_dict
+
+# Tokens that hold nearly every example: single sentences are short.
+LENGTHS = {"CoLA": 64, "SST-2": 64, "MRPC": 128}
+EPOCHS = {"CoLA": 5, "SST-2": 2, "MRPC": 5}
+
+
+def encoder_folder(options: argparse.Namespace) -> Path:
+    """Return the folder of the pretrained encoder."""
+    return data_folder(options) / "encoder_minilm_l6_h384"
+
+
+def glue(options: argparse.Namespace, name: str) -> Task:
+    """Return a GLUE task, read by the encoder's tokenizer; dev is the test split."""
+    return task_from_dict(
+        {
+            "glue": {
+                "path": str(data_folder(options) / "glue" / name),
+                "tokenizer": str(encoder_folder(options)),
+                "max_length": LENGTHS[name],
+            }
+        }
+    )
+
+
+def fine_tuned(options: argparse.Namespace, name: str, task: Task, seed: int) -> Result:
+    """Fine-tune the encoder on a task, once; later calls read the run."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # of the head's initial values
+        model: nn.Module = load_model({"hf": {"path": str(encoder_folder(options))}})
+    train = Train(
+        epochs=EPOCHS[name],
+        batch=32,
+        optimizer=AdamW(5e-5, clip=1.0, decay=Linear(warmup=0.1)),
+    )
+    recipe = Recipe((train,), seed=seed, precision="bfloat16")
+    out = options.work / "encoders" / f"{name}-{seed}"
+    return compress(model, task, recipe, out=out, resume=True)
+
+
+def score(result: Result, task: Task) -> float:
+    """Return the task's main metric of a finished run, times 100."""
+    return 100 * float(result.history[-1].metrics[task.main_metric])
