@@ -15,7 +15,7 @@ from figures import papers, readme, results, table
 from pydantic_core import PydanticUndefined
 
 from laconic import models, tasks
-from laconic.recover import Decay, Objective, Optimizer, Penalty
+from laconic.recover import Decay, LayerMap, Objective, Optimizer, Penalty
 from laconic.step import During, Step, Value, members
 from laconic.structure import Criterion, Schedule
 from laconic.weights import Representation
@@ -34,7 +34,14 @@ FAMILIES: dict[type[Value], tuple[str, str]] = {
     ),
     Criterion: ("Criteria", "How weights are ranked: `prune: {by: ...}`; larger scores are kept."),
     Schedule: ("Schedules", "How the kept fraction falls: `prune: {schedule: ...}`."),
-    Objective: ("Objectives", "What training minimises: `train: {objective: ...}`."),
+    Objective: (
+        "Objectives",
+        "What training minimises: `train: {objective: ...}`; a list is a sum.",
+    ),
+    LayerMap: (
+        "Layer maps",
+        "Which layer of the teacher teaches which: `hidden: {map: ...}`; a list is `chosen`.",
+    ),
     Penalty: ("Penalties", "What is added to the objective: `train: {penalty: ...}`."),
     Optimizer: ("Optimisers", "How parameters move: `train: {optimizer: ...}`."),
     Decay: ("Learning-rate decay", "The learning rate over training: `{optimizer: {decay: ...}}`."),

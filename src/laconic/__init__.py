@@ -5,9 +5,15 @@ from laconic._lazy import attach
 __version__ = "0.1.0"
 
 _TABLE: dict[str, str] = {
+    "Attention": "laconic.recover.matching",
     "Budget": "laconic.budget",
+    "Factorize": "laconic.structure.factorize",
+    "HeadImportance": "laconic.structure.importance",
+    "Hidden": "laconic.recover.matching",
     "KMeans": "laconic.weights.codebook",
+    "Label": "laconic.recover.objectives",
     "LaconicError": "laconic.errors",
+    "Logits": "laconic.recover.distill",
     "Prune": "laconic.structure.prune",
     "Quantize": "laconic.weights.quantize",
     "Recipe": "laconic.recipe",

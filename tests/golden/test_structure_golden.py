@@ -9,7 +9,16 @@ from torch import Tensor
 from laconic.budget import knapsack
 from laconic.curvature import diagonal_hutchinson, gradients, hessian_vector_product
 from laconic.recover.penalties import L1, L2
-from laconic.structure.criteria import first_order, loss_change, second_order, standardized
+from laconic.structure.criteria import (
+    combined,
+    first_order,
+    loss_change,
+    second_order,
+    standardized,
+)
+from laconic.structure.importance import distances
+from laconic.structure.obs import compensated, inverse_diagonal, obs_update
+from laconic.structure.ranking import Ranking
 
 EXACT = 1e-6  # what the expansion of a quadratic may lose, relative to the loss change
 
@@ -70,6 +79,81 @@ def test_first_order_is_exact_for_a_linear_loss() -> None:
         without[index] = 0.0
         assert float(scores[index]) == abs(float(slope @ without - slope @ w))
     assert scores.tolist() == [2.0, 4.0, 1.0]
+
+
+def test_a_groups_first_order_score_is_exact_for_a_linear_loss() -> None:
+    slope = torch.tensor([[2.0, -1.0], [0.5, 3.0]])
+    w = torch.tensor([[1.0, 4.0], [-2.0, 1.0]])
+    weight = w.clone().requires_grad_(True)
+    (gradient,) = gradients(lambda: (slope * weight).sum(), [weight])
+    scores = combined(gradient * w, "sum")
+    assert scores.tolist() == [2.0, 2.0]
+    for group in range(2):
+        without = w.clone()
+        without[group] = 0.0
+        assert float(scores[group]) == abs(float((slope * without).sum() - (slope * w).sum()))
+    assert combined(gradient * w, "absolute").tolist() == [6.0, 4.0]
+    assert combined(gradient * w, "square").tolist() == [20.0, 10.0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_obs_is_the_constrained_optimum_and_its_score_the_cost(seed: int) -> None:
+    a, _, w = quadratic(6, seed)
+    hessian = a @ a + torch.eye(6, dtype=torch.float64)
+    inverse = torch.linalg.inv(hessian)
+    for index in range(6):
+        change = obs_update(w, inverse, index)
+        # Minimise 0.5 d H d subject to d_i = -w_i, by the equations of Lagrange.
+        system = torch.zeros(7, 7, dtype=torch.float64)
+        system[:6, :6] = hessian
+        system[index, 6] = system[6, index] = 1.0
+        right = torch.zeros(7, dtype=torch.float64)
+        right[6] = -w[index]
+        assert torch.allclose(change, torch.linalg.solve(system, right)[:6], atol=EXACT)
+        cost = 0.5 * change @ hessian @ change
+        every = torch.ones(1, 6, dtype=torch.bool)
+        score = second_order(1 / inverse_diagonal(hessian, every)[0], w)[index]
+        assert float(score) == pytest.approx(float(cost), rel=EXACT)
+        mask = every.clone()
+        mask[0, index] = False
+        row = compensated(w[None], hessian, mask, tolerance=1e-12)[0]
+        assert torch.allclose(row, w + change, atol=EXACT)
+
+
+def test_obs_one_by_one_is_obs_at_once() -> None:
+    a, _, w = quadratic(6, 4)
+    hessian = a @ a + torch.eye(6, dtype=torch.float64)
+    left, current = list(range(6)), w.clone()
+    for gone in (3, 0, 5):
+        inverse = torch.linalg.inv(hessian[left][:, left])
+        current[left] += obs_update(current[left], inverse, left.index(gone))
+        left.remove(gone)
+    mask = torch.tensor([[index in left for index in range(6)]])
+    at_once = compensated(w[None], hessian, mask, tolerance=1e-12)[0]
+    assert torch.allclose(current, at_once, atol=EXACT)
+
+
+def test_obs_is_obd_where_the_hessian_is_diagonal() -> None:
+    generator = torch.Generator().manual_seed(0)
+    diagonal = torch.rand(5, generator=generator, dtype=torch.float64) + 0.5
+    w = torch.randn(5, generator=generator, dtype=torch.float64)
+    hessian = torch.diag(diagonal)
+    inverse = inverse_diagonal(hessian, torch.ones(1, 5, dtype=torch.bool))[0]
+    assert torch.allclose(second_order(1 / inverse, w), second_order(diagonal, w), rtol=EXACT)
+    others = obs_update(w, torch.linalg.inv(hessian), 2)
+    others[2] += w[2]
+    assert not bool(others.any())
+
+
+def test_sums_of_distances_to_all_other_filters() -> None:
+    filters = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 8.0]])
+    assert distances(filters).tolist() == [13.0, 10.0, 13.0]
+
+
+def test_widths_of_dynabert_in_heads_and_neurons() -> None:
+    shares = (0.25, 0.5, 0.75, 1.0)
+    assert [Ranking().count(12, share) for share in shares] == [3, 6, 9, 12]
+    assert [Ranking().count(3072, share) for share in shares] == [768, 1536, 2304, 3072]
 
 
 def test_standardized_scores_cut_every_layer_at_q_times_its_deviation() -> None:

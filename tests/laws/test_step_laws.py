@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import random
 import re
 from abc import ABC
@@ -14,18 +15,33 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import numpy as np
 import pytest
 import torch
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from torch import Tensor, nn
 
 from laconic import measure as measuring
 from laconic.errors import ChainError
 from laconic.recipe import Recipe
-from laconic.recover import SGD, Recalibrate, Train
+from laconic.recover import SGD, Recalibrate, Reset, Train
 from laconic.run import compress
 from laconic.scope import Scope
 from laconic.ship import load, save
 from laconic.step import State, Step, Value, members, run_step
-from laconic.structure import Prune, Random, Taylor
+from laconic.structure import (
+    SVD,
+    ChannelGhosts,
+    DataSVD,
+    DropLayers,
+    Factorize,
+    Ghost,
+    LayerDrop,
+    Prune,
+    Random,
+    Rewire,
+    ShareLayers,
+    Taylor,
+    TensorTrain,
+    Top,
+)
 from laconic.tasks import Task
 from laconic.weights import Quantize, Representation, Symmetric
 
@@ -42,17 +58,30 @@ STEPS = ours(Step)
 
 # What a step's defaults do not show: for each, whether it draws random numbers.
 EXAMPLES: dict[str, dict[Step, bool]] = {
+    "drop_layers": {DropLayers(Top(1)): False},
+    "factorize": {
+        Factorize(SVD(), scope=Scope("last*")): False,
+        Factorize(TensorTrain(1), scope=Scope("last*")): False,
+        Factorize(DataSVD(1, batches=1, batch=8), scope=Scope("last*")): True,
+    },
+    "ghost": {Ghost(ChannelGhosts()): False},
+    "layer_drop": {LayerDrop(0.5, retrain=Train(batch=8)): True},
     "prune": {
         Prune("weights", keep=0.5): False,
         Prune("weights", keep=0.3, ranking="global", by=Taylor(batches=1, batch=8)): True,
         Prune("weights", keep=0.5, by=Random()): True,
         Prune("weights", keep=0.4, rounds=2, retrain=Train(batch=8)): True,
+        Prune("channels", keep=0.5): False,
+        Prune("neurons", keep=0.5, by=Taylor(batches=1, batch=8), ranking="global"): True,
     },
     "quantize": {
         Quantize(4): False,
         Quantize(Symmetric(4, rounding="stochastic")): True,
     },
     "recalibrate": {Recalibrate(2, batch=8): True},
+    "reset": {Reset(): True},
+    "rewire": {Rewire("channels"): False},
+    "share_layers": {ShareLayers("mean"): False},
     "train": {
         Train(batch=8, optimizer=SGD(0.1)): True,
         Train(batch=8, during=(Prune("weights", keep=0.5),)): True,
@@ -60,7 +89,13 @@ EXAMPLES: dict[str, dict[Step, bool]] = {
 }
 
 # A module that the step changes, where it is not the last layer.
-PLACES = {"recalibrate": "norm"}
+PLACES = {
+    "drop_layers": "blocks",
+    "ghost": "conv",
+    "layer_drop": "blocks",
+    "recalibrate": "norm",
+    "share_layers": "blocks",
+}
 
 
 def examples() -> Iterator[tuple[Step, bool]]:
@@ -87,8 +122,9 @@ def choices(annotation: Any, metadata: list[Any], depth: int = 2) -> Iterator[An
     elif get_origin(annotation) is Literal:
         yield from get_args(annotation)
     elif get_origin(annotation) is tuple:
-        some = list(choices(get_args(annotation)[0], [], depth))[:2]
-        yield from (tuple(some[:count]) for count in range(len(some) + 1))
+        least = max((item.min_length for item in metadata if isinstance(item, MinLen)), default=0)
+        some = list(itertools.islice(choices(get_args(annotation)[0], [], depth), 2))
+        yield from (tuple(some[:count]) for count in range(least, len(some) + 1))
     elif get_args(annotation):
         for part in get_args(annotation):
             yield from choices(part, metadata, depth)
@@ -200,19 +236,40 @@ def test_a_step_is_frozen(name: str) -> None:
 # ------------------------------------------------------------------ what a step does
 
 
-def tiny_network() -> nn.Sequential:
-    """Return a network with a BatchNorm, dropout, a scalar and a frozen parameter."""
+class Block(nn.Module):
+    """Something to drop or share: it adds to what enters it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(16, 8), nn.Linear(8, 16)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.outer(self.inner(hidden).relu())
+
+
+class Tiny(nn.Module):
+    """A BatchNorm, dropout, a scalar, a list of blocks and a frozen parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1, bias=False)
+        self.norm, self.relu = nn.BatchNorm2d(4), nn.PReLU()
+        self.pool, self.drop = nn.AdaptiveAvgPool2d(2), nn.Dropout(0.1)
+        self.blocks = nn.ModuleList(Block() for _ in range(3))
+        self.middle, self.last = nn.Linear(16, 16), nn.Linear(16, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.drop(self.pool(self.relu(self.norm(self.conv(images)))).flatten(1))
+        for block in self.blocks:
+            hidden = block(hidden)
+        return self.last(self.middle(hidden))
+
+
+def tiny_network() -> Tiny:
+    """Return a network in which every kind of step finds something to do."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = nn.Sequential()
-        network.add_module("conv", nn.Conv2d(1, 4, 3, padding=1, bias=False))
-        network.add_module("norm", nn.BatchNorm2d(4))
-        network.add_module("relu", nn.PReLU())
-        network.add_module("pool", nn.AdaptiveAvgPool2d(2))
-        network.add_module("flat", nn.Flatten())
-        network.add_module("drop", nn.Dropout(0.1))
-        network.add_module("middle", nn.Linear(16, 16))
-        network.add_module("last", nn.Linear(16, 3))
+        network = Tiny()
     network.middle.bias.requires_grad_(False)
     return network.eval()
 
@@ -274,9 +331,11 @@ def narrowed(step: Step, scope: Scope) -> Step:
 
 @each_step
 def test_what_is_outside_the_scope_stays(step: Step, draws: bool) -> None:
+    if getattr(step, "axes", "weights") != "weights":
+        pytest.skip("an axis goes through tensors outside the scope, and they change with it")
     inside = PLACES.get(step.name, "last")
     before = bytes_of(tiny_network())
-    found = bytes_of(after(narrowed(step, Scope(inside))))
+    found = bytes_of(after(narrowed(step, Scope(f"{inside}*"))))
     for name, content in before.items():
         if not name.startswith(f"{inside}."):
             assert found[name] == content, name
@@ -347,6 +406,13 @@ def kinds() -> dict[str, Step]:
         "prune while training": Train(batch=8, during=(Prune("weights", keep=0.25),)),
         "train": Train(batch=8),
         "recalibrate": Recalibrate(2, batch=8),
+        "prune channels": Prune("channels", keep=0.5),
+        "prune neurons": Prune("neurons", keep=0.5),
+        "drop_layers": DropLayers(Top(1)),
+        "factorize": Factorize(SVD(), scope=Scope("kind:linear")),
+        "layer_drop": LayerDrop(0.5, retrain=Train(batch=8)),
+        "ghost": Ghost(ChannelGhosts()),
+        "rewire": Rewire("channels"),
     }
     names = {step.name for step in known.values()} | {"quantize"}
     known |= {name: built(kind) for name, kind in STEPS.items() if name not in names}
@@ -369,7 +435,13 @@ def refused(first: str, then: str) -> str:
 
 
 def zeros(model: nn.Module) -> dict[str, Tensor]:
-    return {name: getattr(model, name).weight == 0 for name in ("conv", "middle", "last")}
+    """Return which weights are zero, of the layers that still are the original's."""
+    layers = {name: getattr(model, name) for name in ("conv", "middle", "last")}
+    return {
+        name: layer.weight == 0
+        for name, layer in layers.items()
+        if isinstance(layer, nn.Conv2d | nn.Linear)
+    }
 
 
 @functools.cache
@@ -390,7 +462,8 @@ def test_any_step_runs_after_any_other_or_is_refused_at_once(
     run_step(KINDS[then], state, key=1)
     if first.startswith("prune"):
         for name, gone in zeros(state.model).items():
-            assert not bool((before[name] & ~gone).any()), "a pruned weight came back"
+            if name in before and gone.shape == before[name].shape:
+                assert not bool((before[name] & ~gone).any()), "a pruned weight came back"
     inputs = torch.linspace(-1, 1, 72).reshape(2, 1, 6, 6)
     with torch.no_grad():
         outputs = state.model.eval()(inputs)

@@ -26,7 +26,18 @@ from laconic.models.load import BOUNDS
 from laconic.ship import container, inspect, load, save, verify
 from laconic.ship.manifest import WEIGHTS_PER_BYTE
 from laconic.step import members
-from laconic.weights import Affine, Binary, Float, KMeans, Logarithmic, Representation, Ternary, lay
+from laconic.structure.surgery import keep_, replace_, resize_, set_attributes_
+from laconic.weights import (
+    Affine,
+    Binary,
+    Float,
+    KMeans,
+    Logarithmic,
+    Representation,
+    Ternary,
+    bake,
+    lay,
+)
 
 # What a small file may make this process allocate on top of itself.
 MOST_MEMORY = 64e6
@@ -37,7 +48,7 @@ Tensors = dict[str, Tensor]
 
 
 class Small(nn.Module):
-    """A few weights of several kinds, two of them the same."""
+    """A few weights of several kinds, two of them the same, and blocks that are edited."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,6 +56,7 @@ class Small(nn.Module):
         self.norm = nn.BatchNorm1d(12)
         self.table, self.decoder = nn.Embedding(9, 8), nn.Linear(8, 9)
         self.decoder.weight = self.table.weight
+        self.blocks = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.norm(self.second(self.first(inputs)))
@@ -56,6 +68,10 @@ def small() -> Small:
     with torch.no_grad():
         for tensor in [*model.parameters(), *model.buffers()]:
             tensor.copy_(torch.rand(tensor.shape, generator=generator).mul(8).sub(3))
+    keep_(model, "blocks", [0, 2])
+    replace_(model, "blocks.1", nn.Sequential(nn.Linear(2, 1, bias=False), nn.ReLU()))
+    resize_(model, "blocks.0.weight", model.blocks[0].weight[:, :1])
+    set_attributes_(model, "blocks.0", {"in_features": 1})
     lay(model, "first.weight", KMeans(3), mask=model.first.weight > 1.5)
     lay(model, "second.weight", Ternary("row"))
     lay(model, "first.bias", Affine(4))
@@ -639,6 +655,146 @@ def test_a_manifest_that_lies(name):
     survive(path)
 
 
+def linear(inputs: Any, outputs: Any, **more: Any) -> dict[str, Any]:
+    return {"Linear": {"in_features": inputs, "out_features": outputs, **more}}
+
+
+def nested(levels: int) -> dict[str, Any]:
+    spec: dict[str, Any] = {"ReLU": {}}
+    for _ in range(levels):
+        spec = {"Sequential": {"children": [spec]}}
+    return spec
+
+
+def edits_with(**parts: Any) -> Callable[[Manifest], object]:
+    return lambda manifest: manifest["edits"].update(parts)
+
+
+FIRST = 1 << 24
+LIES: dict[str, tuple[Callable[[Manifest], object], str]] = {
+    "no edits": (lambda m: m.pop("edits"), "is not in the|in the file and"),
+    "none": (lambda m: m.update(edits=None), "is not in the|in the file and"),
+    "a list": (lambda m: m.update(edits=[]), "edits"),
+    "an unknown part": (edits_with(code={}), "edits.code"),
+    "a list that is none": (edits_with(lists={"first": [0]}), "only children of a ModuleList"),
+    "a list nowhere": (edits_with(lists={"nowhere": [0]}), "no module 'nowhere'"),
+    "a list below what is gone": (
+        edits_with(lists={"blocks": [0, 2], "blocks.2": [0]}),
+        "no module 'blocks.2'",
+    ),
+    "a path through Python": (edits_with(lists={"__class__": [0]}), "no module '__class__'"),
+    "a path through a property": (edits_with(lists={"_modules": [0]}), "no module '_modules'"),
+    "nothing kept": (edits_with(lists={"blocks": []}), "edits.lists.blocks"),
+    "too much kept": (edits_with(lists={"blocks": [0, 3]}), "cannot be kept"),
+    "one kept twice": (edits_with(lists={"blocks": [0, 0]}), "cannot be kept"),
+    "kept without end": (edits_with(lists={"blocks": list(range(5000))}), "edits.lists.blocks"),
+    "a place that is huge": (edits_with(lists={"blocks": [2**70]}), "edits.lists.blocks"),
+    "a place that is true": (edits_with(lists={"blocks": [False, True]}), "edits.lists.blocks"),
+    "a place that is negative": (edits_with(lists={"blocks": [-1]}), "edits.lists.blocks"),
+    "the root replaced": (edits_with(modules={"": {"ReLU": {}}}), "is the root or within"),
+    "a layer nowhere": (edits_with(modules={"a.b": {"ReLU": {}}}), "no module 'a.b'"),
+    "a layer in a layer": (
+        edits_with(modules={"blocks": {"ModuleList": {"children": []}}, "blocks.1": {"ReLU": {}}}),
+        "is the root or within",
+    ),
+    "a layer that is none": (edits_with(modules={"first": {"os.system": {}}}), "no layer is"),
+    "a layer of torch": (edits_with(modules={"first": {"LSTM": {}}}), "no layer is called 'LSTM'"),
+    "a layer of Python": (edits_with(modules={"first": {"__init__": {}}}), "no layer is called"),
+    "two layers": (edits_with(modules={"first": {"ReLU": {}, "GELU": {}}}), "describes no layer"),
+    "no layer": (edits_with(modules={"first": {}}), "describes no layer"),
+    "a layer that is a text": (edits_with(modules={"first": "ReLU"}), "edits.modules.first"),
+    "a huge layer": (edits_with(modules={"first": linear(12, FIRST)}), "in the model"),
+    "a larger layer": (edits_with(modules={"first": linear(12, 1 << 60)}), "out of bounds"),
+    "a layer on a device": (edits_with(modules={"first": linear(12, 10, device="cuda")}), "device"),
+    "layers without end": (edits_with(modules={"first": nested(15)}), "nests containers deeper"),
+    "many layers": (
+        edits_with(modules={"first": {"Sequential": {"children": [linear(2, 2)] * 3000}}}),
+        "3000 children",
+    ),
+    "more layers than any network has": (
+        edits_with(modules={f"first{i}": linear(2, 2) for i in range(30_000)}),
+        "edits.modules",
+    ),
+    "a long text": (edits_with(modules={"first": {"x" * (1 << 22): {}}}), "edits are longer than"),
+    "an attribute of a module": (
+        edits_with(attributes={"first": {"training": 1}}),
+        "no attribute 'training'",
+    ),
+    "a method": (edits_with(attributes={"first": {"forward": 1}}), "no attribute 'forward'"),
+    "a tensor": (edits_with(attributes={"first": {"weight": 1}}), "no attribute 'weight'"),
+    "a class": (edits_with(attributes={"first": {"__class__": 1}}), "no attribute '__class__'"),
+    "an attribute of another": (
+        edits_with(attributes={"first": {"num_features": 1}}),
+        "no attribute 'num_features'",
+    ),
+    "an attribute nowhere": (edits_with(attributes={"x": {"in_features": 1}}), "no module 'x'"),
+    "an attribute of zero": (edits_with(attributes={"first": {"in_features": 0}}), "in_features"),
+    "a huge attribute": (edits_with(attributes={"first": {"in_features": 2**40}}), "in_features"),
+    "a true attribute": (edits_with(attributes={"first": {"in_features": True}}), "in_features"),
+    "an attribute of text": (edits_with(attributes={"first": {"in_features": "1"}}), "in_feature"),
+    "a float attribute": (edits_with(attributes={"first": {"in_features": 1.0}}), "in_features"),
+    "a listed attribute": (
+        edits_with(attributes={"first": {"in_features": [12]}}),
+        r"cannot become \[12\]",
+    ),
+    "a nested attribute": (edits_with(attributes={"first": {"in_features": [[1]]}}), "in_feature"),
+    "a shape of nothing": (edits_with(shapes=["nowhere"]), "'nowhere' is resized, but there is no"),
+    "a shape of a module": (edits_with(shapes=["first"]), "'first' is resized, but there is no"),
+    "a shape of no text": (edits_with(shapes=[3]), "edits.shapes"),
+    "a shape in a mapping": (edits_with(shapes={"first.weight": [1]}), "edits.shapes"),
+    "one shape less": (edits_with(shapes=[]), "in the file and"),
+    "more dimensions": (
+        lambda m: m["dense"]["float32"].update({"blocks.0.weight": [2, 1, 1]}),
+        r"'blocks.0.weight' \[2, 2\] cannot be resized to \[2, 1, 1\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_edits_that_lie(name):
+    edit, words = LIES[name]
+    path = edited(edit)
+    start = time.process_time()
+
+    def work() -> None:
+        with pytest.raises(ArtifactError, match=words) as caught:
+            load_small(path)
+        assert str(path) in str(caught.value) and len(str(caught.value)) < 1500
+
+    assert peak_growth(work) < MOST_MEMORY
+    assert time.process_time() - start < MOST_SECONDS
+
+
+def test_a_network_of_the_user_is_untouched_by_edits_that_lie():
+    model = Small()
+    before = copy.deepcopy(model)
+    for name in ("an attribute of a module", "a huge layer", "one shape less", "too much kept"):
+        with pytest.raises(ArtifactError):
+            load(edited(LIES[name][0]), model=model)
+        assert repr(model) == repr(before)
+        assert all(map(torch.equal, model.state_dict().values(), before.state_dict().values()))
+
+
+def test_a_network_that_is_edited_alike_is_filled():
+    saved = small()
+    model = load(written(small_file()), model=small_edited())
+    assert torch.equal(model.blocks[0].weight, saved.blocks[0].weight)
+    keep_(model, "blocks", [0])
+    with pytest.raises(ArtifactError, match="edited otherwise already"):
+        load(written(small_file()), model=model)
+    save(Small(), FOLDER[0] / "plain")
+    with pytest.raises(ArtifactError, match="edited otherwise already"):
+        load(FOLDER[0] / "plain", model=model)
+
+
+def small_edited() -> Small:
+    model = small()
+    bake(model)
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    return model
+
+
 def test_survivors_and_positions_must_agree():
     for name in ("first.weight", "second.bias"):
         manifest, tensors = opened()
@@ -741,7 +897,7 @@ def test_a_builder_that_is_none(builder):
     ids=str,
 )
 def test_the_largest_network_to_be_asked_for_takes_neither_time_nor_memory(builder):
-    path = edited(lambda manifest: manifest.update(builder=builder))
+    path = edited(lambda manifest: manifest.update(builder=builder, edits={}))
     start = time.process_time()
 
     def work() -> None:
@@ -802,6 +958,7 @@ def test_a_small_file_cannot_ask_for_much_memory(dtype):
         del manifest["tensors"][name]
     manifest["ties"] = {}
     manifest["dense"] = {}
+    manifest["edits"] = {}
     stored = 3000
     count = (stored + 128) * WEIGHTS_PER_BYTE
     own = {

@@ -16,6 +16,7 @@ from laconic.ship import load, save
 from laconic.ship.checkpoint import load_checkpoint, model_hash, save_checkpoint
 from laconic.ship.container import raw_bytes
 from laconic.step import State, members
+from laconic.structure.surgery import edits_of, keep_, replace_, resize_
 from laconic.weights import Float, KMeans, Representation, Symmetric, Ternary, lay
 from laconic.weights.laid import laid_tensors
 
@@ -238,3 +239,32 @@ def test_the_hash_of_a_network_sees_everything():
     other.norm.num_batches_tracked += 1
     assert model_hash(other) != before
     assert model_hash(nn.Linear(3, 2)) != model_hash(nn.Linear(2, 3))
+
+
+def edited(model: nn.Module) -> None:
+    """Drop a block, put another layer in the place of one, and cut a laid weight."""
+    keep_(model, "", [0, 1, 3])
+    replace_(model, "1", nn.GELU())
+    lay(model, "0.weight", Float(), mask=torch.eye(4).bool())
+    latent = dict(model.named_parameters())["0.parametrizations.weight.original"]
+    laid_tensors(model)["0.weight"][0].mask = torch.ones(3, 4, dtype=torch.bool)
+    resize_(model, "0.parametrizations.weight.original", latent[:3])
+    resize_(model, "0.bias", model[0].bias[:3])
+    resize_(model, "2.weight", model[2].weight[:, :3])
+
+
+def test_an_edited_network_comes_back(tmp_path):
+    def original() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Tanh(), nn.Linear(4, 2))
+
+    with torch.random.fork_rng():
+        model, again = original(), original()
+    edited(model)
+    save_checkpoint(State(model), {}, tmp_path / "checkpoint", run={})
+    state = State(again)
+    load_checkpoint(state, tmp_path / "checkpoint")
+    assert edits_of(state.model) == edits_of(model) != {}
+    inputs = torch.eye(4)
+    assert torch.equal(state.model(inputs), model(inputs))
+    assert isinstance(state.model[1], nn.GELU) and state.model[0].weight.shape == (3, 4)

@@ -15,8 +15,9 @@ from torch import nn
 from laconic import models
 from laconic.errors import ModelError
 from laconic.models import build, load_model
-from laconic.models.load import built
+from laconic.models.load import builder_of, built, custom
 from laconic.models.vision import PadShortcut
+from laconic.weights import Ternary, lay
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +40,7 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("name", models.BUILDERS)
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_a_builder_makes_a_plain_model_that_can_be_built_again(name):
     model = getattr(models, name)()
     assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[name]
@@ -124,6 +125,7 @@ def test_models_refuse_impossible_sizes(make, message):
         ({"laconic": "resnet"}, r"has the keys \['laconic'\]"),
         ({}, r"has the keys \[\]"),
         ({"laconic": "resnet", "arguments": [20]}, "damaged or of another version"),
+        ({"laconic": "resnet", "arguments": {}, "timm": "a"}, "is none; the file is damaged"),
         ({"laconic": "resnet21", "arguments": {}}, "'resnet21'; did you mean 'resnet"),
         ({"laconic": "load_model", "arguments": {}}, "no model is called 'load_model'"),
         ({"laconic": "build", "arguments": {"builder": {}}}, "no model is called 'build'"),
@@ -254,3 +256,15 @@ def test_built_leaves_the_module_alone():
     model = nn.Linear(2, 2)
     assert built(model, "lenet_5") is model
     assert list(model.state_dict()) == ["weight", "bias"]
+
+
+def test_the_builder_is_what_is_noted_or_the_users_own():
+    model = models.digits_cnn()
+    assert builder_of(model) == {"laconic": "digits_cnn", "arguments": {}}
+    builder_of(model)["laconic"] = "other"
+    assert model.laconic["builder"]["laconic"] == "digits_cnn"
+    assert custom(model) == {"custom": "torch.nn.modules.container:Sequential"}
+    model = nn.Linear(2, 2)
+    assert builder_of(model) == custom(model) == {"custom": "torch.nn.modules.linear:Linear"}
+    lay(model, "weight", Ternary())
+    assert builder_of(model) == {"custom": "torch.nn.modules.linear:Linear"}

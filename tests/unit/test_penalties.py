@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from laconic.errors import RecipeError, ScopeError
-from laconic.recover.penalties import L1, L2, BatchNormL1, Penalty, absolute_sum, square_sum
+from laconic.recover.penalties import L1, L2, Penalty, Slimming, absolute_sum, square_sum
 from laconic.scope import Scope
 from laconic.step import members
 from laconic.weights.codebook import KMeans
@@ -70,7 +70,7 @@ def normed() -> nn.Sequential:
 
 
 def test_batch_norms_term_is_of_its_scales_alone() -> None:
-    model, penalty = normed(), BatchNormL1(0.1)
+    model, penalty = normed(), Slimming(0.1)
     scales = penalty.tensors(model, Scope("*"))
     assert list(scales) == ["1.weight"]
     term = penalty(scales)
@@ -82,7 +82,7 @@ def test_batch_norms_term_is_of_its_scales_alone() -> None:
 
 def test_a_scope_without_scales_is_refused() -> None:
     with pytest.raises(ScopeError, match="'0' selects no BatchNorm with scales"):
-        BatchNormL1(0.1).tensors(normed(), Scope("0"))
+        Slimming(0.1).tensors(normed(), Scope("0"))
 
 
 def test_other_terms_are_of_matrices_and_kernels() -> None:

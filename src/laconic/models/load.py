@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import typing
@@ -11,16 +12,24 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from laconic.errors import ModelError, nearest
 
-__all__ = ["build", "built", "load_model", "load_weights_"]
+__all__ = ["build", "builder_of", "built", "custom", "load_model", "load_weights_", "noted"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# A hostile file must not cause a huge allocation: inclusive bounds of every integer argument.
-BOUNDS = {"depth": (1, 1202), "classes": (1, 100_000)}
+# A hostile file must not cause a huge allocation: inclusive bounds of every number.
+BOUNDS: dict[str, tuple[float, float]] = {
+    "classes": (1, 100_000),
+    "depth": (1, 1202),
+    "growth": (1, 64),
+    "image": (1, 1024),
+    "width": (0.01, 4.0),
+}
 LONGEST_WORD = 40
+HUBS = ("hf", "timm", "torchvision")
 SHOWN = 5
 
 
@@ -35,20 +44,28 @@ def built(model: Model, name: str, **arguments: Any) -> Model:
     >>> built(nn.Identity(), "lenet_5").laconic
     {'builder': {'laconic': 'lenet_5', 'arguments': {}}}
     """
-    return _noted(model, {"laconic": name, "arguments": arguments})
+    return noted(model, {"laconic": name, "arguments": arguments})
+
+
+def noted(model: Model, builder: dict[str, Any]) -> Model:
+    """Note on a model how it is built again, and that nothing was edited; return the model."""
+    # nn.Module types its attributes as tensors or modules; this one is plain data.
+    object.__setattr__(model, "laconic", {"builder": builder})
+    return model
 
 
 def build(builder: Mapping[str, Any]) -> nn.Module:
     """Return a new, untrained model from the builder noted in an artefact.
 
-    Only functions that laconic.models lists are called, with arguments that fit their signature
-    and stay within bounds.
+    Only functions that laconic.models lists are called, or classes of transformers, timm and
+    torchvision on an allow-list, with arguments that stay within bounds.
 
     Args:
-        builder: ``{"laconic": name, "arguments": {...}}``.
+        builder: ``{"laconic": name, "arguments": {...}}``, or as ``hub.build_hub`` takes it.
 
     Raises:
-        ModelError: another kind of builder, an unknown function, or arguments out of bounds.
+        ModelError: another kind of builder, an unknown name, or arguments out of bounds.
+        MissingExtra: the package that it names is not installed.
 
     >>> len(build({"laconic": "resnet", "arguments": {"depth": 8, "classes": 3}}).layer1)
     1
@@ -58,6 +75,10 @@ def build(builder: Mapping[str, Any]) -> nn.Module:
             f"the model was built by {str(builder['custom'])[:100]!r}, code that a file may not "
             "run; build it yourself and give it as model="
         )
+    if not builder.keys().isdisjoint(HUBS):
+        from laconic.models.hub import build_hub
+
+        return build_hub(builder)
     if set(builder) != {"laconic", "arguments"} or not isinstance(builder["arguments"], Mapping):
         raise ModelError(
             f"the builder has the keys {sorted(map(str, builder))[:SHOWN]}, not 'laconic' and "
@@ -66,10 +87,39 @@ def build(builder: Mapping[str, Any]) -> nn.Module:
     return _call(_builder(builder["laconic"]), builder["laconic"], builder["arguments"])
 
 
+def builder_of(model: nn.Module) -> dict[str, Any]:
+    """Return how a network is built again: as noted on it, or else as its user's own.
+
+    >>> builder_of(nn.ReLU())
+    {'custom': 'torch.nn.modules.activation:ReLU'}
+    """
+    note = getattr(model, "laconic", None)
+    if isinstance(note, Mapping):
+        return dict(note["builder"])
+    if parametrize.type_before_parametrizations(model).__module__.startswith("transformers."):
+        from laconic.models.hub import hf_builder
+
+        # Of a class that no file may name, or with a configuration of absurd sizes.
+        with contextlib.suppress(ModelError):
+            return hf_builder(model)
+    return custom(model)
+
+
+def custom(model: nn.Module) -> dict[str, Any]:
+    """Return the builder of a network that only its user can build.
+
+    >>> custom(nn.ReLU())
+    {'custom': 'torch.nn.modules.activation:ReLU'}
+    """
+    kind = parametrize.type_before_parametrizations(model)
+    return {"custom": f"{kind.__module__}:{kind.__qualname__}"}
+
+
 def load_model(spec: Mapping[str, Any] | str, *, base: Path = Path()) -> nn.Module:
     """Return the model that the ``model:`` line of a recipe describes.
 
-    ``lenet_5``, ``{resnet20: {weights: file.safetensors}}`` or
+    ``lenet_5``, ``{resnet20: {weights: file.safetensors}}``, ``{hf: folder, task: base}``,
+    ``{timm: resnet18, num_classes: 10}``, ``{torchvision: resnet18}`` or
     ``{"package.module:function": {...}}``, whose function returns the model. The option
     ``weights`` names a safetensors file with a state dict; the others are arguments.
 
@@ -80,11 +130,18 @@ def load_model(spec: Mapping[str, Any] | str, *, base: Path = Path()) -> nn.Modu
     Raises:
         ModelError: an unknown model or option, a module that cannot be imported, or weights that
             are missing, do not fit or are not finite.
+        MissingExtra: the package that it names is not installed.
 
     >>> load_model({"resnet": {"depth": 8}}, base=Path()).laconic["builder"]["arguments"]
     {'depth': 8, 'classes': 10}
     """
     given = {spec: None} if isinstance(spec, str) else dict(spec)
+    hub = next((key for key in HUBS if key in given), None)
+    if hub is not None:
+        from laconic.models.hub import from_hub
+
+        name, weights = given.pop(hub), given.pop("weights", None)
+        return _weighted(from_hub(hub, name, given, base), hub, base, weights)
     if len(given) != 1:
         raise ModelError(
             f"model: one name with its options is needed, got {list(given)}; write "
@@ -98,8 +155,11 @@ def load_model(spec: Mapping[str, Any] | str, *, base: Path = Path()) -> nn.Modu
         )
     arguments = dict(options or {})
     weights = arguments.pop("weights", None)
-    custom = ":" in str(name)
-    model = _custom(name, arguments) if custom else _call(_builder(name), name, arguments)
+    model = _custom(name, arguments) if ":" in str(name) else _call(_builder(name), name, arguments)
+    return _weighted(model, str(name), base, weights)
+
+
+def _weighted(model: nn.Module, name: str, base: Path, weights: Any) -> nn.Module:
     if weights is not None:
         if not isinstance(weights, str | Path):
             raise ModelError(f"model: {name}: 'weights' must be a path, got {weights!r}")
@@ -159,12 +219,6 @@ def _shown(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-def _noted(model: Model, builder: dict[str, Any]) -> Model:
-    # nn.Module types its attributes as tensors or modules; this one is plain data.
-    object.__setattr__(model, "laconic", {"builder": builder})
-    return model
-
-
 def _builder(name: Any) -> Callable[..., nn.Module]:
     from laconic import models
 
@@ -185,13 +239,15 @@ def _call(function: Callable[..., nn.Module], name: str, arguments: Mapping[str,
                 f"{name}: '{word}' is not an option{nearest(word, [*known, 'weights'])}"
             )
         # An exact type: a JSON true is not a number here.
-        if type(value) not in (known[key], *typing.get_args(known[key])):
+        kinds = {known[key], *typing.get_args(known[key])}
+        if type(value) not in kinds | ({int} if float in kinds else set()):
             raise ModelError(
                 f"{name}: {key} {str(value)[:LONGEST_WORD]!r} is a {type(value).__name__}; "
                 f"give {typing.get_args(known[key]) or known[key].__name__}"
             )
-        low, high = BOUNDS[key] if isinstance(value, int) else (0, LONGEST_WORD)
-        size = value if isinstance(value, int) else len(value)
+        number = isinstance(value, int | float)
+        low, high = BOUNDS[key] if number else (0, LONGEST_WORD)
+        size = value if number else len(value)
         if not low <= size <= high:
             shown = str(value)[:LONGEST_WORD]
             raise ModelError(f"{name}: {key} {shown} is out of bounds; choose {low} to {high}")
@@ -216,4 +272,4 @@ def _custom(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     model = function(**arguments)
     if not isinstance(model, nn.Module):
         raise ModelError(f"model: {name!r} returned {type(model).__name__}, not an nn.Module")
-    return _noted(model, {"custom": name})
+    return noted(model, {"custom": name})

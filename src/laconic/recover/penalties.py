@@ -15,7 +15,7 @@ from laconic.scope import Scope
 from laconic.step import Value
 from laconic.weights.laid import weights_of
 
-__all__ = ["L1", "L2", "BatchNormL1", "Penalty", "absolute_sum", "square_sum"]
+__all__ = ["L1", "L2", "Penalty", "Slimming", "absolute_sum", "square_sum"]
 
 
 def absolute_sum(weights: Mapping[str, Tensor]) -> Tensor:
@@ -94,14 +94,14 @@ class L2(Penalty):
         return self.weight * square_sum(weights)
 
 
-class BatchNormL1(Penalty):
+class Slimming(Penalty):
     """Add ``weight * sum |gamma|`` over BatchNorm's scales (Liu et al. 2017).
 
     Network slimming: channels whose scale training pushes to zero can then be pruned, ranked by
     ``BatchNormScale``. The paper's weight is 1e-4, or 1e-5 for VGG on larger images.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
-    >>> penalty = BatchNormL1(0.5)
+    >>> penalty = Slimming(0.5)
     >>> scales = penalty.tensors(model, Scope("*"))
     >>> list(scales), penalty(scales).item()
     (['1.weight'], 1.0)

@@ -24,7 +24,7 @@ from laconic.scope import Scope
 from laconic.step import During, State, Step, derive
 from laconic.tasks.split import map_tensors
 from laconic.tasks.task import evaluation
-from laconic.weights.laid import Laid, laid_tensors, weights_of
+from laconic.weights.laid import Laid, laid_tensors
 
 if TYPE_CHECKING:
     from laconic.tasks import Batch, Task
@@ -72,6 +72,8 @@ class Train(Step):
         _required(task)
         if not _parameters(model, self.scope):
             raise ScopeError(f"'{self.scope}' selects no module with parameters to train")
+        if self.penalty is not None:
+            self.penalty.tensors(model, self.scope)  # refuses a scope without what it is of
         for index, step in enumerate(self.during):
             step.check(model, task, (*earlier, *self.during[:index]))
 
@@ -204,8 +206,9 @@ class _Loop:
     def loss(self, batch: Batch, taught: Sequence[Features], done: float) -> Tensor:
         """Return objective plus penalty, in float32."""
         loss = self.lesson.loss(batch, taught, done)
-        if self.train.penalty is not None:
-            loss = loss + self.train.penalty(weights_of(self.model, self.train.scope))
+        penalty = self.train.penalty
+        if penalty is not None:
+            loss = loss + penalty(penalty.tensors(self.model, self.train.scope))
         return loss
 
     def judge(self) -> bool:

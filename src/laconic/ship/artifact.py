@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +14,16 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from laconic.errors import ArtifactError, ModelError
+from laconic.errors import ArtifactError
+from laconic.models.load import builder_of, custom
 from laconic.ship import coding
 from laconic.ship import probe as probing
 from laconic.ship.container import digest, write
 from laconic.ship.content import Content, decode_piece, in_parallel, read_content
 from laconic.ship.manifest import CODES, DTYPES, Manifest, parse_manifest, too_good
-from laconic.weights.laid import Laid, laid_tensors
+from laconic.ship.skeleton import named_tensors, rebuilds, skeleton
+from laconic.structure.surgery import edits_of
+from laconic.weights.laid import Laid
 from laconic.weights.representation import Codes, Representation, Stream, masked
 
 if TYPE_CHECKING:
@@ -28,9 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["load", "save"]
 
+logger = logging.getLogger(__name__)
+
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-SHOWN = 200
-FIT = "pass load(path, model=...) the plain network as it was when it was saved"
 
 Owned = TypeVar("Owned", bound=tuple[Any, ...])
 
@@ -72,16 +75,18 @@ def save(
     weights = in_parallel(
         lambda name: _encode(name, laid[name][1].representation, codes[name]), list(codes)
     )
+    builder = builder_of(model)
     manifest: dict[str, Any] = {
-        "builder": _builder(model),
+        "builder": builder,
         "tensors": {weight.name: weight.entry for weight in weights},
         "dense": {},
-        "versions": {"laconic": _version(), "torch": torch.__version__},
+        "versions": _versions(builder),
     }
     for name, (tensor,) in sorted(dense.items()):
         listing = manifest["dense"].setdefault(DTYPE_NAMES[tensor.dtype], {})
         listing[name] = list(tensor.shape)
     optional = {
+        "edits": edits_of(model),
         "ties": ties | dense_ties,
         "inputs": {} if task is None else _inputs(task),
         "recipe": recipe,
@@ -90,7 +95,8 @@ def save(
     manifest |= {key: value for key, value in optional.items() if value}
     blobs = _blobs(weights, dense)
     # What could not be loaded again is not written.
-    parse_manifest(manifest, blobs, str(path))
+    if not rebuilds(parse_manifest(manifest, blobs, str(path))):
+        manifest["builder"] = _custom(model, path, builder)
     try:
         if Path(path).is_dir():
             raise ArtifactError(f"{path} is a folder; name a file in it")
@@ -136,7 +142,7 @@ def _plain(model: nn.Module) -> dict[str, tuple[Tensor]]:
         ".".join([*name.split(".")[:-1], "parametrizations", name.split(".")[-1]]) + "."
         for name in _represented(model)
     )
-    named = _named(model)
+    named = named_tensors(model)
     found = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if name.startswith(hidden):
@@ -156,13 +162,6 @@ def _plain(model: nn.Module) -> dict[str, tuple[Tensor]]:
             )
         found[name] = (tensor,)
     return found
-
-
-def _named(model: nn.Module) -> set[str]:
-    """Return every name of a parameter or buffer."""
-    parameters = model.named_parameters(remove_duplicate=False)
-    buffers = model.named_buffers(remove_duplicate=False)
-    return {name for name, _ in itertools.chain(parameters, buffers)}
 
 
 def _untied(named: Mapping[str, Owned]) -> tuple[dict[str, Owned], dict[str, str]]:
@@ -241,18 +240,25 @@ def _blobs(weights: Sequence[_Encoded], dense: Mapping[str, tuple[Tensor]]) -> d
     }
 
 
-def _builder(model: nn.Module) -> dict[str, Any]:
-    described = getattr(model, "laconic", None)
-    if isinstance(described, Mapping):
-        return dict(described["builder"])
-    kind = parametrize.type_before_parametrizations(model)
-    return {"custom": f"{kind.__module__}:{kind.__qualname__}"}
+def _custom(model: nn.Module, path: str | Path, builder: dict[str, Any]) -> dict[str, Any]:
+    """Return the builder of a network that was changed by hand: only its user can build it."""
+    if "custom" in builder:
+        return builder
+    logger.warning(
+        "%s: the network is not as its builder and recorded edits make it; load it with "
+        "load(path, model=...), or change its modules through laconic.structure.surgery",
+        path,
+    )
+    return custom(model)
 
 
-def _version() -> str:
+def _versions(builder: Mapping[str, Any]) -> dict[str, str]:
+    from importlib.metadata import version
+
     from laconic import __version__
 
-    return __version__
+    used = {"transformers": version("transformers")} if "hf" in builder else {}
+    return {"laconic": __version__, "torch": torch.__version__} | used
 
 
 def _inputs(task: Task) -> dict[str, Any]:
@@ -263,13 +269,14 @@ def _inputs(task: Task) -> dict[str, Any]:
 def load(path: str | Path, *, model: nn.Module | None = None) -> nn.Module:
     """Return the network of an artefact, in evaluation mode, with plain weights.
 
-    Nothing of the file is executed: modules come from an allow-list of builders. It is on the
-    CPU, or where ``model`` is.
+    Nothing of the file is executed: modules come from an allow-list of builders and layers. It
+    is on the CPU, or where ``model`` is.
 
     Args:
         path: the file.
-        model: the plain network to fill, for a file whose builder is the user's own; it may
-            live on the meta device, but for buffers that are not in its state dict.
+        model: the plain network to fill, for a file whose builder is the user's own, as it was
+            before anything was cut off; it may live on the meta device, but for buffers that
+            are not in its state dict.
 
     Raises:
         ArtifactError: the file is damaged, hostile, or does not fit the model.
@@ -283,69 +290,9 @@ def load(path: str | Path, *, model: nn.Module | None = None) -> nn.Module:
     """
     path = Path(path)
     content = read_content(path)
-    network = _skeleton(path, content.manifest) if model is None else model
-    _check_fit(path, content.manifest, network)
-    if model is None and _computed(network, content.manifest):
-        # Only now, when the file is as large as the network that it asks for.
-        network = _skeleton(path, content.manifest, "cpu")
-    _check_buffers(path, network, content.manifest)
+    network = skeleton(path, content.manifest, model)
     _fill(network, content.manifest, _numbers(content))
     return network.eval()
-
-
-def _skeleton(path: Path, manifest: Manifest, device: str = "meta") -> nn.Module:
-    from laconic.models.load import build
-
-    if "custom" in manifest.builder:
-        raise ArtifactError(
-            f"{path}: made from {str(manifest.builder['custom'])[:SHOWN]!r}, code that a file may "
-            "not run; build the network yourself and pass load(path, model=...)"
-        )
-    try:
-        with torch.random.fork_rng(devices=[]), torch.device(device):
-            return build(manifest.builder)
-    except ModelError as error:
-        raise ArtifactError(f"{path}: {error}") from None
-
-
-def _check_fit(path: Path, manifest: Manifest, model: nn.Module) -> None:
-    if laid_tensors(model):
-        raise ArtifactError(f"{path}: pass a plain model, not one with laid weights")
-    stored, wanted, named = manifest.shapes(), model.state_dict(), _named(model)
-    for name in sorted(wanted.keys() | stored.keys()):
-        dtype, shape = stored.get(name, ("", ()))
-        if name not in stored or name not in wanted:
-            where = "model" if name in stored else "file"
-            raise ArtifactError(f"{path}: {name!r} is not in the {where}; {FIT}")
-        if name not in named or is_lazy(wanted[name]):
-            raise ArtifactError(f"{path}: {name!r} cannot be filled in the model; {FIT}")
-        if shape != wanted[name].shape:
-            raise ArtifactError(
-                f"{path}: {name!r} is {shape} in the file and {tuple(wanted[name].shape)} in the "
-                f"model; {FIT}"
-            )
-        # Any floating-point number may stand in for another: a network may have been halved.
-        kinds = (DTYPES[dtype], wanted[name].dtype)
-        if len(set(kinds)) > 1 and not all(kind.is_floating_point for kind in kinds):
-            raise ArtifactError(
-                f"{path}: {name!r} is {kinds[0]} in the file and {kinds[1]} in the model; {FIT}"
-            )
-
-
-def _computed(model: nn.Module, manifest: Manifest) -> list[str]:
-    """Return the buffers that no file holds because the network computes them itself."""
-    stored = manifest.shapes()
-    names = (name for name, _ in model.named_buffers(remove_duplicate=False))
-    return [name for name in names if name not in stored]
-
-
-def _check_buffers(path: Path, model: nn.Module, manifest: Manifest) -> None:
-    for name in _computed(model, manifest):
-        if model.get_buffer(name).is_meta:
-            raise ArtifactError(
-                f"{path}: the buffer {name!r} is not in the file and has no numbers in the model; "
-                "build the model with its buffers on the CPU"
-            )
 
 
 def _numbers(content: Content) -> dict[str, Tensor]:

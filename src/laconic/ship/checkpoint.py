@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from laconic.errors import ArtifactError, LaconicError, RunError
 from laconic.ship.container import raw_bytes, read, write
 from laconic.step import State
+from laconic.structure.surgery import apply_edits_, edits_of
 from laconic.weights.laid import laid_tensors, lay
 from laconic.weights.representation import Representation
 
 __all__ = ["load_checkpoint", "model_hash", "save_checkpoint"]
 
-FIELDS = ("laid", "position", "counters", "run")
+FIELDS = ("edits", "laid", "position", "counters", "run")
 MODEL, TRAINING = "model/", "training/"
 # What arises where a checkpoint is of another network.
 MISFIT = (LaconicError, AttributeError, KeyError, RuntimeError, TypeError, ValueError)
@@ -47,7 +48,7 @@ def save_checkpoint(
     tensors = {f"{MODEL}{name}": tensor for name, tensor in state.model.state_dict().items()}
     tensors |= {f"{TRAINING}{name}": t for name, t in training.get("tensors", {}).items()}
     counters = training.get("counters")
-    parts = (laid, state.position, counters, run)
+    parts = (edits_of(state.model), laid, state.position, counters, run)
     write(path, dict(zip(FIELDS, parts, strict=True)), tensors)
 
 
@@ -66,7 +67,9 @@ def load_checkpoint(state: State, path: Path) -> dict[str, Any]:
     if manifest.keys() != set(FIELDS) or not isinstance(manifest["run"], dict):
         raise ArtifactError(f"{path}: no checkpoint of a run; laconic.load reads artefacts")
     model = _below(MODEL, tensors)
+    edits = manifest["edits"]
     try:
+        apply_edits_(state.model, edits, _shapes(edits, model))
         # In the order of before, which is that of the parameters of a module.
         laid = sorted(manifest["laid"].items(), key=lambda item: item[1].get("place", 0))
         for name, kept in laid:
@@ -83,6 +86,16 @@ def load_checkpoint(state: State, path: Path) -> dict[str, Any]:
         state.training = {"counters": manifest["counters"], "tensors": tensors}
     run: dict[str, Any] = manifest["run"]
     return run
+
+
+def _shapes(edits: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, list[int]]:
+    """Return the shapes of what was resized, by the names that it has when nothing is laid."""
+    found = {}
+    for name in edits.get("shapes", ()):
+        path, _, attribute = name.rpartition(".")
+        laid = f"{path}.parametrizations.{attribute}.original".removeprefix(".")
+        found[name] = list(tensors[laid if laid in tensors else name].shape)
+    return found
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

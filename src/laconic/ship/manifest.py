@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from laconic.errors import ArtifactError
 __all__ = [
     "CODES",
     "DTYPES",
+    "Edits",
     "Manifest",
     "Probe",
     "TensorEntry",
@@ -43,6 +45,8 @@ WEIGHTS_PER_BYTE = 1024
 ENTRY_BYTES = 128
 FREE = ENTRY_BYTES * WEIGHTS_PER_BYTE // 4
 LONGEST_MESSAGE = 300
+# A file whose edits are longer asks for more layers than any network has.
+MOST_EDITS, LONGEST_EDITS = 20_000, 1 << 22
 
 Count = Annotated[int, Field(ge=0, le=1 << 48)]
 Name = Annotated[str, Field(max_length=512)]
@@ -50,6 +54,10 @@ Name = Annotated[str, Field(max_length=512)]
 Shape = Annotated[tuple[Count, ...], Field(max_length=64, strict=False)]
 Bits = Annotated[int, Field(ge=1, le=8)]
 StreamEntry = Annotated[tuple[Bits, Name, Count, Count], Field(strict=False)]
+Places = Annotated[tuple[Count, ...], Field(min_length=1, max_length=4096, strict=False)]
+Size = Annotated[int, Field(ge=1, le=1 << 24)]
+Sizes = Annotated[tuple[Size, ...], Field(min_length=1, max_length=8, strict=False)]
+Attribute = Size | Sizes
 Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -88,11 +96,32 @@ class Probe(_Strict):
     cpu: str
 
 
+class Edits(_Strict):
+    """What was cut off, replaced and resized since the builder made the network.
+
+    Attributes:
+        lists: path of a list -> places of what was kept, in the list as it was built.
+        modules: path -> description of the layers that stand there instead.
+        attributes: path -> name -> what the module remembers of its tensors' shapes.
+        shapes: names of the tensors that have another shape.
+    """
+
+    lists: Annotated[dict[Name, Places], Field(max_length=MOST_EDITS)] = {}
+    modules: Annotated[dict[Name, dict[Name, Any]], Field(max_length=MOST_EDITS)] = {}
+    attributes: Annotated[dict[Name, dict[Name, Attribute]], Field(max_length=MOST_EDITS)] = {}
+    shapes: Annotated[tuple[Name, ...], Field(max_length=MOST_EDITS, strict=False)] = ()
+
+    def to_data(self) -> dict[str, Any]:
+        """Return them as surgery records them."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+
 class Manifest(_Strict):
     """Everything a file says: the destination, not the journey.
 
     Attributes:
         builder: how the plain module is built again.
+        edits: what is changed of it then, before it is filled.
         tensors: represented weights by dotted name.
         dense: dtype -> name -> shape of everything stored as plain numbers.
         ties: name -> the name it shares its parameter with.
@@ -105,6 +134,7 @@ class Manifest(_Strict):
     builder: dict[str, Any]
     tensors: dict[Name, TensorEntry]
     dense: dict[str, dict[Name, Shape]]
+    edits: Edits | None = None
     ties: dict[Name, Name] = {}
     inputs: dict[str, Any] = {}
     probe: Probe | None = None
@@ -129,6 +159,8 @@ def parse_manifest(data: Mapping[str, Any], blobs: Mapping[str, Tensor], where: 
     """
     if "builder" not in data:
         raise ArtifactError(f"{where}: holds no network to load; a checkpoint is no artefact")
+    if len(json.dumps(data.get("edits"))) > LONGEST_EDITS:
+        raise ArtifactError(f"{where}: the edits are longer than {LONGEST_EDITS} letters")
     try:
         manifest = Manifest.model_validate(data)
     except ValidationError as error:
@@ -169,6 +201,10 @@ def _check_names(manifest: Manifest, where: str) -> None:
     name, count = next(iter(names.most_common(1)), ("", 0))
     if count > 1:
         raise ArtifactError(f"{where}: {name!r} is there {count} times")
+    resized = () if manifest.edits is None else manifest.edits.shapes
+    for name in resized:
+        if name not in names:
+            raise ArtifactError(f"{where}: {name!r} is resized, but there is no such tensor")
     for name, first in manifest.ties.items():
         if first not in names or first in manifest.ties:
             raise ArtifactError(f"{where}: {name!r} is tied to {first!r}, which is not stored")

@@ -1,102 +1,76 @@
-"""The prune step: which weights survive, at once, in rounds or while training."""
+"""The prune step: which weights, channels, heads, neurons survive, at once or bit by bit."""
 
 from __future__ import annotations
 
 import logging
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from laconic.errors import ChainError, ModelError, ScopeError
-from laconic.step import During, State, Step, Value, run_step
+from laconic.errors import AxisError, ChainError, ModelError, RecipeError, ScopeError
+from laconic.step import During, State, Step, run_step
+from laconic.structure.axes import Axis, slice_
 from laconic.structure.criteria import Criterion, Magnitude
+from laconic.structure.elements import (
+    alive,
+    axes_of,
+    hide_,
+    mask_,
+    stored,
+    unmask_,
+    zero_,
+)
+from laconic.structure.ranking import Over, Ranking, best_elements, padded
+from laconic.structure.schedules import EPSILON, Gradual, Schedule, Share
 from laconic.weights.laid import mask_of, narrow, weights_of
 
 if TYPE_CHECKING:
     from laconic.tasks import Task
 
-__all__ = ["Geometric", "Gradual", "Prune", "Schedule", "survivors"]
+__all__ = ["Prune", "survivors"]
 
 logger = logging.getLogger(__name__)
 
 # How often a gradual prune ranks weights during one training, unless told.
 MOMENTS = 100
-# Progress is a quotient: a moment that it misses by rounding has come.
-_EPSILON = 1e-9
 
-Share = Annotated[float, Field(gt=0, le=1)]
-
-
-class Schedule(Value, ABC):
-    """How the kept fraction falls from 1 to its goal.
-
-    Attributes:
-        end: the progress at which the goal is reached.
-    """
-
-    end: Share = 1.0
-
-    def keep(self, progress: float, goal: float) -> float:
-        """Return the fraction kept at this progress, 0 to 1; exactly ``goal`` from ``end`` on."""
-        t = progress / self.end
-        return goal if t >= 1 - _EPSILON else self.curve(max(t, 0.0), goal)
-
-    @abstractmethod
-    def curve(self, t: float, goal: float) -> float:
-        """Return the fraction kept at t in [0, 1)."""
-
-
-class Gradual(Schedule):
-    """Sparsity rises as ``s_f (1 - (1 - t)^power)`` (Zhu and Gupta 2017).
-
-    Attributes:
-        power: 3 is the paper's; 1 is linear.
-
-    >>> round(1 - Gradual().keep(0.1, 0.1), 4)
-    0.2439
-    """
-
-    positional: ClassVar[tuple[str, ...]] = ("power",)
-
-    power: Annotated[float, Field(gt=0)] = 3.0
-
-    def curve(self, t: float, goal: float) -> float:
-        """Return 1 - s_f + s_f (1 - t)^power."""
-        sparsity = 1 - goal
-        return 1 - sparsity * (1 - (1 - t) ** self.power)
-
-
-class Geometric(Schedule):
-    """Every round removes the same share of the survivors: ``keep = goal^t``.
-
-    >>> Geometric().keep(0.5, 0.25)
-    0.5
-    """
-
-    def curve(self, t: float, goal: float) -> float:
-        """Return goal ** t."""
-        return float(goal**t)
+# The last moment that each prune step has reached while training a network, and the axes found
+# then: what tells an update that has something to do from the many that have not.
+_REACHED: weakref.WeakKeyDictionary[nn.Module, dict[Prune, tuple[int, Sequence[Axis]]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 class Prune(During):
-    """Remove weights by score: masked now, absent from the file.
+    """Remove by score: single weights, or whole channels, heads, neurons.
 
     One-shot (``rounds=1``), iterative (``rounds`` and ``retrain``; Han et al. 2015) or, inside
-    ``Train(during=...)``, gradual. Only survivors are ranked, so masks are nested. In every
-    tensor (or over all of them) exactly round(keep * size) weights are left.
+    ``Train(during=...)``, gradual. Only survivors are ranked, so masks are nested.
+
+    Of weights, exactly round(keep * size) are left in every tensor (or over all of them).
+
+    Of the channels, heads, ... that this step finds, round(keep * size) are left in every axis
+    (or over all of them), and no axis loses all. They are found by a forward of two training
+    examples, so there must be a task; an axis belongs to the scope if all the matrices and
+    kernels that compute it do. Elements are masked in all rounds but the last, in which the
+    network becomes smaller. Training cannot go on with other tensors: inside ``Train`` elements
+    are masked, and a ``Prune`` with ``keep=1`` after it slices what is masked.
 
     Attributes:
-        scope: modules whose matrices and kernels are pruned.
-        axes: what is removed: single weights.
+        scope: modules whose matrices and kernels are pruned, or compute what is pruned.
+        axes: what is removed: single "weights", or "channels", "heads", "neurons" or "hidden"
+            dimensions.
         keep: fraction left, (0, 1].
         by: the criterion that ranks.
-        ranking: "local": the same fraction of each tensor; "global": over all of them.
-        schedule: how the fraction falls over rounds or over training.
+        ranking: "local": the same fraction of each tensor or axis; "global": over all of them;
+            ``Ranking``: besides, in multiples.
+        schedule: how the fraction falls over rounds or over training; ``Soft``: how what is
+            removed may come back.
         rounds: prune-retrain rounds (default 1); inside training, how many times weights are
             removed (default 100).
         retrain: what follows each round; inside training nothing does.
@@ -107,10 +81,10 @@ class Prune(During):
 
     positional: ClassVar[tuple[str, ...]] = ("axes",)
 
-    axes: Literal["weights"]
+    axes: Literal["weights", "channels", "heads", "neurons", "hidden"]
     keep: Share
     by: Criterion = Magnitude()
-    ranking: Literal["local", "global"] = "local"
+    ranking: Over | Ranking = "local"
     schedule: Schedule = Gradual()
     rounds: Annotated[int, Field(ge=1)] | None = None
     retrain: Step | None = None
@@ -118,57 +92,142 @@ class Prune(During):
     @property
     def settled(self) -> float:
         """Return the progress at which the goal is reached: the first moment at or after it."""
-        return math.ceil(self.schedule.end * self._moments - _EPSILON) / self._moments
+        return math.ceil(self.schedule.end * self._moments - EPSILON) / self._moments
 
     def check(self, model: nn.Module, task: Task | None, earlier: tuple[Step, ...] = ()) -> None:
-        """Refuse a scope without weights, and to keep more than an earlier prune left."""
+        """Refuse a scope without weights or axes, and to keep more than an earlier prune left."""
+        self.by.check(task, self.axes)
+        if self.axes == "weights":
+            self._check_weights(model, earlier)
+        else:
+            self._check_axes(model, task)
+        if self.retrain is not None:
+            self.retrain.check(model, task, (*earlier, self))
+
+    def _check_weights(self, model: nn.Module, earlier: tuple[Step, ...]) -> None:
+        if self._order.multiple_of > 1:
+            raise RecipeError("ranking: multiples are of channels, heads, ...; weights have none")
         weights = weights_of(model, self.scope)
         if not weights:
             raise ScopeError(f"'{self.scope}' selects no weight of two or more dimensions")
         for name in weights:
             mask_of(model, name)  # refuses what nothing can be laid on
+        self.by.check_weights(model, weights, earlier)
         for step in _with_nested(earlier):
-            if isinstance(step, Prune) and step.scope == self.scope and step.keep < self.keep:
+            if not isinstance(step, Prune) or (step.axes, step.scope) != (self.axes, self.scope):
+                continue
+            if step.keep < self.keep:
                 raise ChainError(
                     f"keep {self.keep:g} after an earlier prune of '{self.scope}' that keeps "
                     f"{step.keep:g}: pruned weights do not come back; swap them or lower this one"
                 )
-        self.by.check(task)
-        if self.retrain is not None:
-            self.retrain.check(model, task, (*earlier, self))
+
+    def _check_axes(self, model: nn.Module, task: Task | None) -> None:
+        axes = axes_of(model, task, self.axes, self.scope)
+        self.by.check_axes(model, axes)
+        for axis in axes:
+            if self._order.over == "local" and not round(self.keep * axis.size):
+                raise AxisError(
+                    f"keep {self.keep:g} of {axis} rounds to none; keep more than "
+                    f"{0.5 / axis.size:g}, or leave it out of the scope"
+                )
 
     def apply(self, state: State) -> None:
         """Prune in rounds, retraining after each."""
         rounds = self.rounds or 1
         for index in state.rounds(rounds):
-            self._prune(state, (index + 1) / rounds)
+            # A round that is taken up again in the middle of its training has pruned already.
+            if not state.training:
+                axes = self._axes(state)
+                self._prune(state, (index + 1) / rounds, axes)
+                if axes and index + 1 == rounds:
+                    self._slice(state, axes)
             if self.retrain is not None:
                 run_step(self.retrain, state, key=index)
 
     def update(self, state: State, progress: float) -> None:
         """Prune to the fraction due at this progress of a training."""
-        reached = math.floor(progress * self._moments + _EPSILON)
-        if reached:
-            self._prune(state, reached / self._moments)
+        place = progress * self._moments
+        moment = math.floor(place + EPSILON)
+        reached = _REACHED.setdefault(state.model, {})
+        last, axes = reached.get(self, (None, ()))
+        # Without a last moment a training begins, or was taken up again. To mask once more
+        # changes nothing, but to zero would undo what was learned since the moment: it is now
+        # only if updates fall on moments, as they do with one or more rounds per epoch.
+        begins = not self._revives(moment) or place - moment < EPSILON
+        due = moment != last if last is not None else begins
+        if last is None or moment < last:
+            axes = ()
+        if moment and due:
+            axes = axes or self._axes(state)
+            self._prune(state, moment / self._moments, axes)
+        reached[self] = (moment, axes)
 
     @property
     def _moments(self) -> int:
         return self.rounds or MOMENTS
 
-    def _prune(self, state: State, progress: float) -> None:
+    @property
+    def _order(self) -> Ranking:
+        return self.ranking if isinstance(self.ranking, Ranking) else Ranking(over=self.ranking)
+
+    def _revives(self, moment: int) -> bool:
+        return self.schedule.revives(moment / self._moments)
+
+    def _axes(self, state: State) -> Sequence[Axis]:
+        """Return the axes to prune; none where single weights are pruned."""
+        if self.axes == "weights":
+            return ()
+        return axes_of(state.model, state.task, self.axes, self.scope)
+
+    def _prune(self, state: State, progress: float, axes: Sequence[Axis] = ()) -> None:
+        keep, revives = self.schedule.keep(progress, self.keep), self.schedule.revives(progress)
+        if self.axes == "weights":
+            self._prune_weights(state, keep, revives=revives)
+        else:
+            self._prune_axes(state, keep, axes, revives=revives)
+
+    def _prune_weights(self, state: State, keep: float, *, revives: bool) -> None:
         weights = weights_of(state.model, self.scope)
         masks = {name: _mask(state.model, name, weight) for name, weight in weights.items()}
-        keep = self.schedule.keep(progress, self.keep)
-        if self.ranking == "global":
-            total = sum(weight.numel() for weight in weights.values())
-            alive = sum(int(mask.sum()) for mask in masks.values())
-            due = round(total * keep) < alive
-        else:
-            due = any(round(w.numel() * keep) < int(masks[n].sum()) for n, w in weights.items())
-        if due:
-            scores = self.by.scores(state, weights)
-            for name, mask in survivors(scores, masks, keep, self.ranking).items():
-                narrow(state.model, name, mask)
+        if not _due(masks, keep, self._order):
+            return
+        kept = survivors(self.by.scores(state, weights), masks, keep, self._order.over)
+        if revives:
+            for name, mask in kept.items():
+                hide_(stored(state.model, name), mask)
+            return
+        for name, mask in kept.items():
+            narrow(state.model, name, mask)
+        self.by.compensate_(state, weights, kept)
+
+    def _prune_axes(
+        self, state: State, keep: float, axes: Sequence[Axis], *, revives: bool
+    ) -> None:
+        left = {axis: alive(state.model, axis) for axis in axes}
+        if not _due(left, keep, self._order):
+            return
+        kept = best_elements(self.by.axis_scores(state, axes), left, keep, self._order)
+        change = zero_ if revives else mask_
+        change(state.model, kept)
+
+    def _slice(self, state: State, axes: Sequence[Axis]) -> None:
+        """Take what is masked out of the network."""
+        kept = {axis: padded(alive(state.model, axis), self._order.multiple_of) for axis in axes}
+        smaller = {axis: mask for axis, mask in kept.items() if not bool(mask.all())}
+        slice_(state.model, {axis: mask.nonzero()[:, 0].tolist() for axis, mask in smaller.items()})
+        unmask_(state.model, {use.name for axis in axes for use in axis.uses})
+        for axis, mask in kept.items():
+            logger.info("prune: %s: %d left", axis, int(mask.sum()))
+
+
+def _due(masks: Mapping[Any, Tensor], keep: float, ranking: Ranking) -> bool:
+    """Return whether more is left than the fraction to keep."""
+    sizes = {key: (mask.numel(), int(mask.sum())) for key, mask in masks.items()}
+    if ranking.over == "global":
+        total, left = (sum(counts) for counts in zip(*sizes.values(), strict=True))
+        return round(total * keep) < left
+    return any(round(size * keep) < left for size, left in sizes.values())
 
 
 def _with_nested(steps: Iterable[Step]) -> Iterator[Step]:
@@ -189,7 +248,7 @@ def survivors(
     scores: Mapping[str, Tensor],
     masks: Mapping[str, Tensor],
     keep: float,
-    ranking: Literal["local", "global"],
+    ranking: Over,
 ) -> dict[str, Tensor]:
     """Return the new masks: the best-scored round(keep * size) of what is alive.
 

@@ -11,9 +11,20 @@ from torch.nn.utils import parametrize
 
 from laconic.errors import ModelError, nearest
 from laconic.scope import Scope
-from laconic.weights.representation import Codes, Float, Representation, masked, ste
+from laconic.weights.representation import Codes, Float, Representation, grouped, masked, ste
 
-__all__ = ["Laid", "bake", "laid_tensors", "lay", "mask_of", "narrow", "owner", "weights_of"]
+__all__ = [
+    "Laid",
+    "bake",
+    "laid_tensors",
+    "latent_of",
+    "lay",
+    "mask_of",
+    "narrow",
+    "owner",
+    "swap_",
+    "weights_of",
+]
 
 
 class Laid(nn.Module):
@@ -68,6 +79,59 @@ class Laid(nn.Module):
         with torch.no_grad():
             self.representation.update(self.state)
 
+    def sliced(self, dim: int, index: Tensor, weight: Tensor) -> Laid:
+        """Return what is laid on ``weight.index_select(dim, index)``.
+
+        Masks, assignments and the tables of rows are sliced with the weight. Where its groups
+        do not fall on groups, what was learned of them is fitted anew. A codebook stays.
+
+        Args:
+            dim: of the weight.
+            index: int64 [new size], places along it; some may be left out, or repeated.
+            weight: latent, before it is sliced [any shape].
+
+        Raises:
+            ModelError: the granularity does not divide what is left.
+
+        >>> laid = Laid(Float(), mask=torch.tensor([[True, False, True]]))
+        >>> laid.sliced(1, torch.tensor([2, 1]), torch.ones(1, 3)).mask
+        tensor([[ True, False]])
+        """
+        mask = None if self.mask is None else self.mask.index_select(dim, index)
+        state = {name: tensor.detach() for name, tensor in self.state.items()}
+        groups = _groups(self.representation, weight.shape) if state else None
+        places = None if groups is None else _sliced_groups(self.representation, groups, dim, index)
+        for name, tensor in state.items():
+            if tensor.shape == weight.shape:
+                state[name] = tensor.index_select(dim, index)
+            elif groups is None or tensor.shape[:1] != (int(groups.max()) + 1,):
+                continue
+            elif places is not None:
+                state[name] = tensor.index_select(0, places)
+            else:
+                left = weight.detach().index_select(dim, index)
+                state[name] = self.representation.fit(left, mask)[name]
+        return Laid(self.representation, mask, state)
+
+
+def _groups(representation: Representation, shape: torch.Size) -> Tensor | None:
+    """Return the group of every weight [shape], or None where all of them are one."""
+    granularity = dict(representation).get("granularity", "tensor")
+    if granularity == "tensor":
+        return None
+    rows = grouped(torch.zeros(shape, dtype=torch.int64), granularity)
+    return (rows + torch.arange(len(rows))[:, None]).reshape(shape)
+
+
+def _sliced_groups(
+    representation: Representation, groups: Tensor, dim: int, index: Tensor
+) -> Tensor | None:
+    """Return the old group of every new one, or None where they are mixed."""
+    left = groups.index_select(dim, index.cpu())
+    mixed = grouped(left, dict(representation)["granularity"])
+    places = mixed[:, 0]
+    return places.to(index.device) if bool((mixed == places[:, None]).all()) else None
+
 
 def owner(model: nn.Module, tensor: str) -> tuple[nn.Module, str]:
     """Return the module that owns a dotted tensor name, and the attribute.
@@ -83,6 +147,32 @@ def owner(model: nn.Module, tensor: str) -> tuple[nn.Module, str]:
         names = [*dict(model.named_parameters()), *laid_tensors(model)]
         raise ModelError(f"the model has no weight '{tensor}'{nearest(tensor, names)}") from None
     return module, attribute
+
+
+def latent_of(model: nn.Module, tensor: str) -> tuple[Laid | None, Tensor]:
+    """Return what is laid on a parameter or buffer, and the numbers below it.
+
+    Args:
+        model: the network.
+        tensor: dotted name, as in the baked network.
+
+    Raises:
+        ModelError: there is no such tensor, or something else than laconic's is laid on it.
+
+    >>> model = nn.Sequential(nn.Linear(2, 3))
+    >>> latent_of(model, "0.weight")[1] is model[0].weight
+    True
+    """
+    path, _, attribute = tensor.rpartition(".")
+    try:
+        module = model.get_submodule(path)
+        found = _laid(module, attribute)
+        plain = getattr(module, attribute) if found is None else found[1]
+    except AttributeError:
+        plain = None
+    if not isinstance(plain, Tensor):
+        raise ModelError(f"the model has no tensor '{tensor}'")
+    return (None, plain) if found is None else found
 
 
 def laid_tensors(model: nn.Module) -> dict[str, tuple[Laid, Tensor]]:
@@ -213,6 +303,27 @@ def narrow(model: nn.Module, tensor: str, mask: Tensor) -> None:
         laid.mask = mask.clone()
     else:
         laid.mask.copy_(mask)
+
+
+def swap_(model: nn.Module, tensor: str, laid: Laid) -> None:
+    """Lay this instead of what is laid on a weight, on every owner; the latent stays.
+
+    Args:
+        model: the network, changed in place.
+        tensor: dotted name of a laid weight.
+        laid: what fits its latent weight.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2))
+    >>> lay(model, "0.weight", Float())
+    >>> swap_(model, "0.weight", Laid(Float(), mask=torch.zeros(2, 2).bool()))
+    >>> int(model[0].weight.count_nonzero())
+    0
+    """
+    old, _ = latent_of(model, tensor)
+    for module in model.modules():
+        for layers in _parametrizations(module).values():
+            if layers[0] is old:
+                layers[0] = laid
 
 
 def bake(model: nn.Module, tensor: str | None = None) -> None:

@@ -1,0 +1,285 @@
+"""Elements of axes: their weights as rows, what computes and what reads them, masks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import TYPE_CHECKING, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from laconic.errors import AxisError
+from laconic.structure.axes import Axis, Use, find_axes
+from laconic.structure.examples import example_inputs
+from laconic.weights.laid import bake, laid_tensors, mask_of, narrow
+from laconic.weights.representation import Float
+
+if TYPE_CHECKING:
+    from laconic.scope import Scope
+    from laconic.tasks import Task
+
+__all__ = [
+    "KINDS",
+    "Matrices",
+    "Role",
+    "alive",
+    "axes_of",
+    "gather",
+    "hide_",
+    "mask_",
+    "matrices",
+    "roles",
+    "stored",
+    "unmask_",
+    "zero_",
+]
+
+logger = logging.getLogger(__name__)
+
+# Kinds of axes and what a step calls them; the empty ones cannot be asked for.
+KINDS = {
+    "channel": "channels",
+    "head": "heads",
+    "head_dim": "",
+    "neuron": "neurons",
+    "hidden": "hidden",
+    "other": "",
+}
+# How many axes an error names.
+SHOWN = 5
+
+Role = Literal["produced", "bias", "norm", "consumed"]
+Matrices = Literal["produced", "consumed", "both"]
+
+
+def gather(uses: Iterable[Use], tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return the numbers of each element in several tensors, [size, numbers]."""
+    return torch.cat([use.rows(tensors[use.name]) for use in uses], dim=1)
+
+
+def axes_of(model: nn.Module, task: Task | None, kind: str, scope: Scope) -> list[Axis]:
+    """Return the axes of a kind that may change and that modules of a scope alone compute.
+
+    Those that are frozen are logged, with the reason.
+
+    Args:
+        model: the network; called once with two training examples, and left as it is.
+        task: gives the examples.
+        kind: "channels", "heads", "neurons" or "hidden".
+        scope: all matrices and kernels that compute an axis must be of its modules.
+
+    Raises:
+        AxisError: there is none; why not, for each candidate.
+        TaskError: there is no task.
+        ModelError: the forward fails.
+    """
+    inputs, named = example_inputs(model, task)
+    every = find_axes(model, *inputs, **named)
+    selected = scope.select(model).keys()
+    makers = {axis: _makers(model, axis) for axis in every if KINDS[axis.kind] == kind}
+    # What nothing computes is an input.
+    inside = [axis for axis, paths in makers.items() if paths and paths <= selected]
+    free = [axis for axis in inside if axis.frozen is None]
+    if not free:
+        raise AxisError(_why_none(kind, scope, every, makers, selected))
+    if len(free) < len(inside):
+        logger.info("%s: %s", kind, _listed(axis for axis in inside if axis not in free))
+    return free
+
+
+def _why_none(
+    kind: str,
+    scope: Scope,
+    axes: Sequence[Axis],
+    makers: Mapping[Axis, AbstractSet[str]],
+    selected: AbstractSet[str],
+) -> str:
+    """Return why no axis of a kind may change, and what may."""
+    ours = {axis: paths for axis, paths in makers.items() if paths}
+    inside = {axis: paths for axis, paths in ours.items() if paths <= selected}
+    partly = {axis: paths - selected for axis, paths in ours.items() if paths & selected}
+    if not ours:
+        free = {KINDS[axis.kind] for axis in axes if axis.frozen is None} - {""}
+        return f"the network has no {kind}; prunable here: {', '.join(sorted(free)) or 'nothing'}"
+    if inside:
+        return f"{kind} cannot be pruned in '{scope}': {_listed(inside)}"
+    if partly:
+        axis, others = next(iter(partly.items()))
+        return (
+            f"no {kind} are computed by modules of '{scope}' alone; widen it: {axis} is computed "
+            f"by {_names(others)} too"
+        )
+    every = {path for paths in ours.values() for path in paths}
+    return (
+        f"no {kind} are computed by modules of '{scope}'; those of this network are computed by "
+        f"{_names(every)}"
+    )
+
+
+def _listed(axes: Iterable[Axis]) -> str:
+    reasons = [f"{axis} is frozen ({axis.frozen})" for axis in axes]
+    more = [f"and {len(reasons) - SHOWN} more"] if len(reasons) > SHOWN else []
+    return "; ".join([*reasons[:SHOWN], *more])
+
+
+def _names(paths: Collection[str]) -> str:
+    shown = [f"'{path}'" for path in sorted(paths)[:SHOWN]]
+    return ", ".join([*shown, "..."] if len(paths) > SHOWN else shown)
+
+
+def roles(model: nn.Module, axis: Axis) -> dict[Role, tuple[Use, ...]]:
+    """Return the uses of an axis by what they do with its elements.
+
+    - ``produced``: matrices and kernels that compute them (a depthwise kernel too), embeddings,
+    - ``bias``: what is added to them by the modules of these,
+    - ``norm``: scales, shifts and statistics of norms, other vectors,
+    - ``consumed``: matrices and kernels that read them.
+
+    Args:
+        model: the network the axis is of.
+        axis: one that ``find_axes`` returned.
+    """
+    found: dict[Role, list[Use]] = {"produced": [], "bias": [], "norm": [], "consumed": []}
+    vectors, seen = [], set()
+    for use in axis.uses:
+        tensor = stored(model, use.name)
+        # A tied tensor is there under all its names.
+        place = (id(tensor), use.dim, use.offset, use.position)
+        if place in seen:
+            continue
+        seen.add(place)
+        if tensor.dim() < 2:
+            vectors.append(use)
+        else:
+            found["consumed" if use.consumed else "produced"].append(use)
+    makers = {_path(use) for use in found["produced"]}
+    for use in vectors:
+        found["bias" if _path(use) in makers else "norm"].append(use)
+    return {role: tuple(uses) for role, uses in found.items()}
+
+
+def matrices(model: nn.Module, axis: Axis, which: Matrices) -> tuple[Use, ...]:
+    """Return the matrices and kernels that compute an axis, that read it, or both.
+
+    Raises:
+        AxisError: there is none.
+    """
+    by_role = roles(model, axis)
+    wanted: tuple[Role, ...] = ("produced", "consumed") if which == "both" else (which,)
+    found = tuple(use for role in wanted for use in by_role[role])
+    if not found:
+        verb = "reads" if which == "consumed" else "computes"
+        raise AxisError(
+            f"{axis} cannot be scored: no matrix or kernel {verb} it; score it by another "
+            "criterion, or narrow the scope"
+        )
+    return found
+
+
+def alive(model: nn.Module, axis: Axis) -> Tensor:
+    """Return which elements are left, bool [size]: those that something may still read.
+
+    An element is gone where masks hide all of it from every matrix that reads it (from every
+    parameter of it, where no matrix does), whether an axis or single weights were pruned.
+    """
+    readers = roles(model, axis)["consumed"] or _parameters(model, axis)
+    left = torch.zeros(axis.size, dtype=torch.bool)
+    for use in readers:
+        mask = mask_of(model, use.name)
+        if mask is None:
+            return torch.ones(axis.size, dtype=torch.bool)
+        left |= use.rows(mask).any(dim=1).cpu()
+    return left
+
+
+def mask_(model: nn.Module, kept: Mapping[Axis, Tensor]) -> None:
+    """Mask the weights of all other elements, so that the network computes as if sliced.
+
+    Whatever computes, shifts, scales or reads an element is masked, and its statistics are
+    zeroed: masking a convolution alone would leave the shift of the norm behind it.
+
+    Args:
+        model: the network, changed in place.
+        kept: axis -> bool [size].
+    """
+    masks: dict[str, Tensor] = {}
+    for axis, elements in kept.items():
+        for use in axis.uses:
+            tensor = stored(model, use.name)
+            mask = _along(elements, use, tensor)
+            masks[use.name] = masks[use.name] & mask if use.name in masks else mask
+    for name, mask in masks.items():
+        tensor = stored(model, name)
+        if isinstance(tensor, nn.Parameter):
+            before = mask_of(model, name)
+            narrow(model, name, mask if before is None else before & mask)
+        else:
+            hide_(tensor, mask)
+
+
+def unmask_(model: nn.Module, names: Collection[str]) -> None:
+    """Bake what is laid on these tensors for the sake of a mask that hides nothing any more."""
+    for name, (layer, _) in laid_tensors(model).items():
+        whole = layer.mask is not None and bool(layer.mask.all())
+        if name in names and whole and isinstance(layer.representation, Float):
+            bake(model, name)
+
+
+def zero_(model: nn.Module, kept: Mapping[Axis, Tensor]) -> None:
+    """Zero the weights that compute all other elements; they may learn again.
+
+    Norms stay: with a zero scale as well, no gradient would ever reach the weights.
+
+    Args:
+        model: the network, changed in place.
+        kept: axis -> bool [size].
+    """
+    for axis, elements in kept.items():
+        by_role = roles(model, axis)
+        for use in (*by_role["produced"], *by_role["bias"]):
+            tensor = stored(model, use.name)
+            hide_(tensor, _along(elements, use, tensor))
+
+
+def hide_(tensor: Tensor, mask: Tensor) -> None:
+    """Zero a tensor where a mask is False."""
+    with torch.no_grad():
+        tensor.masked_fill_(~mask, 0.0)
+
+
+def _makers(model: nn.Module, axis: Axis) -> set[str]:
+    """Return the modules that compute an axis."""
+    return {_path(use) for use in roles(model, axis)["produced"]}
+
+
+def _along(elements: Tensor, use: Use, tensor: Tensor) -> Tensor:
+    """Return a mask of elements as one of a tensor [its shape]."""
+    shape = [1] * tensor.dim()
+    shape[use.dim] = -1
+    flat = use.along(elements.to(tensor.device), True)
+    return flat.reshape(shape).expand(tensor.shape)
+
+
+def _parameters(model: nn.Module, axis: Axis) -> tuple[Use, ...]:
+    return tuple(u for u in axis.uses if isinstance(stored(model, u.name), nn.Parameter))
+
+
+def stored(model: nn.Module, name: str) -> Tensor:
+    """Return the tensor behind a plain name: the latent weight where one is laid.
+
+    >>> stored(nn.Linear(2, 1), "weight").shape
+    torch.Size([1, 2])
+    """
+    path, _, attribute = name.rpartition(".")
+    module = model.get_submodule(path)
+    if parametrize.is_parametrized(module, attribute):
+        layers = cast("nn.ModuleDict", module.parametrizations)[attribute]
+        return cast("Tensor", layers.original)
+    return cast("Tensor", getattr(module, attribute))
+
+
+def _path(use: Use) -> str:
+    return use.name.rpartition(".")[0]

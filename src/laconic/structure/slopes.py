@@ -1,0 +1,175 @@
+"""Gradients of the task's loss for named weights of a plain copy of a network."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from laconic.curvature import LossFunction, gradients
+from laconic.errors import ModelError, TaskError
+from laconic.progress import progress
+from laconic.step import State
+from laconic.tasks.split import Batch, map_tensors
+from laconic.weights.laid import bake, owner
+
+if TYPE_CHECKING:
+    from laconic.tasks import Task
+
+__all__ = [
+    "Per",
+    "drawn",
+    "examples",
+    "finite",
+    "losses",
+    "mean",
+    "probe",
+    "products",
+    "required",
+]
+
+Key = TypeVar("Key", bound=Hashable)
+Per = Literal["batch", "sample"]
+
+
+def products(
+    state: State, names: Iterable[str], *, batches: int, batch: int, per: Per, label: str
+) -> Iterator[dict[str, Tensor]]:
+    """Yield g * w of every weight, for one batch or example after the other.
+
+    Gradients are those of the weight the network uses, in evaluation mode, on training examples
+    that are drawn by the step's seed and not augmented.
+
+    Args:
+        state: the model, left as it is, and the task.
+        names: dotted names of weights, as in the plain network.
+        batches: at most so many; one epoch if the split has fewer.
+        batch: examples per batch.
+        per: what one gradient is taken of.
+        label: who asks: shown beside the progress, and in errors.
+
+    Raises:
+        TaskError: there is no task.
+        ModelError: a weight carries a parametrization that is not laconic's.
+    """
+    task = required(state.task, label)
+    network, tensors = probe(state.model, names)
+    found = drawn(state, task, batches, batch, label)
+    for loss_function in losses(network, task, found if per == "batch" else examples(found)):
+        slopes = gradients(loss_function, list(tensors.values()))
+        yield {
+            name: slope * tensor.detach()
+            for (name, tensor), slope in zip(tensors.items(), slopes, strict=True)
+        }
+
+
+def mean(
+    found: Iterable[Mapping[Key, Tensor]], function: Callable[[Tensor], Tensor]
+) -> dict[Key, Tensor]:
+    """Return, by key, the mean of a function over all that is found.
+
+    >>> pieces = [{"w": torch.tensor([-1.0])}, {"w": torch.tensor([3.0])}]
+    >>> mean(pieces, torch.abs)
+    {'w': tensor([2.])}
+    """
+    total: dict[Key, Tensor] = {}
+    count = 0
+    for piece in found:
+        count += 1
+        for key, tensor in piece.items():
+            value = function(tensor)
+            total[key] = total[key].add_(value) if key in total else value
+    return {key: sum_ / count for key, sum_ in total.items()}
+
+
+def probe(model: nn.Module, names: Iterable[str]) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Return a plain copy of the network and its weights of these names.
+
+    Baked, the weight the network uses is itself a parameter, shared where it is tied, so its
+    gradient is one even where the latent weight behind a codebook gets none; and the network
+    that is being compressed keeps its gradients, modes and caches.
+
+    Raises:
+        ModelError: a weight carries a parametrization that is not laconic's.
+    """
+    network = copy.deepcopy(model)
+    bake(network)
+    network.requires_grad_(False).eval()
+    tensors = {}
+    for name in names:
+        module, attribute = owner(network, name)
+        tensor = getattr(module, attribute)
+        if not isinstance(tensor, nn.Parameter):
+            raise ModelError(
+                f"'{name}' carries a parametrization that is not laconic's; remove it before "
+                "compressing"
+            )
+        tensors[name] = tensor.requires_grad_(True)
+    return network, tensors
+
+
+def drawn(state: State, task: Task, count: int, size: int, label: str) -> Iterator[Batch]:
+    """Yield training batches by the step's seed, not augmented."""
+    batches = task.train.plain().batches(size, seed=state.seed, device=state.device)
+    return progress(itertools.islice(batches, count), label, count)
+
+
+def losses(network: nn.Module, task: Task, batches: Iterator[Batch]) -> Iterator[LossFunction]:
+    """Yield a function that computes the loss, for every batch."""
+
+    def of(batch: Batch) -> Callable[[], Tensor]:
+        return lambda: task.loss(task.call(network, batch), batch)
+
+    return (of(batch) for batch in batches)
+
+
+def examples(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield every example of the batches as a batch of its own."""
+    for batch in batches:
+        for index in range(_length(batch)):
+            yield _rows(batch, slice(index, index + 1))
+
+
+def _length(batch: Batch) -> int:
+    lengths: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        lengths.append(len(tensor))
+        return tensor
+
+    map_tensors(note, batch.inputs)
+    return lengths[0]
+
+
+def _rows(batch: Batch, rows: slice) -> Batch:
+    targets = None if batch.targets is None else batch.targets[rows]
+    return Batch(map_tensors(lambda tensor: tensor[rows], batch.inputs), targets)
+
+
+def required(task: Task | None, name: str) -> Task:
+    """Return the task.
+
+    Raises:
+        TaskError: there is none.
+    """
+    if task is None:
+        raise TaskError(f"{name} needs gradients on batches, and there is no task; give task=")
+    return task
+
+
+def finite(scores: Mapping[str, Tensor], criterion: str) -> None:
+    """Refuse scores that are not finite.
+
+    Raises:
+        ModelError: names the weight.
+    """
+    for name, score in scores.items():
+        if not bool(torch.isfinite(score).all()):
+            raise ModelError(
+                f"{criterion}: the derivative of the loss for '{name}' is not finite on the "
+                "training batches; check the data and the model, or rank by magnitude"
+            )
