@@ -451,7 +451,7 @@ def run_first(first: str) -> State:
     return state
 
 
-@pytest.mark.parametrize(("first", "then"), PAIRS, ids="{0[0]} + {0[1]}".format)
+@pytest.mark.parametrize(("first", "then"), PAIRS, ids=[f"{a} + {b}" for a, b in PAIRS])
 def test_any_step_runs_after_any_other_or_is_refused_at_once(
     first: str, then: str, tmp_path: Path
 ) -> None:
@@ -462,7 +462,11 @@ def test_any_step_runs_after_any_other_or_is_refused_at_once(
     run_step(KINDS[then], state, key=1)
     if first.startswith("prune"):
         for name, gone in zeros(state.model).items():
-            if name in before and gone.shape == before[name].shape:
+            if name not in before or gone.shape != before[name].shape:
+                continue
+            if then == "rewire":  # it moves them about
+                assert int(gone.sum()) == int(before[name].sum())
+            else:
                 assert not bool((before[name] & ~gone).any()), "a pruned weight came back"
     inputs = torch.linspace(-1, 1, 72).reshape(2, 1, 6, 6)
     with torch.no_grad():

@@ -18,7 +18,7 @@ from laconic.ship.container import raw_bytes
 from laconic.step import State, members
 from laconic.structure.surgery import edits_of, keep_, replace_, resize_
 from laconic.weights import Float, KMeans, Representation, Symmetric, Ternary, lay
-from laconic.weights.laid import laid_tensors
+from laconic.weights.laid import laid_tensors, tie_, ties_of
 
 
 class Network(nn.Module):
@@ -268,3 +268,19 @@ def test_an_edited_network_comes_back(tmp_path):
     inputs = torch.eye(4)
     assert torch.equal(state.model(inputs), model(inputs))
     assert isinstance(state.model[1], nn.GELU) and state.model[0].weight.shape == (3, 4)
+
+
+def test_what_a_step_tied_stays_tied(tmp_path):
+    def original() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, again = original(), original()
+    tie_(model, {"1.weight": "0.weight", "2.bias": "1.bias"})
+    lay(model, "0.weight", Ternary())
+    save_checkpoint(State(model), {}, tmp_path / "checkpoint", run={})
+    load_checkpoint(State(again), tmp_path / "checkpoint")
+    assert ties_of(again) == ties_of(model) == {"1.weight": "0.weight", "2.bias": "1.bias"}
+    assert list(laid_tensors(again)) == list(laid_tensors(model)) == ["0.weight", "1.weight"]
+    assert torch.equal(again(torch.eye(4)), model(torch.eye(4)))

@@ -14,12 +14,12 @@ from laconic.errors import ArtifactError, LaconicError, RunError
 from laconic.ship.container import raw_bytes, read, write
 from laconic.step import State
 from laconic.structure.surgery import apply_edits_, edits_of
-from laconic.weights.laid import laid_tensors, lay
+from laconic.weights.laid import laid_tensors, lay, tie_, ties_of
 from laconic.weights.representation import Representation
 
 __all__ = ["load_checkpoint", "model_hash", "save_checkpoint"]
 
-FIELDS = ("edits", "laid", "position", "counters", "run")
+FIELDS = ("edits", "ties", "laid", "position", "counters", "run")
 MODEL, TRAINING = "model/", "training/"
 # What arises where a checkpoint is of another network.
 MISFIT = (LaconicError, AttributeError, KeyError, RuntimeError, TypeError, ValueError)
@@ -48,7 +48,8 @@ def save_checkpoint(
     tensors = {f"{MODEL}{name}": tensor for name, tensor in state.model.state_dict().items()}
     tensors |= {f"{TRAINING}{name}": t for name, t in training.get("tensors", {}).items()}
     counters = training.get("counters")
-    parts = (edits_of(state.model), laid, state.position, counters, run)
+    edits, ties = edits_of(state.model), ties_of(state.model)
+    parts = (edits, ties, laid, state.position, counters, run)
     write(path, dict(zip(FIELDS, parts, strict=True)), tensors)
 
 
@@ -70,6 +71,7 @@ def load_checkpoint(state: State, path: Path) -> dict[str, Any]:
     edits = manifest["edits"]
     try:
         apply_edits_(state.model, edits, _shapes(edits, model))
+        tie_(state.model, manifest["ties"])
         # In the order of before, which is that of the parameters of a module.
         laid = sorted(manifest["laid"].items(), key=lambda item: item[1].get("place", 0))
         for name, kept in laid:

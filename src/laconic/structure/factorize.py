@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from laconic.errors import ModelError, ScopeError, TaskError
+from laconic.errors import ChainError, ModelError, ScopeError, TaskError
+from laconic.models.families import blocks_path
 from laconic.progress import progress
 from laconic.step import State, Step
+from laconic.structure.depth import ShareLayers
 from laconic.structure.factorization import (
     Factorization,
     Source,
@@ -86,15 +88,24 @@ class Factorize(Step):
             ScopeError: the scope has no layer that the method splits.
             ModelError: a layer would become larger, has a tied weight, or does not fit.
             TaskError: the method needs batches of data and there is no task.
+            ChainError: an earlier step ties the layers of the scope to each other.
         """
         if self.method.samples is not None:
             _required(task)
         try:
-            self._targets(model)
+            targets = self._targets(model)
         except (ScopeError, ModelError):
             # Parts of an earlier split are not there yet; the step itself will check them.
             if not any(isinstance(step, Factorize) for step in earlier):
                 raise
+            return
+        if any(isinstance(step, ShareLayers) for step in earlier):
+            shared = [name for name in targets if name.startswith(f"{blocks_path(model)}.")]
+            if shared:
+                raise ChainError(
+                    f"factorize: '{shared[0]}' shares its weight with other blocks once "
+                    "share_layers has run; factorize first, or leave the blocks out of the scope"
+                )
 
     def apply(self, state: State) -> None:
         """Split every fitting layer of the scope."""

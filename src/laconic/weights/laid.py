@@ -23,6 +23,8 @@ __all__ = [
     "narrow",
     "owner",
     "swap_",
+    "tie_",
+    "ties_of",
     "weights_of",
 ]
 
@@ -200,6 +202,42 @@ def weights_of(model: nn.Module, scope: Scope) -> dict[str, Tensor]:
                 seen.add(id(latent))
                 found[f"{path}.{attribute}" if path else attribute] = getattr(module, attribute)
     return found
+
+
+def ties_of(model: nn.Module) -> dict[str, str]:
+    """Return name -> first name of every parameter that has several, laid or not.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    >>> tie_(model, {"1.weight": "0.weight"})
+    >>> ties_of(model)
+    {'1.weight': '0.weight'}
+    """
+    first: dict[int, str] = {}
+    ties = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if "parametrizations" in path.split("."):
+            continue  # what is in there has a plain name
+        for attribute, parameter in sorted(_parameters(module), key=lambda named: named[0]):
+            name = f"{path}.{attribute}" if path else attribute
+            kept = first.setdefault(id(parameter), name)
+            if kept != name:
+                ties[name] = kept
+    return ties
+
+
+def tie_(model: nn.Module, ties: Mapping[str, str]) -> None:
+    """Let each parameter be the same as another one, in a network without laid weights.
+
+    Args:
+        model: the network, changed in place.
+        ties: dotted name -> name of the parameter that takes its place.
+
+    Raises:
+        ModelError: there is no such parameter.
+    """
+    for name, first in ties.items():
+        module, attribute = owner(model, name)
+        module.register_parameter(attribute, getattr(*owner(model, first)))
 
 
 def _parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
