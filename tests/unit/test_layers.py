@@ -211,7 +211,7 @@ WRONG = [
     ({"TTLinear": {"rows": [1] * 1000}}, "too long or nest too deep"),
     ({"TTLinear": {"rows": [1 << 40]}}, "is out of bounds or no JSON"),
     ({"TTLinear": {"rows": "x" * 1000}}, "is too long"),
-    ({"TTLinear": {"rows": object()}}, "is out of bounds or no JSON"),
+    ({"TTLinear": {"rows": b"bytes"}}, "is out of bounds or no JSON"),
     ({"TTLinear": {"rows": "abc", "columns": [1, 1, 1], "ranks": [1, 1]}}, "cannot be built"),
 ]
 

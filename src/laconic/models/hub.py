@@ -177,14 +177,14 @@ def build_hub(builder: Mapping[str, Any]) -> nn.Module:
 
 
 def _timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    timm = package("timm", "vision")
+    timm = package("timm", "zoo")
     _check_name("timm", name, timm.list_models())
     made: nn.Module = timm.create_model(name, pretrained=False, **arguments)
     return made
 
 
 def _torchvision(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    models = package("torchvision", "vision").models
+    models = package("torchvision", "zoo").models
     _check_name("torchvision", name, models.list_models())
     made: nn.Module = models.get_model(name, weights=None, **arguments)
     return made

@@ -14,6 +14,7 @@ _TABLE: dict[str, str] = {
     "entropy": "laconic.ship.coding",
     "from_gaps": "laconic.ship.coding",
     "gaps": "laconic.ship.coding",
+    "inputs_of": "laconic.ship.content",
     "inspect": "laconic.ship.inventory",
     "load": "laconic.ship.artifact",
     "overhead": "laconic.ship.coding",

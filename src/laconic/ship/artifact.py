@@ -54,7 +54,7 @@ def save(
     Args:
         model: the network, laid or plain; unchanged.
         path: the file to write; it appears whole or not at all.
-        task: its label names and image normalisation travel in the file.
+        task: its label names, image normalisation and tokenizer travel in the file.
         recipe: JSON-able data to keep with it.
         probe: store the hash of the logits of seeded random inputs, for ``verify``;
             needs a task to know the inputs.
@@ -85,15 +85,17 @@ def save(
     for name, (tensor,) in sorted(dense.items()):
         listing = manifest["dense"].setdefault(DTYPE_NAMES[tensor.dtype], {})
         listing[name] = list(tensor.shape)
+    tokenizer = None if task is None else _tokenizer(task)
     optional = {
         "edits": edits_of(model),
         "ties": ties | dense_ties,
         "inputs": {} if task is None else _inputs(task),
+        "tokenizer": None if tokenizer is None else tokenizer[0],
         "recipe": recipe,
         "probe": probing.take(model, task) if probe and task is not None else None,
     }
     manifest |= {key: value for key, value in optional.items() if value}
-    blobs = _blobs(weights, dense)
+    blobs = _blobs(weights, dense, () if tokenizer is None else tokenizer[1:])
     # What could not be loaded again is not written.
     if not rebuilds(parse_manifest(manifest, blobs, str(path))):
         manifest["builder"] = _custom(model, path, builder)
@@ -225,12 +227,15 @@ def _code(symbols: np.ndarray, bits: int) -> coding.Coded:
     return coded
 
 
-def _blobs(weights: Sequence[_Encoded], dense: Mapping[str, tuple[Tensor]]) -> dict[str, Tensor]:
+def _blobs(
+    weights: Sequence[_Encoded], dense: Mapping[str, tuple[Tensor]], more: Sequence[Tensor]
+) -> dict[str, Tensor]:
     """Return all numbers of one kind end to end: represented weights first, by name."""
     parts: dict[str, list[Tensor]] = {}
     for weight in weights:
         parts.setdefault(CODES, []).extend(weight.streams)
         parts.setdefault(weight.entry["dtype"], []).extend(weight.tables)
+    parts.setdefault(CODES, []).extend(more)
     for _, (tensor,) in sorted(dense.items()):
         parts.setdefault(DTYPE_NAMES[tensor.dtype], []).append(tensor.detach().cpu().flatten())
     return {
@@ -259,6 +264,15 @@ def _versions(builder: Mapping[str, Any]) -> dict[str, str]:
 
     used = {"transformers": version("transformers")} if "hf" in builder else {}
     return {"laconic": __version__, "torch": torch.__version__} | used
+
+
+def _tokenizer(task: Task) -> tuple[list[Any], Tensor] | None:
+    """Return the entry of the task's tokenizer in the manifest, and its coded bytes."""
+    if task.tokenizer is None:
+        return None
+    symbols = np.frombuffer(task.tokenizer, dtype=np.uint8)
+    coded = _code(symbols, 8)
+    return [8, coded.coder, symbols.size, coded.data.size], torch.from_numpy(coded.data)
 
 
 def _inputs(task: Task) -> dict[str, Any]:

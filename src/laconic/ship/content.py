@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from laconic.ship.container import read
 from laconic.ship.manifest import CODES, DTYPES, Manifest, TensorEntry, parse_manifest
 from laconic.weights.representation import POSITION, Codes, Representation, Stream
 
-__all__ = ["Content", "Piece", "decode_piece", "in_parallel", "read_content"]
+__all__ = ["Content", "Piece", "decode_piece", "in_parallel", "inputs_of", "read_content"]
 
 LONGEST_MESSAGE = 300
 # What decoding raises when codes and tables do not fit each other.
@@ -77,6 +77,14 @@ class Content:
             }
             yield Piece(name, entry, streams, tables)
 
+    def tokenizer(self) -> Tensor | None:
+        """Return the coded tokenizer.json, uint8 [bytes], where there is one."""
+        entry = self.manifest.tokenizer
+        if entry is None:
+            return None
+        blob = self.blobs.get(CODES, torch.zeros(0, dtype=torch.uint8, device="cpu"))
+        return blob[blob.numel() - entry[3] :]
+
     def dense(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every plain tensor by name, with storage of its own."""
         for dtype, shapes in sorted(self.manifest.dense.items()):
@@ -115,6 +123,39 @@ def read_content(path: Path) -> Content:
     """
     data, blobs = read(path)
     return Content(path, parse_manifest(data, blobs, str(path)), blobs)
+
+
+def inputs_of(path: str | Path) -> dict[str, Any]:
+    """Return what an artefact says of the network's inputs and outputs.
+
+    Returns:
+        ``classes``: names of the labels; ``image``: mean and standard deviation per channel;
+        ``tokenizer``: the bytes of a tokenizer.json, for ``laconic.tasks.tokenizer_of``. Only
+        what the task had is there.
+
+    Raises:
+        ArtifactError: the file is damaged or hostile.
+
+    >>> import tempfile
+    >>> from laconic.models import digits_cnn
+    >>> from laconic.ship import save
+    >>> from laconic.tasks import digits
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = save(digits_cnn(), Path(folder) / "model.safetensors", task=digits())
+    ...     inputs_of(Path(folder) / "model.safetensors")["classes"][:3]
+    ['0', '1', '2']
+    """
+    content = read_content(Path(path))
+    found, coded = dict(content.manifest.inputs), content.tokenizer()
+    if content.manifest.tokenizer is not None and coded is not None:
+        bits, coder, count, _ = content.manifest.tokenizer
+        try:
+            symbols = coding.decode(coded.numpy(), coder, bits=bits, count=count)
+        except MISFIT as error:
+            reason = str(error)[:LONGEST_MESSAGE]
+            raise ArtifactError(f"{path}: the tokenizer cannot be decoded: {reason}") from None
+        found["tokenizer"] = symbols.tobytes()
+    return found
 
 
 def decode_piece(path: Path, piece: Piece) -> Tensor:

@@ -22,7 +22,7 @@ class Inventory:
         code_bytes: entropy-coded or packed codes.
         index_bytes: positions of surviving weights.
         table_bytes: codebooks, scales and the coders' own tables.
-        dense_bytes: numbers stored as they are.
+        dense_bytes: numbers stored as they are, and the tokenizer.
         header_bytes: manifest and tensor listing.
         layers: name -> the first three for each represented weight.
 

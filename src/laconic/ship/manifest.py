@@ -126,6 +126,8 @@ class Manifest(_Strict):
         dense: dtype -> name -> shape of everything stored as plain numbers.
         ties: name -> the name it shares its parameter with.
         inputs: label names and image normalisation, where the task has them.
+        tokenizer: bits (8), coder, count and bytes in the codes blob, at its end, of the
+            tokenizer.json that turned texts into the inputs.
         probe: how to check logits bit for bit.
         recipe: the recipe, where asked for.
         versions: of laconic and torch at writing.
@@ -137,6 +139,7 @@ class Manifest(_Strict):
     edits: Edits | None = None
     ties: dict[Name, Name] = {}
     inputs: dict[str, Any] = {}
+    tokenizer: StreamEntry | None = None
     probe: Probe | None = None
     recipe: Any = None
     versions: dict[str, str] = {}
@@ -219,11 +222,13 @@ def _blob_sizes(manifest: Manifest, where: str) -> dict[str, int]:
             sizes[entry.dtype] = sizes.get(entry.dtype, 0) + math.prod(shape)
         for _, _, _, size in entry.streams.values():
             sizes[CODES] = sizes.get(CODES, 0) + size
+    if manifest.tokenizer is not None:
+        sizes[CODES] = sizes.get(CODES, 0) + manifest.tokenizer[3]
     return {name: size for name, size in sizes.items() if size}
 
 
 def _bound(manifest: Manifest, stored: int, where: str) -> None:
-    total = 0
+    total = 0 if manifest.tokenizer is None else manifest.tokenizer[2]
     for name, entry in manifest.tensors.items():
         numbers = math.prod(entry.shape)
         position = entry.streams.get("position")
