@@ -41,7 +41,7 @@ def fine_tuned(options: argparse.Namespace, name: str, task: Task, seed: int) ->
     """Fine-tune the encoder on a task, once; later calls read the run."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # of the head's initial values
-        model: nn.Module = load_model({"hf": {"path": str(encoder_folder(options))}})
+        model: nn.Module = load_model({"hf": str(encoder_folder(options))})
     train = Train(
         epochs=EPOCHS[name],
         batch=32,

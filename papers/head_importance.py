@@ -24,22 +24,20 @@ HEADS, LAYERS = 12, 6
 BY = HeadImportance(batches=32, batch=32)
 
 
-def pruned(model: nn.Module, task: Task, prune: Prune, seed: int) -> float:
+def pruned(model: nn.Module, task: Task, prune: Prune) -> float:
     """Return the main metric, times 100, after pruning without retraining."""
     result = compress(model, task, [prune.model_copy(update={})], device="cpu")
     return score(result, task)
 
 
-def curve(name: str, task: Task, model: nn.Module, base: float, seed: int) -> Iterator[Any]:
+def curve(name: str, task: Task, model: nn.Module, base: float) -> Iterator[Any]:
     """Yield the rows of the pruning curve."""
     for percent in range(10, 100, 10):
         prune = Prune("heads", keep=1 - percent / 100, by=BY, ranking="global")
-        yield line(
-            name, task, f"{percent} % of heads pruned", pruned(model, task, prune, seed), base
-        )
+        yield line(name, task, f"{percent} % of heads pruned", pruned(model, task, prune), base)
 
 
-def ablation(name: str, task: Task, model: nn.Module, base: float, seed: int) -> Iterator[Any]:
+def ablation(name: str, task: Task, model: nn.Module, base: float) -> Iterator[Any]:
     """Yield, for each layer, the score with its best head alone."""
     for layer in range(LAYERS):
         prune = Prune("heads", keep=1 / HEADS, by=BY, scope=Scope(f"*.layer.{layer}.*"))

@@ -114,7 +114,8 @@ def test_generated_pages_are_fresh(render, capsys):
 def test_methods_page_covers_every_family(render):
     known = set(render.FAMILIES)
     ours = {family for family in Value._registry if family.__module__.startswith("laconic.")}
-    assert {family.__name__ for family in ours - known} <= {"During", "Taught"}
+    # Half of a family is listed with all of it.
+    assert all(any(issubclass(family, whole) for whole in known) for family in ours - known)
 
 
 def test_methods_page_explains_every_field():

@@ -35,7 +35,7 @@ def catalogue(kind: str | None = None) -> dict[str, dict[str, str]]:
         LaconicError: no such kind; the nearest is given.
 
     >>> catalogue("steps")["steps"]["prune"]
-    'Remove weights by score: masked now, absent from the file.'
+    'Remove by score: single weights, or whole channels, heads, neurons.'
     """
     kinds = _kinds()
     if kind is None:
