@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -59,20 +59,28 @@ class Scope:
     def select(self, model: nn.Module) -> dict[str, nn.Module]:
         """Return the selected modules by dotted name, in the model's order.
 
+        What stands in the place of a module that surgery replaced, and all below it, answers
+        to that one's name too.
+
         Raises:
             ScopeError: a term selects nothing; the nearest names are given.
         """
         modules = dict(model.named_modules())
+        names = _names(model, modules)
         wanted: set[str] = set()
         for term in self._plus or [["*"]]:
-            wanted |= self._matching(term, modules)
+            wanted |= self._matching(term, modules, names)
         for term in self._minus:
-            wanted -= self._matching(term, modules)
+            wanted -= self._matching(term, modules, names)
         return {name: module for name, module in modules.items() if name in wanted}
 
-    def _matching(self, term: list[str], modules: dict[str, nn.Module]) -> set[str]:
+    def _matching(
+        self, term: list[str], modules: dict[str, nn.Module], names: dict[str, list[str]]
+    ) -> set[str]:
         tests = [_predicate(pattern) for pattern in term]
-        found = {name for name, module in modules.items() if all(t(name, module) for t in tests)}
+        found = {
+            name for name, module in modules.items() if all(t(names[name], module) for t in tests)
+        }
         if not found:
             near = _similar(term[0], [name for name in modules if name])
             raise ScopeError(f"'{' '.join(term)}' selects no module; nearest: {', '.join(near)}")
@@ -112,11 +120,21 @@ class Scope:
         return {"type": "string", "description": "patterns over module names; ! subtracts"}
 
 
-def _predicate(pattern: str) -> Callable[[str, nn.Module], bool]:
+def _names(model: nn.Module, modules: Iterable[str]) -> dict[str, list[str]]:
+    """Return the names that each module answers to."""
+    note = getattr(model, "laconic", {})
+    replaced = note.get("edits", {}).get("modules", {})
+    return {
+        name: [name, *(path for path in replaced if name.startswith(f"{path}."))]
+        for name in modules
+    }
+
+
+def _predicate(pattern: str) -> Callable[[list[str], nn.Module], bool]:
     if pattern.startswith("kind:"):
         kinds = KINDS[pattern.removeprefix("kind:")]
-        return lambda name, module: isinstance(module, kinds)
-    return lambda name, module: fnmatchcase(name, pattern)
+        return lambda names, module: isinstance(module, kinds)
+    return lambda names, module: any(fnmatchcase(name, pattern) for name in names)
 
 
 def _similar(pattern: str, names: list[str]) -> list[str]:

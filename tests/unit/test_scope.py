@@ -5,6 +5,7 @@ from torch import nn
 
 from laconic.errors import ScopeError
 from laconic.scope import KINDS, Scope
+from laconic.structure.surgery import replace_
 
 
 class Block(nn.Module):
@@ -110,3 +111,12 @@ def test_a_scope_is_a_value() -> None:
     assert Scope("head") != "head"
     assert repr(Scope("head")) == "Scope('head')"
     assert str(Scope("head")) == "head"
+
+
+def test_what_replaces_a_module_answers_to_its_name():
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    replace_(model, "0", nn.Sequential(nn.Linear(8, 2, bias=False), nn.Linear(2, 8)))
+    assert list(Scope("0").select(model)) == ["0", "0.0", "0.1"]
+    assert list(Scope("0 kind:linear").select(model)) == ["0.0", "0.1"]
+    assert list(Scope("kind:linear, !0").select(model)) == ["2"]
+    assert list(Scope("0.1").select(model)) == ["0.1"]
