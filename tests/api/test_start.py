@@ -5,8 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
-# Seconds of processor time beyond torch and pydantic; another process on the core does not count.
-LONGEST = 0.3
+# Processor time beyond torch and pydantic, as a share of theirs: no machine is fast or slow then.
+MOST = 0.5
 
 
 def run(code: str) -> str:
@@ -23,16 +23,17 @@ def test_import_brings_no_heavy_package():
     assert loaded & heavy == set()
 
 
-def test_everything_public_starts_quickly_beyond_torch_and_pydantic():
+def test_everything_public_starts_quickly_beside_torch_and_pydantic():
     code = """
-import time, torch, numpy, pydantic.types
+import time
+import torch, numpy, pydantic.types
 start = time.process_time()
 import laconic
 for name in laconic.__all__:
     getattr(laconic, name)
-print(time.process_time() - start)
+print((time.process_time() - start) / start)
 """
-    assert any(float(run(code)) < LONGEST for _ in range(10))
+    assert any(float(run(code)) < MOST for _ in range(5))
 
 
 def test_the_front_door_needs_no_optional_package():

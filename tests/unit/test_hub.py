@@ -720,7 +720,7 @@ def test_a_package_that_is_not_there_is_named(name, monkeypatch, tmp_path):
     save(load_model({name: "resnet18"}), tmp_path / "a")
     monkeypatch.setitem(sys.modules, name, None)
     for work in (lambda: load_model({name: "resnet18"}), lambda: load(tmp_path / "a")):
-        with pytest.raises(MissingExtra, match=rf"'{name}' is not installed.*laconic\[vision\]"):
+        with pytest.raises(MissingExtra, match=rf"'{name}' is not installed.*laconic\[zoo\]"):
             work()
 
 
