@@ -49,8 +49,8 @@ class Factorize(Step):
     Every layer of the scope that the method splits is replaced by a Sequential of ordinary
     layers (or by one of ``laconic.models``), which the file rebuilds; the bias stands in the
     last. The parts of ``fc1`` are ``fc1.0``, ``fc1.1``, ..., and a later step's scope ``fc1``
-    selects them too. A layer that no rank makes smaller stays, and so do subclasses of nn.Linear and
-    the like.
+    selects them too. A layer that no rank makes smaller stays, and so do subclasses of nn.Linear
+    and the like.
 
     A laid weight is split as the network computes it, pruned and quantised; its parts are plain
     floats, and zeros do not stay zero: quantise or prune after this step, not before. A weight
