@@ -456,5 +456,6 @@ def he_initialised(model: nn.Module) -> nn.Module:
 
 
 def check_classes(name: str, classes: int) -> None:
+    """Refuse a network without classes."""
     if classes < 1:
         raise ModelError(f"{name}: classes {classes} must be at least 1")
