@@ -35,6 +35,10 @@ from laconic.recover import (
     AdamW,
     Constant,
     Cosine,
+    Final,
+    Hidden,
+    Label,
+    Logits,
     Recalibrate,
     Stop,
     Train,
@@ -43,7 +47,21 @@ from laconic.run import compress
 from laconic.ship import save, verify
 from laconic.ship.container import read, write
 from laconic.step import Step
-from laconic.structure import Geometric, Gradual, Prune, Random, Taylor
+from laconic.structure import (
+    ChannelGhosts,
+    DataSVD,
+    DropLayers,
+    Factorize,
+    Geometric,
+    Ghost,
+    Gradual,
+    LayerDrop,
+    Prune,
+    Random,
+    ShareLayers,
+    Taylor,
+    Top,
+)
 from laconic.tasks import Task, digits
 from laconic.weights import KMeans, Quantize, Symmetric, Ternary
 
@@ -364,6 +382,31 @@ def short(**fields: Any) -> Train:
 
 
 GRADUAL = Prune("weights", keep=0.2, schedule=Gradual(end=0.5))
+
+
+class Residual(nn.Module):
+    """Three blocks that add to what enters them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flat, self.first = nn.Flatten(), nn.Linear(64, 12)
+        self.blocks = nn.ModuleList(nn.Linear(12, 12) for _ in range(3))
+        self.last = nn.Linear(12, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.first(self.flat(images))
+        for block in self.blocks:
+            hidden = hidden + block(hidden).relu()
+        return self.last(hidden)
+
+
+def residual() -> Residual:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return Residual()
+
+
+LESSON = 0.5 * Label() + 0.5 * Logits(4.0)
 # What they have in common with EVERYTHING is left out.
 VARIANTS: dict[str, tuple[Callable[[], nn.Module], list[Step], str]] = {
     "the mask is laid while Adam is at work": (
@@ -430,6 +473,44 @@ VARIANTS: dict[str, tuple[Callable[[], nn.Module], list[Step], str]] = {
             short(epochs=2, penalty=L1(1e-3)),
             Prune("weights", keep=0.7, ranking="global", retrain=short()),
         ],
+        "float32",
+    ),
+    "channels in rounds, then codes, with a teacher": (
+        network,
+        [
+            Prune(
+                "channels",
+                keep=0.5,
+                by=Taylor(batches=1),
+                rounds=2,
+                retrain=short(objective=LESSON),
+            ),
+            Quantize(Ternary()),
+            short(objective=LESSON, epochs=2),
+        ],
+        "float32",
+    ),
+    "neurons masked while training, then cut": (
+        network,
+        [
+            short(epochs=3, during=(Prune("neurons", keep=0.5, schedule=Gradual(end=0.5)),)),
+            Prune("neurons", keep=1),
+            short(),
+        ],
+        "float32",
+    ),
+    "blocks dropped, shared and left out at random": (
+        residual,
+        [
+            DropLayers(Top(1)),
+            ShareLayers("mean"),
+            LayerDrop(0.5, retrain=short(objective=Hidden(map=Final()), epochs=2)),
+        ],
+        "float32",
+    ),
+    "factors and ghosts": (
+        network,
+        [Ghost(ChannelGhosts()), Factorize(DataSVD(4, batches=1, batch=8), scope="6"), short()],
         "float32",
     ),
 }
