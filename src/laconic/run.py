@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from laconic.measure import Measurement
     from laconic.tasks import Task
 
-__all__ = ["Result", "compress", "pick_device", "read_history"]
+__all__ = ["Result", "Teachers", "compress", "pick_device", "read_history"]
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ def compress(
         state = State(
             model=copy.deepcopy(model),
             task=task,
-            teacher=_Teachers(teachers or (model,), device),
+            teacher=Teachers(teachers or (model,), device),
             seed=recipe.seed,
             device=device,
             precision=_precision(recipe.precision, device),
@@ -165,8 +165,16 @@ def compress(
     return result
 
 
-class _Teachers(Sequence[nn.Module]):
-    """Frozen copies of networks, each made when it is first asked for."""
+class Teachers(Sequence[nn.Module]):
+    """Frozen copies of networks, each made when it is first asked for.
+
+    Args:
+        originals: left untouched; their weights may be laid.
+        device: where the copies live.
+
+    >>> any(p.requires_grad for p in Teachers((nn.Linear(2, 2),), "cpu")[0].parameters())
+    False
+    """
 
     def __init__(self, originals: tuple[nn.Module, ...], device: str) -> None:
         self.originals, self.device = originals, device

@@ -517,7 +517,15 @@ VARIANTS: dict[str, tuple[Callable[[], nn.Module], list[Step], str]] = {
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def poisoned() -> Iterator[None]:
+    """Fill memory that nothing was written to with NaN, so that reading it never goes well."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, poisoned: None) -> None:
     """Leave out what these runs do not need: disks, clocks, scores and reports."""
     measured = functools.cache(functools.partial(measuring.measure, network()))
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)

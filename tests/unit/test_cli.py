@@ -19,10 +19,10 @@ from laconic.cli import app, demo
 from laconic.cli.contents import catalogue, file_manifest
 from laconic.cli.output import Output, _fitting, jsonable
 from laconic.cli.predict import predict, trainings
-from laconic.errors import RunError
+from laconic.errors import FeatureError, RunError
 from laconic.models import digits_cnn
 from laconic.recipe import Recipe
-from laconic.recover import Train
+from laconic.recover import Hidden, Hint, Label, Logits, Train
 from laconic.structure import Prune
 from laconic.tasks import Task
 from laconic.weights import Quantize
@@ -642,6 +642,22 @@ def test_a_prediction_changes_neither_the_network_nor_the_generator() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert len(task.train) == 50
     assert len(task.validate) == 10
+
+
+def test_a_prediction_lends_the_network_as_its_own_teacher() -> None:
+    steps = (
+        Prune("weights", keep=0.5, retrain=Train(0.5 * Label() + 0.5 * Logits(4.0), batch=25)),
+        Train(Hint("output:conv1"), batch=50),
+    )
+    found = predict(Recipe(steps), digits_cnn(), small_task(), device="cpu")
+    assert [row.updates for row in found.rows[1:]] == [2, 1]
+    assert all(row.seconds > 0 for row in found.rows[1:])
+
+
+def test_a_prediction_refuses_features_that_the_network_does_not_have() -> None:
+    recipe = Recipe((Train(Hidden(), batch=25),))
+    with pytest.raises(FeatureError, match="0 layers of the student"):
+        predict(recipe, digits_cnn(), small_task(), device="cpu")
 
 
 def test_trainings_are_found_however_deep() -> None:

@@ -16,6 +16,7 @@ from torch import nn
 from laconic.measure import Measurement, measure
 from laconic.recipe import Recipe
 from laconic.recover.train import Train
+from laconic.run import Teachers
 from laconic.step import State, Step, run_step
 
 if TYPE_CHECKING:
@@ -84,7 +85,13 @@ def predict(recipe: Recipe, model: nn.Module, task: Task | None, *, device: str)
     >>> found.rows[1].nominal_bytes < 0.2 * found.rows[0].nominal_bytes
     True
     """
-    state = State(copy.deepcopy(model).to(device), task, seed=recipe.seed, device=device)
+    state = State(
+        copy.deepcopy(model).to(device),
+        task,
+        teacher=Teachers((model,), device),
+        seed=recipe.seed,
+        device=device,
+    )
     glance = None if recipe.budget is None else _glance(task)
     history = [measure(state.model, glance, latency=glance is not None)]
     rows = [_row("original", history[0], 0, 0.0)]
@@ -160,7 +167,7 @@ def _epoch_seconds(train: Train, state: State, task: Task, per_epoch: int) -> fl
     small = task.few(total=batch)
     small.validate = task.validate.subset(range(scored))
     once = train.model_copy(update={"epochs": 1, "during": ()})
-    trial = State(copy.deepcopy(state.model), small, seed=state.seed, device=state.device)
+    trial = dataclasses.replace(state, model=copy.deepcopy(state.model), task=small)
     updates, scores = [], []
     for _ in range(REPEATS + 1):  # the first one warms up
         began = time.perf_counter()

@@ -261,7 +261,8 @@ def _source(root: nn.Module, name: str, blocks: list[nn.Module]) -> _Source:
         modules = dict(root.named_modules())
         if path in modules:
             return _Source((_Tap(modules[path], kind),), _same)
-        hint = nearest(path, [module for module in modules if module])
+        own = [module for module in modules if module and "parametrizations" not in module]
+        hint = nearest(path, own)
         raise FeatureError(f"'{name}': the network has no module '{path}'{hint}")
     found = re.fullmatch(r"(hidden|attention|query|key|value)\.(\d+)", name)
     if found is None:

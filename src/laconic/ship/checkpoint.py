@@ -14,7 +14,7 @@ from laconic.errors import ArtifactError, LaconicError, RunError
 from laconic.ship.container import raw_bytes, read, write
 from laconic.step import State
 from laconic.structure.surgery import apply_edits_, edits_of
-from laconic.weights.laid import laid_tensors, lay, tie_, ties_of
+from laconic.weights.laid import laid_tensors, latent_of, lay, tie_, ties_of
 from laconic.weights.representation import Representation
 
 __all__ = ["load_checkpoint", "model_hash", "save_checkpoint"]
@@ -112,9 +112,10 @@ def _lay_again(
     model: nn.Module, name: str, kept: dict[str, Any], tensors: dict[str, Tensor]
 ) -> None:
     path, _, attribute = name.rpartition(".")
-    prefix = (
-        f"{path}.parametrizations.{attribute}.0." if path else f"parametrizations.{attribute}.0."
-    )
+    below = f"{path}.parametrizations.{attribute}.".removeprefix(".")
+    prefix = f"{below}0."
+    with torch.no_grad():  # what was resized holds no numbers yet, and laying reads them
+        latent_of(model, name)[1].copy_(tensors[f"{below}original"])
     lay(
         model,
         name,
