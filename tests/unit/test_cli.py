@@ -20,9 +20,10 @@ from laconic.cli.contents import catalogue, file_manifest
 from laconic.cli.output import Output, _fitting, jsonable
 from laconic.cli.predict import predict, trainings
 from laconic.errors import FeatureError, RunError
-from laconic.models import digits_cnn
+from laconic.models import digits_cnn, load_model
 from laconic.recipe import Recipe
 from laconic.recover import Hidden, Hint, Label, Logits, Train
+from laconic.ship.checkpoint import model_hash
 from laconic.structure import Prune
 from laconic.tasks import Task
 from laconic.weights import Quantize
@@ -548,6 +549,27 @@ def test_the_demonstration_leaves_other_folders_and_files_alone(tmp_path: Path) 
         with pytest.raises(RunError, match="is not a demonstration's; give another --out"):
             demo._claim(path)
     assert (tmp_path / running.CHECKPOINT).exists()
+
+
+LESSON = """\
+model: digits_cnn
+teacher: [digits_cnn, {digits_cnn: {weights: other.safetensors}}]
+task: {npz: digits.npz}
+steps:
+  - train: {objective: {logits: {teacher: 1}}, epochs: 1, batch: 20}
+"""
+
+
+def test_teachers_come_from_the_recipe_or_the_command_line(folder: Path) -> None:
+    recipe, other = folder / "lesson.yaml", folder / "other.safetensors"
+    recipe.write_text(LESSON, encoding="utf-8")
+    save_file(digits_cnn().state_dict(), other)
+    answer("compress", recipe, "--out", folder / "taught")
+    facts = json.loads((folder / "taught" / running.RUN).read_text(encoding="utf-8"))
+    weighed = load_model({"digits_cnn": {"weights": str(other)}})
+    assert len(facts["teacher"]) == 2 and facts["teacher"][1] == model_hash(weighed)
+    assert answer("compress", recipe, "--check")["seconds"] > 0
+    assert "there are 1" in refused("compress", recipe, "--teacher", "digits_cnn", "--check")
 
 
 # -- output and prediction ------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from laconic.recover import (
     Last,
     LayerMap,
     Logits,
+    Mutual,
     Objective,
     Patience,
     Relations,
@@ -379,7 +380,14 @@ def test_a_chosen_map_has_an_entry_for_each_layer() -> None:
     [
         (Logits(), {"logits": (2, 3)}, {"logits": (2, 5)}, r"\[2, 3\].*\[2, 5\].*same classes"),
         (Annealing(), {"logits": (2, 3)}, {"logits": (2, 5)}, "same classes"),
-        (Logits(), {"logits": (2, 1)}, {"logits": (2, 1)}, "would teach nothing; write loss: l2"),
+        (Mutual(), {"logits": (2, 3)}, {"logits": (2, 5)}, "same classes"),
+        (Mutual(), {"logits": (2, 1)}, {"logits": (2, 1)}, "mutual: a single output"),
+        (
+            Logits(),
+            {"logits": (2, 1)},
+            {"logits": (2, 1)},
+            "would teach nothing; use logits with loss: l2",
+        ),
         (
             Attention(),
             {"attention.1": (2, 4, 3, 3)},

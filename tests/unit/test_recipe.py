@@ -438,3 +438,21 @@ def test_the_schema_names_every_member_and_refers_to_nothing_missing() -> None:
             (names, *_) = found["$defs"][family.__name__]["anyOf"]
             assert set(members(family)) <= set(names["enum"])
     assert found["properties"]["steps"]["items"] == {"$ref": "#/$defs/Step"}
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("resnet20", ("resnet20",)),
+        ("{hf: folder}", ({"hf": "folder"},)),
+        ("[lenet_5, {hf: folder}]", ("lenet_5", {"hf": "folder"})),
+    ],
+)
+def test_teachers_are_one_or_several(written: str, read: tuple[object, ...]) -> None:
+    recipe = Recipe.parse(f"teacher: {written}\nsteps: [recalibrate]")
+    assert recipe.teacher == read and Recipe.parse(recipe.to_yaml()) == recipe
+
+
+def test_a_teacher_that_is_no_name_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"recipe:1: teacher"):
+        Recipe.parse("teacher: 3\nsteps: [recalibrate]")

@@ -27,11 +27,13 @@ from laconic.recover import (
     Hint,
     Label,
     Logits,
+    Mutual,
     Objective,
     Stop,
     Train,
     Uniform,
 )
+from laconic.recover.lesson import Lesson
 from laconic.recover.train import _Loop
 from laconic.ship.checkpoint import load_checkpoint, model_hash, save_checkpoint
 from laconic.step import During, State, Step, Value, derive, run_step
@@ -216,6 +218,51 @@ def test_laid_and_baked_teachers_teach_the_same() -> None:
 HIDDEN = Label() + Hidden(Uniform()) + Logits(2.0)
 
 
+# ------------------------------------------------------------------ teachers that learn too
+
+
+def mutual_by_hand(model: nn.Module, peer: nn.Module, seed: int) -> nn.Module:
+    """Return the network after deep mutual learning, in one step for both."""
+    data, parameters = task(), [*model.parameters(), *peer.parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+    for epoch in range(2):
+        model.train()
+        peer.train()
+        for index, batch in enumerate(data.train.batches(BATCH, seed=seed, epoch=epoch)):
+            torch.manual_seed(derive(seed, "update", epoch, index))
+            own, other = model(*batch.inputs), peer(*batch.inputs)
+            learned = F.cross_entropy(own, batch.targets) + F.cross_entropy(other, batch.targets)
+            p, q = own.log_softmax(1), other.log_softmax(1)
+            options: dict[str, Any] = {"reduction": "batchmean", "log_target": True}
+            agreed = F.kl_div(p, q.detach(), **options) + F.kl_div(q, p.detach(), **options)
+            optimizer.zero_grad()
+            (learned + agreed).backward()
+            optimizer.step()
+    return model.eval()
+
+
+def test_two_networks_that_learn_together_are_those_of_a_loop_by_hand() -> None:
+    model = trained(short(Label() + Mutual()), network(), (teacher(),))
+    close(model, mutual_by_hand(network(), teacher(), derive(0, "train", 0)))
+
+
+def test_a_peer_is_a_copy_and_the_teacher_stays_as_it_is() -> None:
+    teach = teacher()
+    lesson = Lesson(Label() + Mutual(), State(network(), task(), teacher=(teach,)), task())
+    assert not lesson.teachers and same(lesson.peers["0"], teach)
+    before = copy.deepcopy(teach)
+    trained(short(Label() + Mutual()), network(), (teach,))
+    assert same(teach, before)
+
+
+def test_a_peer_of_other_classes_is_refused_before_training() -> None:
+    with pytest.raises(FeatureError, match="same classes"):
+        trained(short(Mutual()), network(), (teacher(classes=5),))
+
+
+# ------------------------------------------------------------------ what is learned beside
+
+
 def test_a_projection_learns_with_the_network_and_is_not_shipped() -> None:
     state = State(network(), task(), teacher=(teacher(),))
     loop = _Loop(short(HIDDEN), state)
@@ -371,9 +418,9 @@ def test_the_original_teaches_unless_another_is_given() -> None:
 
 def test_a_copy_is_made_when_it_is_asked_for_and_only_then(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    take = run._Teachers.__getitem__
+    take = run.Teachers.__getitem__
     monkeypatch.setattr(
-        run._Teachers, "__getitem__", lambda self, index: asked.append(index) or take(self, index)
+        run.Teachers, "__getitem__", lambda self, index: asked.append(index) or take(self, index)
     )
     compress(network(), task(), recipe(Label()))
     assert asked == []
@@ -381,7 +428,7 @@ def test_a_copy_is_made_when_it_is_asked_for_and_only_then(monkeypatch: pytest.M
     assert set(asked) == {0}
     original = network()
     lay(original, "first.weight", Ternary())
-    teachers = run._Teachers((original,), "cpu")
+    teachers = run.Teachers((original,), "cpu")
     assert len(teachers) == 1 and teachers[0] is teachers[0] is teachers[-1]
     assert laid_tensors(teachers[0]) == {} and laid_tensors(original)
     assert not teachers[0].training and not any(p.requires_grad for p in teachers[0].parameters())
@@ -403,7 +450,9 @@ class Stopped(BaseException):
     """What a test kills a run with, once it has written."""
 
 
-def stopped(out: Path, patch: pytest.MonkeyPatch, **options: Any) -> None:
+def stopped(
+    out: Path, patch: pytest.MonkeyPatch, made: Recipe | None = None, **options: Any
+) -> None:
     write = run._Keeper.write
 
     def write_and_die(self: Any, state: Any, training: dict[str, Any]) -> None:
@@ -412,8 +461,9 @@ def stopped(out: Path, patch: pytest.MonkeyPatch, **options: Any) -> None:
             raise Stopped
 
     patch.setattr(run._Keeper, "write", write_and_die)
+    steps = made or recipe(HIDDEN)
     with pytest.raises(Stopped):
-        compress(network(), task(), recipe(HIDDEN), out=out, checkpoint_seconds=0, **options)
+        compress(network(), task(), steps, out=out, checkpoint_seconds=0, **options)
     patch.undo()
 
 
@@ -431,6 +481,15 @@ def test_a_run_goes_on_with_its_teacher_alone(
     resumed = compress(network(), task(), recipe(HIDDEN), teacher=teacher(), out=out, resume=True)
     assert same(resumed.model, whole.model)
     assert (out / run.ARTIFACT).read_bytes() == (tmp_path / "whole" / run.ARTIFACT).read_bytes()
+
+
+def test_a_run_goes_on_with_its_peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = recipe(Label() + Mutual())
+    compress(network(), task(), both, teacher=teacher(), out=tmp_path / "whole")
+    stopped(tmp_path / "cut", monkeypatch, made=both, teacher=teacher())
+    compress(network(), task(), both, teacher=teacher(), out=tmp_path / "cut", resume=True)
+    whole, cut = (tmp_path / name / run.ARTIFACT for name in ("whole", "cut"))
+    assert whole.read_bytes() == cut.read_bytes()
 
 
 # ------------------------------------------------------------------ a last batch of one, logs

@@ -765,7 +765,10 @@ def test_a_recipe_names_folder_and_tokenizer(tmp_path):
         {"glue": "SST-2", "tokenizer": "bert", "max_length": 16},
     ]
     one, other = (task_from_dict(form, base=tmp_path) for form in forms)
-    assert one.describe() == other.describe() and one.name == "SST-2"
+    lent = task_from_dict(
+        {"glue": "SST-2", "max_length": 16}, base=tmp_path, tokenizer=tmp_path / "bert"
+    )
+    assert one.describe() == other.describe() == lent.describe() and one.name == "SST-2"
     assert one.example_batch().inputs["input_ids"].shape == (1, 16)
 
 

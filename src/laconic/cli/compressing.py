@@ -52,6 +52,10 @@ Check = Annotated[
 Model = Annotated[
     str | None, typer.Option(metavar="YAML", help="The network, instead of the recipe's.")
 ]
+Teacher = Annotated[
+    str | None,
+    typer.Option(metavar="YAML", help="What the network learns from; itself as it is by default."),
+]
 Data = Annotated[
     str | None, typer.Option(metavar="YAML", help="The data, instead of the recipe's.")
 ]
@@ -100,6 +104,7 @@ def compress(
     check: Check = False,
     model: Model = None,
     task: Data = None,
+    teacher: Teacher = None,
     device: Device = None,
     threads: Threads = None,
 ) -> int:
@@ -108,12 +113,12 @@ def compress(
     What it makes is kept in a folder: model.safetensors, which is the network, report.html,
     history.json and recipe.yaml. Ctrl-C writes a checkpoint there, from which --resume goes on.
 
-    Paths in a recipe start at its folder, those of --model and --task at yours.
+    Paths in a recipe start at its folder, those of --model, --task and --teacher at yours.
 
     Exit code: 0; 1 where the result exceeds the recipe's budget; 2 where something is wrong.
     """
     use(threads)
-    given = {"model": model, "task": task}
+    given = {"model": model, "task": task, "teacher": teacher}
     settings = [
         *(changes or ()),
         *(f"{key}={text}" for key, text in given.items() if text is not None),
@@ -127,7 +132,13 @@ def compress(
     try:
         with output.working():
             result = run.compress(
-                job.model, job.task, job.recipe, out=where, resume=resume, device=device
+                job.model,
+                job.task,
+                job.recipe,
+                teacher=job.teachers or None,
+                out=where,
+                resume=resume,
+                device=device,
             )
     except KeyboardInterrupt:
         output.error(_how_to_resume(recipe, where, settings, device))
@@ -137,12 +148,13 @@ def compress(
 
 @dataclass(frozen=True)
 class _Job:
-    """A recipe with the network and the data it names."""
+    """A recipe with the networks and the data it names."""
 
     name: str
     recipe: Recipe
     model: nn.Module
     task: Task | None
+    teachers: tuple[nn.Module, ...]
 
 
 def _read(name: str, settings: Sequence[str]) -> _Job:
@@ -159,13 +171,18 @@ def _read(name: str, settings: Sequence[str]) -> _Job:
         raise RecipeError(f"{path}: no network is named; add a 'model:' line, or give --model")
     # What was given whole on the command line is meant from where the user stands.
     given = {setting.partition("=")[0].strip() for setting in settings}
-    model_base, task_base = (Path() if key in given else path.parent for key in ("model", "task"))
+    bases = {key: Path() if key in given else path.parent for key in ("model", "task", "teacher")}
     with torch.random.fork_rng(devices=[]):
         # A network without trained weights is drawn: by the recipe's seed, as everything is.
         torch.manual_seed(derive(recipe.seed, "model"))
-        model = load_model(recipe.model, base=model_base)
-    task = None if recipe.task is None else task_from_dict(recipe.task, base=task_base)
-    return _Job(path.stem, recipe, model, task)
+        model = load_model(recipe.model, base=bases["model"])
+        teachers = tuple(load_model(each, base=bases["teacher"]) for each in recipe.teacher or ())
+    folder = recipe.model.get("hf") if isinstance(recipe.model, dict) else None
+    tokenizer = None if folder is None else bases["model"].absolute() / str(folder)
+    task = None
+    if recipe.task is not None:
+        task = task_from_dict(recipe.task, base=bases["task"], tokenizer=tokenizer)
+    return _Job(path.stem, recipe, model, task, teachers)
 
 
 def _check(output: Output, job: _Job, device: str | None) -> int:
@@ -175,7 +192,9 @@ def _check(output: Output, job: _Job, device: str | None) -> int:
     job.recipe.check(job.model, job.task)
     steps = ", ".join(step.name for step in job.recipe.steps)
     output.line(f"{job.name} fits: {steps}")
-    found = predict(job.recipe, job.model, job.task, device=pick_device(device))
+    found = predict(
+        job.recipe, job.model, job.task, device=pick_device(device), teachers=job.teachers
+    )
     output.event("result", **dataclasses.asdict(found), seconds=found.seconds)
     _tell_prediction(output, found)
     return _budget(output, job.recipe, found.exceeded, "will be")

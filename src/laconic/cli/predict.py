@@ -64,7 +64,14 @@ class Prediction:
         return sum(row.seconds for row in self.rows)
 
 
-def predict(recipe: Recipe, model: nn.Module, task: Task | None, *, device: str) -> Prediction:
+def predict(
+    recipe: Recipe,
+    model: nn.Module,
+    task: Task | None,
+    *,
+    device: str,
+    teachers: tuple[nn.Module, ...] = (),
+) -> Prediction:
     """Run a recipe without its training and return what to expect of it.
 
     Sizes come from pruning and quantising a copy of the untrained network; time comes from a
@@ -75,6 +82,7 @@ def predict(recipe: Recipe, model: nn.Module, task: Task | None, *, device: str)
         model: left untouched.
         task: data the steps are timed on.
         device: where the recipe would run.
+        teachers: what objectives learn from; none: the network.
 
     Raises:
         LaconicError: a step failed.
@@ -88,7 +96,7 @@ def predict(recipe: Recipe, model: nn.Module, task: Task | None, *, device: str)
     state = State(
         copy.deepcopy(model).to(device),
         task,
-        teacher=Teachers((model,), device),
+        teacher=Teachers(teachers or (model,), device),
         seed=recipe.seed,
         device=device,
     )

@@ -25,6 +25,7 @@ _TABLE: dict[str, str] = {
     "Linear": "laconic.recover.optimize",
     "Logits": "laconic.recover.distill",
     "Milestones": "laconic.recover.optimize",
+    "Mutual": "laconic.recover.distill",
     "Objective": "laconic.recover.objectives",
     "Optimizer": "laconic.recover.optimize",
     "Patience": "laconic.recover.matching",

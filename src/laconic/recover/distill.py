@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
@@ -14,8 +14,17 @@ from laconic.recover.objectives import Taught
 
 if TYPE_CHECKING:
     from laconic.models.capture import Features
+    from laconic.tasks import Batch, Task
 
-__all__ = ["Annealing", "Logits", "annealing", "divergence", "reduced", "soft_cross_entropy"]
+__all__ = [
+    "Annealing",
+    "Logits",
+    "Mutual",
+    "annealing",
+    "divergence",
+    "reduced",
+    "soft_cross_entropy",
+]
 
 Reduction = Literal["batch", "elements"]
 
@@ -130,11 +139,8 @@ class Logits(Taught):
             FeatureError: the shapes differ, or a single logit would be normalised.
         """
         own, target = _logits(student, teacher)
-        if own.shape[-1] == 1 and self.loss in ("kl", "cross_entropy"):
-            raise FeatureError(
-                f"logits: a single output of shape {list(own.shape)} has no distribution, so "
-                f"'{self.loss}' would teach nothing; write loss: l2"
-            )
+        if self.loss in ("kl", "cross_entropy"):
+            _refuse_single(own, f"logits with {self.loss}")
         values = LOSSES[self.loss](own, target, temperature=self.temperature)
         return reduced(values, self.reduction)
 
@@ -186,6 +192,79 @@ def annealing(temperature: int, highest: int) -> float:
     [0.2, 0.4, 0.6, 0.8, 1.0]
     """
     return 1 - (temperature - 1) / highest
+
+
+class Mutual(Taught):
+    """Learn with a teacher that learns too (Zhang et al. 2018, deep mutual learning).
+
+    KL(p_T || p_S) for the student, and the task's loss plus KL(p_S || p_T) for the teacher, with
+    p the softmax of logits divided by T, and T^2 as in Logits. Neither gradient flows into the
+    other network. A trained copy of the teacher, its peer, begins as the teacher is and is given
+    up in the end; both take their step at once, where the paper's take turns. The student's own
+    labels are another term: ``Label() + Mutual()``. What other terms ask of this teacher, the
+    peer answers.
+
+    Attributes:
+        temperature: T; the paper has 1.
+
+    >>> Mutual(teacher=1)
+    Mutual(teacher=1)
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ("temperature",)
+
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+
+    @property
+    def peers(self) -> frozenset[int]:
+        """Return the index of its teacher."""
+        return self.teachers
+
+    def pairs(self, student: int, teacher: int) -> tuple[tuple[str, str], ...]:
+        """Return the logits of both."""
+        return (("logits", "logits"),)
+
+    def compare(
+        self,
+        student: Features,
+        teacher: Features,
+        *,
+        learned: nn.Module | None = None,
+        progress: float = 0.0,
+    ) -> Tensor:
+        """Return the mean over examples of both divergences.
+
+        Raises:
+            FeatureError: the shapes differ, or a single logit would be normalised.
+        """
+        own, peer = _logits(student, teacher)
+        _refuse_single(own, self.name)
+        to_student = divergence(own, peer.detach(), temperature=self.temperature)
+        to_peer = divergence(peer, own.detach(), temperature=self.temperature)
+        return reduced(to_student + to_peer, "batch")
+
+    def __call__(
+        self,
+        student: Features,
+        teachers: Sequence[Features],
+        batch: Batch,
+        *,
+        task: Task,
+        learned: nn.Module | None = None,
+        progress: float = 0.0,
+    ) -> Tensor:
+        """Return ``weight`` times the divergences and the peer's own loss."""
+        peer = teachers[self.teacher]
+        mutual = self.compare(student, peer, learned=learned, progress=progress)
+        return self.weight * (mutual + task.loss(peer["logits"], batch))
+
+
+def _refuse_single(logits: Tensor, name: str) -> None:
+    if logits.shape[-1] == 1:
+        raise FeatureError(
+            f"{name}: a single output of shape {list(logits.shape)} has no distribution, so "
+            "it would teach nothing; use logits with loss: l2"
+        )
 
 
 def _logits(student: Features, teacher: Features) -> tuple[Tensor, Tensor]:

@@ -61,6 +61,11 @@ class Objective(Value, ABC):
         """Return the indices of the teachers it learns from."""
         return frozenset()
 
+    @property
+    def peers(self) -> frozenset[int]:
+        """Return the indices of those of its teachers that learn as well."""
+        return frozenset()
+
     def wants(self, student: int, teachers: Sequence[int]) -> Wants:
         """Return which features it reads; logits and masks are always there.
 
@@ -97,7 +102,7 @@ class Objective(Value, ABC):
 
         Args:
             student: named features of the batch; gradients flow through them.
-            teachers: those of each teacher, without gradients.
+            teachers: those of each teacher, without gradients but for peers.
             batch: inputs and targets.
             task: its loss.
             learned: what ``build`` returned.
@@ -224,6 +229,11 @@ class Sum(Objective):
     def teachers(self) -> frozenset[int]:
         """Return the indices of all teachers of its terms."""
         return frozenset().union(*(term.teachers for term in self.terms))
+
+    @property
+    def peers(self) -> frozenset[int]:
+        """Return the indices of all teachers that learn with one of its terms."""
+        return frozenset().union(*(term.peers for term in self.terms))
 
     def wants(self, student: int, teachers: Sequence[int]) -> Wants:
         """Return what its terms read."""

@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.utils import parametrize
 
-from laconic.errors import ModelError, RunError, ScopeError, TaskError
-from laconic.models.capture import Features, layer_count, observe
+from laconic.errors import RunError, ScopeError, TaskError
+from laconic.models.capture import Features
 from laconic.progress import progress
+from laconic.recover.lesson import Lesson
 from laconic.recover.objectives import Label, Objective
 from laconic.recover.optimize import AdamW, Optimizer, Stop
 from laconic.recover.penalties import Penalty
 from laconic.scope import Scope
 from laconic.step import During, State, Step, derive
 from laconic.tasks.split import map_tensors
-from laconic.tasks.task import evaluation
 from laconic.weights.laid import Laid, laid_tensors
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ class Train(Step):
 
     What is outside the scope stays as it is: a BatchNorm there normalises with the statistics
     it has. Teachers answer in evaluation mode, in the precision of the training; they never
-    change. What an objective learns beside the network (projections) moves with it and is not
-    kept. A last batch of one example that BatchNorm cannot normalise is passed over.
+    change. What an objective learns beside the network (projections, peers) moves with it and is
+    not kept. A last batch of one example that BatchNorm cannot normalise is passed over.
 
     Attributes:
         scope: modules whose parameters move.
@@ -89,7 +89,7 @@ class _Loop:
         self.train, self.state, self.task = train, state, _required(state.task)
         self.model = state.model.to(state.device)
         self.scope = train.scope.select(self.model)
-        self.lesson = _Lesson(train.objective, state)
+        self.lesson = Lesson(train.objective, state, self.task)
         self.parameters = [*_trained(train, self.model), *self.lesson.parameters()]
         self.optimizer = train.optimizer.build(self.parameters)
         self.per_epoch = self.task.train.batch_count(train.batch)
@@ -245,7 +245,7 @@ class _Loop:
     def payload(self) -> dict[str, Any]:
         """Return all that a resumed loop needs: counters and named tensors."""
         tensors = {f"best/{name}": tensor for name, tensor in self.best.items()}
-        tensors |= {f"learned/{name}": tensor for name, tensor in self.lesson.state_dict().items()}
+        tensors |= {f"lesson/{name}": tensor for name, tensor in self.lesson.state_dict().items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
             for key, value in slots.items():
                 tensors[f"optimizer/{index}/{key}"] = torch.as_tensor(value)
@@ -264,104 +264,19 @@ class _Loop:
         if counters["best_score"] is not None:
             self.best_score = tuple(counters["best_score"])
         slots: dict[int, dict[str, Tensor]] = {}
-        learned: dict[str, Tensor] = {}
+        lesson: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
             kind, _, rest = name.partition("/")
             if kind == "best":
                 self.best[rest] = tensor
-            elif kind == "learned":
-                learned[rest] = tensor
+            elif kind == "lesson":
+                lesson[rest] = tensor
             else:
                 index, _, key = rest.partition("/")
                 slots.setdefault(int(index), {})[key] = tensor
-        self.lesson.restore(learned)
+        self.lesson.load_state_dict(lesson)
         current = self.optimizer.state_dict()
         self.optimizer.load_state_dict({"state": slots, "param_groups": current["param_groups"]})
-
-
-class _Lesson:
-    """An objective at work: the teachers it runs, what it reads and what it learns."""
-
-    def __init__(self, objective: Objective, state: State) -> None:
-        self.objective, self.state, self.task = objective, state, _required(state.task)
-        self.teachers = _teachers(objective, state)
-        counts = [0] * len(state.teacher)
-        for index, teacher in self.teachers.items():
-            counts[index] = layer_count(teacher)
-        self.wants = objective.wants(layer_count(state.model), counts)
-        self.learned = self.prepared() if self.teachers or self.wants.student else None
-
-    def prepared(self) -> nn.Module | None:
-        """Return what the objective learns; refuse features that do not fit before training."""
-        batch = self.task.example_batch(2).to(self.state.device)
-        with evaluation(self.state.model):
-            student = observe(self.task, self.state.model, batch, sorted(self.wants.student))
-        taught = self.teach(batch, self.state.seed)
-        for index in self.teachers:
-            _check_finite(index, taught[index])
-        learned = self.objective.build(student, taught, self.state.generator("learned"))
-        if learned is not None:
-            learned.to(self.state.device)
-        with torch.no_grad():
-            self.objective(student, taught, batch, task=self.task, learned=learned)
-        return learned
-
-    def teach(self, batch: Batch, seed: int) -> list[Features]:
-        """Return the features of every teacher, empty for one that is not asked."""
-        taught = [Features() for _ in range(len(self.state.teacher))]
-        for index, teacher in self.teachers.items():
-            torch.manual_seed(seed)
-            wanted = sorted(self.wants.teachers.get(index, ()))
-            # Outside the cache of the student's forward: without gradients, it would poison it.
-            with evaluation(teacher), self.autocast():
-                taught[index] = observe(self.task, teacher, batch, wanted)
-        return taught
-
-    def loss(self, batch: Batch, taught: Sequence[Features], done: float) -> Tensor:
-        """Return the objective of a batch, in float32."""
-        with self.autocast():
-            student = observe(self.task, self.state.model, batch, sorted(self.wants.student))
-        return self.objective(
-            student, taught, batch, task=self.task, learned=self.learned, progress=done
-        )
-
-    def autocast(self) -> torch.autocast:
-        """Return what forwards in training run under."""
-        low = self.state.precision == "bfloat16"
-        return torch.autocast(self.state.device.split(":")[0], torch.bfloat16, enabled=low)
-
-    def parameters(self) -> Iterable[nn.Parameter]:
-        """Return what is learned beside the network."""
-        return () if self.learned is None else self.learned.parameters()
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the tensors of what is learned beside the network."""
-        return {} if self.learned is None else self.learned.state_dict()
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continue with what ``state_dict`` returned."""
-        if self.learned is not None:
-            self.learned.load_state_dict(tensors)
-
-
-def _teachers(objective: Objective, state: State) -> dict[int, nn.Module]:
-    """Return the teachers that an objective asks, by index."""
-    missing = [index for index in objective.teachers if index >= len(state.teacher)]
-    if missing:
-        raise RunError(
-            f"train: the objective learns from teacher {missing[0]}, and there are "
-            f"{len(state.teacher)}, counted from 0; give compress(..., teacher=(first, second))"
-        )
-    return {i: state.teacher[i].to(state.device) for i in sorted(objective.teachers)}
-
-
-def _check_finite(index: int, features: Features) -> None:
-    for name, tensor in features.items():
-        if not bool(tensor.isfinite().all()):
-            raise ModelError(
-                f"train: '{name}' of teacher {index} holds NaN or infinity on examples of the "
-                "training split; nothing can be learned from it, give another teacher"
-            )
 
 
 def _examples(batch: Batch) -> int:

@@ -439,7 +439,9 @@ def evaluation(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def task_from_dict(spec: Mapping[str, Any] | str, *, base: Path = Path()) -> Task:
+def task_from_dict(
+    spec: Mapping[str, Any] | str, *, base: Path = Path(), tokenizer: Path | None = None
+) -> Task:
     """Return the Task that the ``task:`` line of a recipe describes.
 
     ``digits``, ``{mnist: folder}``, ``{npz: {path: file, augment: flip}}`` or, the same,
@@ -448,6 +450,7 @@ def task_from_dict(spec: Mapping[str, Any] | str, *, base: Path = Path()) -> Tas
     Args:
         spec: the name of a kind of task, and its options.
         base: folder of the recipe; relative paths start there.
+        tokenizer: what reads texts where the line names none.
 
     Raises:
         TaskError: an unknown kind or option, or data that cannot be used.
@@ -465,6 +468,8 @@ def task_from_dict(spec: Mapping[str, Any] | str, *, base: Path = Path()) -> Tas
     main = given.pop(name)
     first = dict(main) if isinstance(main, Mapping) else {} if main is None else {"path": main}
     builder = getattr(tasks, name)
+    if tokenizer is not None and "tokenizer" in inspect.signature(builder).parameters:
+        first = {"tokenizer": tokenizer} | first
     built: Task = builder(**_arguments(builder, name, first | given, base))
     return built
 

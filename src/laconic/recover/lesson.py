@@ -1,0 +1,127 @@
+"""A lesson: an objective at work, with the teachers it asks and what is learned beside."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from laconic.errors import ModelError, RunError
+from laconic.models.capture import Features, layer_count, observe
+from laconic.recover.objectives import Objective
+from laconic.step import State
+from laconic.tasks import Batch, Task
+from laconic.tasks.task import evaluation
+
+__all__ = ["Lesson"]
+
+
+class Lesson(nn.Module):
+    """An objective at work: the teachers it runs, what it reads and what it learns.
+
+    Its parameters are all that is learned beside the student: peers (teachers that learn too) and
+    what the objective builds.
+
+    Args:
+        objective: what is minimised.
+        state: the student, its teachers, precision and device.
+        task: that of the state.
+
+    Raises:
+        RunError: the objective learns from a teacher that is not there.
+        ModelError: a teacher's features are not finite.
+        FeatureError: features do not exist, or do not fit.
+    """
+
+    def __init__(self, objective: Objective, state: State, task: Task) -> None:
+        super().__init__()
+        self.objective, self.state, self.task = objective, state, task
+        teachers = _teachers(objective, state)
+        counts = [layer_count(teachers[i]) if i in teachers else 0 for i in _indices(state)]
+        # A plain dict, so that teachers are no part of what is learned.
+        self.teachers = {i: teachers[i] for i in teachers if i not in objective.peers}
+        self.peers = nn.ModuleDict({str(i): _peer(teachers[i]) for i in sorted(objective.peers)})
+        self.wants = objective.wants(layer_count(state.model), counts)
+        self.learned: nn.Module | None = None
+        if teachers or self.wants.student:
+            self.prepare()
+
+    def prepare(self) -> None:
+        """Build what the objective learns; refuse features that do not fit before training."""
+        batch = self.task.example_batch(2).to(self.state.device)
+        taught = self.teach(batch, self.state.seed)
+        with torch.no_grad(), evaluation(self.state.model), evaluation(self.peers):
+            student = self.features(batch, taught)
+            for index in self.objective.teachers:
+                _check_finite(index, taught[index])
+            learned = self.objective.build(student, taught, self.state.generator("learned"))
+            if learned is not None:
+                self.learned = learned.to(self.state.device)
+            self.objective(student, taught, batch, task=self.task, learned=self.learned)
+
+    def teach(self, batch: Batch, seed: int) -> list[Features]:
+        """Return the features of every teacher; empty for peers and for one that is not asked."""
+        taught = [Features() for _ in _indices(self.state)]
+        for index, teacher in self.teachers.items():
+            torch.manual_seed(seed)
+            wanted = sorted(self.wants.teachers.get(index, ()))
+            # Outside the cache of the student's forward: without gradients, it would poison it.
+            with evaluation(teacher), self.autocast():
+                taught[index] = observe(self.task, teacher, batch, wanted)
+        return taught
+
+    def features(self, batch: Batch, taught: list[Features]) -> Features:
+        """Return the features of the student, and fill in those of its peers."""
+        with self.autocast():
+            student = observe(self.task, self.state.model, batch, sorted(self.wants.student))
+            for name, peer in self.peers.items():
+                wanted = sorted(self.wants.teachers.get(int(name), ()))
+                taught[int(name)] = observe(self.task, peer, batch, wanted)
+        return student
+
+    def loss(self, batch: Batch, taught: Sequence[Features], done: float) -> Tensor:
+        """Return the objective of a batch, in float32."""
+        features = list(taught)
+        student = self.features(batch, features)
+        return self.objective(
+            student, features, batch, task=self.task, learned=self.learned, progress=done
+        )
+
+    def autocast(self) -> torch.autocast:
+        """Return what forwards in training run under."""
+        low = self.state.precision == "bfloat16"
+        return torch.autocast(self.state.device.split(":")[0], torch.bfloat16, enabled=low)
+
+
+def _indices(state: State) -> range:
+    return range(len(state.teacher))
+
+
+def _teachers(objective: Objective, state: State) -> dict[int, nn.Module]:
+    """Return the teachers that an objective asks, by index."""
+    missing = [index for index in objective.teachers if index >= len(state.teacher)]
+    if missing:
+        raise RunError(
+            f"train: the objective learns from teacher {missing[0]}, and there are "
+            f"{len(state.teacher)}, counted from 0; give compress(..., teacher=(first, second))"
+        )
+    return {i: state.teacher[i].to(state.device) for i in sorted(objective.teachers)}
+
+
+def _peer(teacher: nn.Module) -> nn.Module:
+    """Return a copy of a teacher that learns."""
+    peer = copy.deepcopy(teacher).train()
+    for parameter in peer.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return peer
+
+
+def _check_finite(index: int, features: Features) -> None:
+    for name, tensor in features.items():
+        if not bool(tensor.isfinite().all()):
+            raise ModelError(
+                f"train: '{name}' of teacher {index} holds NaN or infinity on examples of the "
+                "training split; nothing can be learned from it, give another teacher"
+            )
