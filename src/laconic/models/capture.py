@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 
 from laconic.errors import FeatureError, ModelError, nearest
 from laconic.models.families import FAMILIES, Family, blocks_path, family_of
+from laconic.names import of_laid
 
 if TYPE_CHECKING:
     from laconic.tasks import Batch, Task
@@ -261,7 +262,7 @@ def _source(root: nn.Module, name: str, blocks: list[nn.Module]) -> _Source:
         modules = dict(root.named_modules())
         if path in modules:
             return _Source((_Tap(modules[path], kind),), _same)
-        own = [module for module in modules if module and "parametrizations" not in module]
+        own = [module for module in modules if module and not of_laid(module)]
         hint = nearest(path, own)
         raise FeatureError(f"'{name}': the network has no module '{path}'{hint}")
     found = re.fullmatch(r"(hidden|attention|query|key|value)\.(\d+)", name)

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from laconic.errors import ScopeError
+from laconic.names import joined
 from laconic.scope import Scope
 from laconic.step import Value
 from laconic.weights.laid import weights_of
@@ -114,7 +115,7 @@ class Slimming(Penalty):
             ScopeError: there is none.
         """
         found: dict[str, Tensor] = {
-            f"{path}.weight" if path else "weight": module.weight
+            joined(path, "weight"): module.weight
             for path, module in scope.select(model).items()
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine
         }

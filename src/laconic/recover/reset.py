@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from laconic.errors import ModelError, ScopeError
+from laconic.names import of_laid
 from laconic.scope import Scope
 from laconic.step import State, Step, derive
 from laconic.weights.laid import bake, laid_tensors, lay
@@ -87,7 +88,7 @@ def _resettable(model: nn.Module, scope: Scope) -> dict[str, tuple[nn.Module, Dr
     found: dict[str, tuple[nn.Module, Draw]] = {}
     moving = False
     for name, module in scope.select(model).items():
-        if "parametrizations" in name.split("."):
+        if of_laid(name):
             continue  # what is laid belongs to the module it is laid on
         owned = parametrize.is_parametrized(module) or _any(module.parameters(recurse=False))
         draw = _reset_of(module)

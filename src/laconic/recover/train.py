@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 
 from laconic.errors import RunError, ScopeError, TaskError
 from laconic.models.capture import Features
+from laconic.names import module_of, plain_name
 from laconic.progress import progress
 from laconic.recover.lesson import Lesson
 from laconic.recover.objectives import Label, Objective
@@ -328,21 +329,7 @@ def _parameters(model: nn.Module, scope: Scope) -> list[nn.Parameter]:
     selected = scope.select(model)
     found: dict[nn.Parameter, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        holder, plain = _plain_name(name)
-        if holder in selected:
+        if module_of(name) in selected:
+            plain = plain_name(name)
             found[parameter] = min(plain, found.get(parameter, plain))
     return sorted(found, key=lambda parameter: found[parameter])
-
-
-def _plain_name(name: str) -> tuple[str, str]:
-    """Return a parameter's module and its name, the same whether it is laid or not.
-
-    >>> _plain_name("fc.parametrizations.weight.original"), _plain_name("fc.weight")
-    (('fc', 'fc.weight'), ('fc', 'fc.weight'))
-    """
-    parts = name.split(".")
-    if "parametrizations" not in parts:
-        return ".".join(parts[:-1]), name
-    cut = parts.index("parametrizations")
-    plain = [*parts[:cut], *parts[cut + 1 :]]
-    return ".".join(parts[:cut]), ".".join(plain).removesuffix(".original")

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 
 from laconic.errors import ArtifactError
 from laconic.models.load import builder_of, custom
+from laconic.names import joined, latent_name
 from laconic.ship import coding
 from laconic.ship import probe as probing
 from laconic.ship.container import digest, write
@@ -126,7 +127,7 @@ def _represented(model: nn.Module) -> dict[str, tuple[Tensor, Laid]]:
             continue
         listed = cast("dict[str, parametrize.ParametrizationList]", module.parametrizations)
         for attribute, layers in listed.items():
-            name = f"{path}.{attribute}" if path else attribute
+            name = joined(path, attribute)
             kinds = [isinstance(layer, Laid) for layer in layers]
             if any(kinds) and len(kinds) > 1:
                 raise ArtifactError(
@@ -140,10 +141,7 @@ def _represented(model: nn.Module) -> dict[str, tuple[Tensor, Laid]]:
 
 def _plain(model: nn.Module) -> dict[str, tuple[Tensor]]:
     """Return everything else of the state dict."""
-    hidden = tuple(
-        ".".join([*name.split(".")[:-1], "parametrizations", name.split(".")[-1]]) + "."
-        for name in _represented(model)
-    )
+    hidden = tuple(latent_name(name).removesuffix("original") for name in _represented(model))
     named = named_tensors(model)
     found = {}
     for name, tensor in model.state_dict(keep_vars=True).items():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from laconic.errors import ArtifactError, LaconicError, RunError
+from laconic.names import latent_name
 from laconic.ship.container import raw_bytes, read, write
 from laconic.step import State
 from laconic.structure.surgery import apply_edits_, edits_of
@@ -94,8 +95,7 @@ def _shapes(edits: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, list
     """Return the shapes of what was resized, by the names that it has when nothing is laid."""
     found = {}
     for name in edits.get("shapes", ()):
-        path, _, attribute = name.rpartition(".")
-        laid = f"{path}.parametrizations.{attribute}.original".removeprefix(".")
+        laid = latent_name(name)
         found[name] = list(tensors[laid if laid in tensors else name].shape)
     return found
 
@@ -111,11 +111,10 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _lay_again(
     model: nn.Module, name: str, kept: dict[str, Any], tensors: dict[str, Tensor]
 ) -> None:
-    path, _, attribute = name.rpartition(".")
-    below = f"{path}.parametrizations.{attribute}.".removeprefix(".")
-    prefix = f"{below}0."
+    latent = latent_name(name)
+    prefix = f"{latent.removesuffix('original')}0."
     with torch.no_grad():  # what was resized holds no numbers yet, and laying reads them
-        latent_of(model, name)[1].copy_(tensors[f"{below}original"])
+        latent_of(model, name)[1].copy_(tensors[latent])
     lay(
         model,
         name,

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from laconic.errors import ModelError
 from laconic.models.families import FAMILIES
+from laconic.names import joined, of_laid
 from laconic.structure._atoms import Atom, Dim, fixed, freeze, root, unify
 from laconic.structure._rules import ELEMENTWISE, Call, constant, pointwise, unknown
 from laconic.structure._views import RULES
@@ -129,7 +130,7 @@ class Recording(TorchDispatchMode):
         for each in self.tracked:
             if id(each.tensor) not in self._touched:
                 self._freeze(each.dims, "the forward does not use it")
-            elif "parametrizations" in each.names[0].split("."):
+            elif of_laid(each.names[0]):
                 self._freeze(each.dims, "a parametrization that is not laconic's")
         self._join_heads(network)
         self._check_pieces()
@@ -250,7 +251,7 @@ def _tensors(network: nn.Module) -> list[tuple[Tensor, tuple[str, ...]]]:
             saved = attribute not in module._non_persistent_buffers_set
             if saved and buffer is not None and buffer.dim() == 1 and buffer.is_floating_point():
                 found[id(buffer)] = buffer
-                names.setdefault(id(buffer), []).append(f"{path}.{attribute}".lstrip("."))
+                names.setdefault(id(buffer), []).append(joined(path, attribute))
     return [(tensor, tuple(names[key])) for key, tensor in found.items()]
 
 

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from laconic.errors import AxisError, ModelError
+from laconic.names import latent_name
 from laconic.structure._record import ATTRIBUTES
 from laconic.structure.surgery import resize_, set_attributes_
 from laconic.weights.laid import Laid, latent_of, swap_
@@ -167,17 +168,12 @@ def select_(
             scaled = _scaled(tensor, {dim: (factors or {}).get((name, dim)) for dim in dims})
             new[name] = _selected(name, scaled, layer, dims)
     for name, (tensor, layer) in new.items():
-        resize_(model, name if layer is None else _latent(name), tensor)
+        resize_(model, name if layer is None else latent_name(name), tensor)
         if layer is not None:
             swap_(model, name, layer)
     for path, values in attributes.items():
         set_attributes_(model, path, values)
     return changes
-
-
-def _latent(name: str) -> str:
-    path, _, attribute = name.rpartition(".")
-    return f"{path}.parametrizations.{attribute}.original".lstrip(".")
 
 
 def _scaled(tensor: Tensor, factors: Mapping[int, Tensor | None]) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from laconic.errors import ModelError, ScopeError, TaskError
 from laconic.models.capture import observe
 from laconic.models.families import blocks_path, family_of
+from laconic.names import of_laid
 from laconic.scope import Scope
 from laconic.step import State, Step, Value, run_step
 from laconic.structure.surgery import keep_
@@ -553,11 +554,7 @@ def _blocks(model: nn.Module, path: str) -> nn.ModuleList:
 
 def _parameters(block: nn.Module) -> dict[str, Tensor]:
     """Return the parameters of a block by their plain names, laid or not."""
-    plain = {
-        name: parameter
-        for name, parameter in block.named_parameters()
-        if "parametrizations" not in name.split(".")
-    }
+    plain = {name: parameter for name, parameter in block.named_parameters() if not of_laid(name)}
     latent = {name: tensor for name, (_, tensor) in laid_tensors(block).items()}
     return dict(sorted((plain | latent).items()))
 

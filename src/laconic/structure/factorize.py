@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from laconic.errors import ChainError, ModelError, ScopeError, TaskError
 from laconic.models.families import blocks_path
+from laconic.names import joined, module_of
 from laconic.progress import progress
 from laconic.step import State, Step
 from laconic.structure.depth import ShareLayers
@@ -245,8 +245,7 @@ def _owners(model: nn.Module, parameter: Tensor) -> Iterator[str]:
     """Yield the names of the modules that have a parameter."""
     for name, module in model.named_modules():
         if any(tensor is parameter for tensor in module._parameters.values()):
-            # What is laid is held by a part of the layer.
-            yield re.sub(r"(^|\.)parametrizations\..*", "", name)
+            yield module_of(joined(name, "original"))
 
 
 @contextlib.contextmanager

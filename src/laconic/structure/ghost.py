@@ -15,6 +15,7 @@ from laconic.errors import ChainError, ModelError, ScopeError
 from laconic.models.families import FAMILIES, Family, blocks_path, family_of
 from laconic.models.ghosts import MOST_GHOSTS, MOST_TAPS, GhostConv2d, GhostProjection
 from laconic.models.layers import describe
+from laconic.names import joined
 from laconic.scope import Scope
 from laconic.step import State, Step, Value
 from laconic.structure.surgery import replace_
@@ -172,7 +173,7 @@ class ChannelGhosts(Ghosts):
     def places(self, model: nn.Module, scope: Scope) -> list[str]:
         """Return the convolutions of the scope with one group, enough filters and no ghosts."""
         inside = {
-            f"{path}.primary" if path else "primary"
+            joined(path, "primary")
             for path, module in model.named_modules()
             if isinstance(module, GhostConv2d)
         }

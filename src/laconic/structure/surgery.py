@@ -16,6 +16,7 @@ from laconic.errors import ModelError, nearest
 from laconic.models.families import SHAPE_ATTRIBUTES
 from laconic.models.layers import LARGEST, describe, layer
 from laconic.models.load import builder_of
+from laconic.names import ORIGINAL, joined, latent_name, of_laid, plain_name
 
 __all__ = [
     "apply_edits_",
@@ -28,7 +29,6 @@ __all__ = [
 
 SHOWN, LONGEST = 60, 300
 MOST_ELEMENTS = 1 << 60
-PARAMETRIZED = "parametrizations"
 
 
 def edits_of(model: nn.Module) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def resize_(model: nn.Module, name: str, tensor: Tensor) -> None:
             f"such tensor with elements, not {tensor.dtype} {list(tensor.shape)} on {tensor.device}"
         )
     owners = {
-        _dotted(path, key): (owner, key)
+        joined(path, key): (owner, key)
         for path, owner in index.items()
         for key, held in _tensors(owner)
         if held is old
@@ -173,7 +173,8 @@ def resize_(model: nn.Module, name: str, tensor: Tensor) -> None:
     if tensor.shape == old.shape:
         return
     edits = edits_of(model)
-    plain = {found for found in map(_plain_name, owners) if found}
+    # What a representation keeps beside the weight is not there once it is baked.
+    plain = {plain_name(name) for name in owners if not of_laid(name) or name.endswith(ORIGINAL)}
     edits["shapes"] = sorted({*edits.get("shapes", ()), *plain})
     _note(model, edits)
 
@@ -322,7 +323,7 @@ def _write(model: nn.Module, records: _Records, edited: nn.Module) -> None:
             },
             "shapes": sorted(
                 {
-                    _dotted(path, name)
+                    joined(path, name)
                     for module, name in records.shapes
                     for path in paths.get(module, ())
                 }
@@ -441,7 +442,7 @@ def _tensor(index: Mapping[str, nn.Module], name: str) -> Tensor:
     if parametrize.is_parametrized(module, attribute):
         raise ModelError(
             f"'{name[:SHOWN]}' is laid; resize its latent weight "
-            f"'{_dotted(path, f'{PARAMETRIZED}.{attribute}.original')}', or bake it first"
+            f"'{latent_name(joined(path, attribute))}', or bake it first"
         )
     found = dict(_tensors(module))
     if attribute not in found:
@@ -469,16 +470,3 @@ def _install(owners: Sequence[tuple[nn.Module, str]], old: Tensor, new: Tensor) 
     for owner, name in owners:
         setattr(owner, name, made)
     return made
-
-
-def _dotted(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
-
-
-def _plain_name(name: str) -> str:
-    """Return the name of a tensor in the baked network; empty: it is not there."""
-    parts = name.split(".")
-    if PARAMETRIZED not in parts:
-        return name
-    place = parts.index(PARAMETRIZED)
-    return ".".join([*parts[:place], parts[-2]]) if parts[-1] == "original" else ""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from laconic.errors import ModelError, nearest
+from laconic.names import joined, of_laid
 from laconic.scope import Scope
 from laconic.weights.representation import Codes, Float, Representation, grouped, masked, ste
 
@@ -183,7 +184,7 @@ def laid_tensors(model: nn.Module) -> dict[str, tuple[Laid, Tensor]]:
     for path, module in model.named_modules():
         for attribute, layers in _parametrizations(module).items():
             if isinstance(layers[0], Laid):
-                name = f"{path}.{attribute}" if path else attribute
+                name = joined(path, attribute)
                 found[name] = (layers[0], layers.original)
     return found
 
@@ -200,7 +201,7 @@ def weights_of(model: nn.Module, scope: Scope) -> dict[str, Tensor]:
         for attribute, latent in sorted(_parameters(module), key=lambda named: named[0]):
             if latent.dim() >= 2 and id(latent) not in seen:
                 seen.add(id(latent))
-                found[f"{path}.{attribute}" if path else attribute] = getattr(module, attribute)
+                found[joined(path, attribute)] = getattr(module, attribute)
     return found
 
 
@@ -215,10 +216,10 @@ def ties_of(model: nn.Module) -> dict[str, str]:
     first: dict[int, str] = {}
     ties = {}
     for path, module in model.named_modules(remove_duplicate=False):
-        if "parametrizations" in path.split("."):
+        if of_laid(path):
             continue  # what is in there has a plain name
         for attribute, parameter in sorted(_parameters(module), key=lambda named: named[0]):
-            name = f"{path}.{attribute}" if path else attribute
+            name = joined(path, attribute)
             kept = first.setdefault(id(parameter), name)
             if kept != name:
                 ties[name] = kept
