@@ -50,7 +50,8 @@ def recipe(name: str, width: float, depth: float, objective: Objective, seed: in
         batch=32,
         optimizer=AdamW(5e-5, clip=1.0, decay=Linear(warmup=0.1)),
     )
-    return Recipe((*cuts, train), seed=seed, precision="bfloat16")
+    recall = "6 GB" if EPOCHS[name] > 1 else None
+    return Recipe((*cuts, train), seed=seed, precision="bfloat16", recall=recall)
 
 
 def run(

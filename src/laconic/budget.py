@@ -13,7 +13,7 @@ from pydantic_core import core_schema
 
 from laconic.errors import BudgetError, nearest
 
-__all__ = ["Budget", "knapsack"]
+__all__ = ["Budget", "bytes_of", "knapsack"]
 
 _BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 _BYTES |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -33,6 +33,7 @@ _QUANTITIES: dict[str, tuple[str, dict[str, int]]] = {
 }
 _NUMBER = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 _TERM = re.compile(rf"\s*(\w+)\s*([<>=]+)\s*({_NUMBER})\s*([a-z]*)\s*", re.IGNORECASE)
+_AMOUNT = re.compile(rf"\s*({_NUMBER})\s*([a-z]+)\s*", re.IGNORECASE)
 # Utilities are sums of floats: a gain below this is rounding (methods.md, A-4).
 _GAIN = 1e-12
 
@@ -138,6 +139,27 @@ class Budget:
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> dict[str, str]:
         return {"type": "string", "description": "upper limits: 'size <= 28 MiB, macs <= 0.5x'"}
+
+
+def bytes_of(text: str) -> int:
+    """Return an amount of memory in bytes.
+
+    Args:
+        text: a number and one of B, kB, MB, GB, KiB, MiB, GiB.
+
+    Raises:
+        BudgetError: anything else.
+
+    >>> bytes_of("2 GB"), bytes_of("0.5 KiB")
+    (2000000000, 512)
+    """
+    match = _AMOUNT.fullmatch(text)
+    if match is None or match[2] not in _BYTES:
+        raise BudgetError(
+            f"'{text}' is no amount of memory; write a number and one of "
+            f"{', '.join(_BYTES)}, such as '2 GB'"
+        )
+    return round(float(match[1]) * _BYTES[match[2]])
 
 
 def _parse(part: str, whole: str) -> tuple[str, _Limit]:

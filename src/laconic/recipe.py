@@ -13,8 +13,8 @@ import yaml
 from pydantic import field_validator
 from torch import nn
 
-from laconic.budget import Budget
-from laconic.errors import FieldProblem, LaconicError, RecipeError, nearest
+from laconic.budget import Budget, bytes_of
+from laconic.errors import BudgetError, FieldProblem, LaconicError, RecipeError, nearest
 from laconic.step import Step, Value, members
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ class Recipe(Value):
             ``model: {hf: folder}`` where no other is named.
         teacher: as ``model``, or a list of such: what objectives learn from; None: the network
             before the first step.
+        recall: memory such as "2 GB" for what teachers answered. They answer every training
+            example once, at the start of a training, if examples are not augmented and the
+            answers fit; else every batch.
 
     >>> from laconic.structure import Prune
     >>> Recipe([Prune("weights", keep=0.5)]) + Recipe([Prune("weights", keep=0.1)])
@@ -52,11 +55,22 @@ class Recipe(Value):
     model: dict[str, Any] | str | None = None
     task: dict[str, Any] | str | None = None
     teacher: tuple[dict[str, Any] | str, ...] | None = None
+    recall: str | None = None
 
     @field_validator("teacher", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
         return (value,) if isinstance(value, (str, Mapping)) else value
+
+    @field_validator("recall")
+    @classmethod
+    def _amount(cls, value: str | None) -> str | None:
+        try:
+            if value is not None:
+                bytes_of(value)
+        except BudgetError as error:
+            raise ValueError(str(error)) from None
+        return value
 
     @field_validator("model", "task", mode="before")
     @classmethod

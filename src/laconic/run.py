@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from laconic import measure as measuring
+from laconic.budget import bytes_of
 from laconic.errors import RunError
 from laconic.recipe import Recipe
 from laconic.recover.objectives import Objective
@@ -147,6 +148,7 @@ def compress(
             seed=recipe.seed,
             device=device,
             precision=_precision(recipe.precision, device),
+            recall=0 if recipe.recall is None else bytes_of(recipe.recall),
         )
         facts = _facts(recipe, model, task, state)
         facts["teacher"] = [model_hash(each) for each in teachers]

@@ -277,6 +277,7 @@ class State:
         seed: of the running step; every draw derives from it.
         device: where the model and the batches live.
         precision: "float32", or "bfloat16" for autocast while training.
+        recall: bytes that may hold what teachers answered; 0: they answer every batch.
         history: one measurement per finished step.
         keeper: writes checkpoints to the run directory; None: there is none.
         position: where the running loops stand, outermost first.
@@ -294,6 +295,7 @@ class State:
     seed: int = 0
     device: str = "cpu"
     precision: str = "float32"
+    recall: int = 0
     history: list[Any] = field(default_factory=list)
     keeper: Keeper | None = None
     position: list[int] = field(default_factory=list)

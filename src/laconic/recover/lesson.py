@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -10,12 +11,18 @@ from torch import Tensor, nn
 
 from laconic.errors import ModelError, RunError
 from laconic.models.capture import Features, layer_count, observe
+from laconic.progress import progress
 from laconic.recover.objectives import Objective
+from laconic.recover.recall import Recall
 from laconic.step import State
 from laconic.tasks import Batch, Task
 from laconic.tasks.task import evaluation
 
 __all__ = ["Lesson"]
+
+logger = logging.getLogger(__name__)
+
+ANSWERED = 64  # examples at once where teachers answer all of them
 
 
 class Lesson(nn.Module):
@@ -45,8 +52,11 @@ class Lesson(nn.Module):
         self.peers = nn.ModuleDict({str(i): _peer(teachers[i]) for i in sorted(objective.peers)})
         self.wants = objective.wants(layer_count(state.model), counts)
         self.learned: nn.Module | None = None
+        self.recalled: dict[int, Recall] = {}
         if teachers or self.wants.student:
             self.prepare()
+        if self.teachers and state.recall:
+            self.remember()
 
     def prepare(self) -> None:
         """Build what the objective learns; refuse features that do not fit before training."""
@@ -61,10 +71,34 @@ class Lesson(nn.Module):
                 self.learned = learned.to(self.state.device)
             self.objective(student, taught, batch, task=self.task, learned=self.learned)
 
+    def remember(self) -> None:
+        """Let the teachers answer every training example, if all answers can be kept."""
+        train = self.task.train
+        if next(train.batches(1, seed=self.state.seed)).index is None:
+            logger.info("train: nothing is recalled, because training examples are augmented")
+            return
+        share = self.state.recall // len(self.teachers)
+        recalled = {index: Recall(share) for index in self.teachers}
+        batches = train.any_order(ANSWERED, device=self.state.device)
+        for batch in progress(batches, "train: teachers answer", train.batch_count(ANSWERED)):
+            taught = self.teach(batch, self.state.seed)
+            for index, recall in recalled.items():
+                recall.note(batch, taught[index])
+            if any(recall.full for recall in recalled.values()):
+                logger.warning(
+                    "train: what teachers answer is more than %d bytes, so nothing is recalled",
+                    self.state.recall,
+                )
+                return
+        self.recalled = recalled
+
     def teach(self, batch: Batch, seed: int) -> list[Features]:
         """Return the features of every teacher; empty for peers and for one that is not asked."""
         taught = [Features() for _ in _indices(self.state)]
         for index, teacher in self.teachers.items():
+            if index in self.recalled:
+                taught[index] = self.recalled[index].features(batch)
+                continue
             torch.manual_seed(seed)
             wanted = sorted(self.wants.teachers.get(index, ()))
             # Outside the cache of the student's forward: without gradients, it would poison it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,6 +49,8 @@ class Batch:
         inputs: a tuple for ``model(*inputs)``, a mapping for ``model(**inputs)``, or anything
             else for ``model(inputs)``; tensors are [batch, ...].
         targets: labels or values [batch, ...]; None where there are none.
+        index: which examples these are [batch], the same number for the same example in every
+            epoch; None: they were augmented, or it is not known.
 
     >>> Batch((torch.zeros(4, 2),), torch.zeros(4)).first(3).targets.shape
     torch.Size([3])
@@ -55,6 +58,7 @@ class Batch:
 
     inputs: Any
     targets: Tensor | None = None
+    index: Tensor | None = None
 
     def to(self, device: str | torch.device) -> Batch:
         """Return the batch with every tensor on a device."""
@@ -62,11 +66,12 @@ class Batch:
 
     def first(self, count: int) -> Batch:
         """Return the batch with at most its first ``count`` examples."""
-        return self._mapped(lambda tensor: tensor[:count])
+        index = None if self.index is None else self.index[:count]
+        return dataclasses.replace(self._mapped(lambda tensor: tensor[:count]), index=index)
 
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> Batch:
         targets = None if self.targets is None else function(self.targets)
-        return Batch(map_tensors(function, self.inputs), targets)
+        return Batch(map_tensors(function, self.inputs), targets, self.index)
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], structure: Any) -> Any:
@@ -295,9 +300,11 @@ class Arrays(Split):
             chosen = order[number * size : (number + 1) * size].to(self.inputs.device)
             inputs = self.inputs.index_select(0, chosen).to(device)
             targets = self.labels.index_select(0, chosen.to(self.labels.device)).to(device)
+            index: Tensor | None = chosen
             if seed is not None and self.augment is not None:
                 inputs = self.augment(inputs, _generator(seed, "augment", epoch, number))
-            yield Batch((to_float(inputs, self.normalize),), targets)
+                index = None
+            yield Batch((to_float(inputs, self.normalize),), targets, index)
 
     def subset(self, index: Sequence[int]) -> Arrays:
         """Return the examples at these positions; the arrays are shared, not copied."""

@@ -155,7 +155,7 @@ class Texts(Split):
             "attention_mask": real.long(),
             "token_type_ids": torch.where(real, self.types[places], 0).long(),
         }
-        return Batch(inputs, self.labels[chosen])
+        return Batch(inputs, self.labels[chosen], chosen)
 
 
 def as_tokenizer(

@@ -1,0 +1,119 @@
+"""What teachers answered once, kept for every epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from laconic.errors import FeatureError
+from laconic.models.capture import Features
+from laconic.tasks import Batch
+
+__all__ = ["Recall"]
+
+# Which dimensions of a feature are tokens, [batch] counted.
+TOKENS: dict[str, tuple[int, ...]] = {
+    "logits": (),
+    "hidden": (1,),
+    "query": (2,),
+    "key": (2,),
+    "value": (2,),
+    "attention": (2, 3),
+}
+
+
+class Recall:
+    """Features of examples, one by one and without their padding, up to a number of bytes.
+
+    What is recalled is what was noted: an example's features do not depend on the batch in which
+    they are asked for again, but for zeros where its tokens end.
+
+    Args:
+        limit: bytes; beyond it nothing is kept, not even what was noted before.
+
+    >>> recall = Recall(100)
+    >>> batch = Batch((torch.zeros(2, 1),), index=torch.tensor([7, 4]))
+    >>> recall.note(batch, Features({"logits": torch.tensor([[1.0], [2.0]])}))
+    >>> recall.features(batch.first(1))["logits"]
+    tensor([[1.]])
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.bytes, self.layers = limit, 0, 0
+        self.kept: dict[int, dict[str, Tensor]] = {}
+
+    @property
+    def full(self) -> bool:
+        """Return whether more was noted than may be kept."""
+        return self.bytes > self.limit
+
+    def note(self, batch: Batch, features: Features) -> None:
+        """Keep the features of a batch that has an index.
+
+        Raises:
+            FeatureError: of padded texts, a feature by path: which of its dimensions are tokens is
+                not known.
+        """
+        mask = features.get("mask")
+        lengths = None if mask is None else mask.sum(dim=1).tolist()
+        taken = {name: tensor for name, tensor in features.items() if name != "mask"}
+        self.layers = features.layers
+        for place, key in enumerate(_index(batch)):
+            length = None if lengths is None else lengths[place]
+            row = {name: _cut(name, tensor[place], length) for name, tensor in taken.items()}
+            self.bytes += sum(tensor.nbytes for tensor in row.values())
+            self.kept[key] = row
+        if self.full:
+            self.kept.clear()
+
+    def features(self, batch: Batch) -> Features:
+        """Return the features of a batch, all of whose examples were noted."""
+        rows = [self.kept[key] for key in _index(batch)]
+        inputs = batch.inputs if isinstance(batch.inputs, Mapping) else {}
+        mask = inputs.get("attention_mask")
+        width = 0 if mask is None else mask.shape[1]
+        found = {name: _joined(name, [row[name] for row in rows], width) for name in rows[0]}
+        if mask is not None:
+            found["mask"] = mask.bool()
+        return Features(found, layers=self.layers)
+
+
+def _index(batch: Batch) -> list[int]:
+    index: list[int] = [] if batch.index is None else batch.index.tolist()
+    return index
+
+
+def _tokens(name: str) -> tuple[int, ...]:
+    """Return which dimensions of one example's feature are tokens."""
+    found = TOKENS.get(name.partition(".")[0])
+    if found is None:
+        raise FeatureError(
+            f"'{name}' of padded texts cannot be kept, because which of its dimensions are tokens "
+            "is not known; learn from hidden.N instead, or leave 'recall' out of the recipe"
+        )
+    return tuple(dim - 1 for dim in found)
+
+
+def _cut(name: str, tensor: Tensor, length: int | None) -> Tensor:
+    """Return one example's feature without its padding, in memory of its own."""
+    if length is not None:
+        for dim in _tokens(name):
+            tensor = tensor.narrow(dim, 0, length)
+    return tensor.clone()
+
+
+def _joined(name: str, rows: Sequence[Tensor], width: int) -> Tensor:
+    """Return the features of several examples, their tokens padded with zeros."""
+    tokens = _tokens(name) if width else ()
+    if not tokens:
+        return torch.stack(list(rows))
+    shape = [width if dim in tokens else size for dim, size in enumerate(rows[0].shape)]
+    joined = rows[0].new_zeros(len(rows), *shape)
+    for place, row in enumerate(rows):
+        part = joined[place]
+        for dim in tokens:
+            part = part.narrow(dim, 0, row.shape[dim])
+        part.copy_(row)
+    return joined
