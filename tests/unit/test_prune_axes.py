@@ -352,12 +352,13 @@ def test_network_slimming_cuts_the_smallest_scales_of_all_layers() -> None:
 
 def test_only_what_the_scope_alone_computes_is_pruned(caplog: pytest.LogCaptureFixture) -> None:
     step = Prune("channels", scope="layer1.* kind:conv", keep=0.5)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.DEBUG, logger="laconic.structure.prune"):
         model, _ = pruned("resnet channels", step)
     assert model.layer1[0].conv1.out_channels == 8  # inside the block, free
     assert model.layer1[0].conv2.out_channels == 16  # of the residual stream, with others
     assert model.layer2[0].conv1.out_channels == 32
-    (line,) = [message for message in caplog.messages if message.startswith("prune:")]
+    summary, line = (message for message in caplog.messages if message.startswith("prune:"))
+    assert summary == "prune: 8 of 16 channels are left (axes: 1)"
     assert line.startswith("prune: the channel axis of 16 in 'layer1.0.conv1.weight'")
     assert line.endswith(": 8 left")
 

@@ -122,10 +122,10 @@ MADE: dict[str, tuple[Any, Callable[..., torch.optim.Optimizer]]] = {
         SGD(0.1, weight_decay=0.1, nesterov=True),
         lambda groups: torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True),
     ),
-    "adam": (Adam(0.01, clip=0.5), lambda groups: torch.optim.Adam(groups, lr=0.01)),
+    "adam": (Adam(0.01, clip=0.5), lambda groups: torch.optim.Adam(groups, lr=0.01, fused=True)),
     "adamw": (
         AdamW(0.01, decay=Linear(warmup=0.4)),
-        lambda groups: torch.optim.AdamW(groups, lr=0.01),
+        lambda groups: torch.optim.AdamW(groups, lr=0.01, fused=True),
     ),
 }
 

@@ -217,8 +217,11 @@ class Prune(During):
         smaller = {axis: mask for axis, mask in kept.items() if not bool(mask.all())}
         slice_(state.model, {axis: mask.nonzero()[:, 0].tolist() for axis, mask in smaller.items()})
         unmask_(state.model, {use.name for axis in axes for use in axis.uses})
+        left = sum(int(mask.sum()) for mask in kept.values())
+        total = sum(mask.numel() for mask in kept.values())
+        logger.info("prune: %d of %d %s are left (axes: %d)", left, total, self.axes, len(kept))
         for axis, mask in kept.items():
-            logger.info("prune: %s: %d left", axis, int(mask.sum()))
+            logger.debug("prune: %s: %d left", axis, int(mask.sum()))
 
 
 def _due(masks: Mapping[Any, Tensor], keep: float, ranking: Ranking) -> bool:
