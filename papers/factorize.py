@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from common import cifar10, file_bytes, parser, row, seconds_of, trained_resnet, write_results
-from encoders import fine_tuned, glue
+from encoders import RATE, fine_tuned, glue
 
 from laconic import Factorize, Recipe, Result, Scope, Task, Train, compress
 from laconic.recover import SGD, AdamW, Linear, Recalibrate, Stop
@@ -43,7 +43,7 @@ def encoder(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield the rows of the encoder."""
     task = glue(options, "MRPC")
     model = fine_tuned(options, "MRPC", task, seed=0).baked()
-    optimizer = AdamW(5e-5, clip=1.0, decay=Linear(warmup=0.1))
+    optimizer = AdamW(RATE, clip=1.0, decay=Linear(warmup=0.1))
     feed_forward = Scope("*.intermediate.dense", "*.layer.*.output.dense", exclude="*.attention.*")
     for by in MATRICES:
         steps: tuple[Step, ...] = (

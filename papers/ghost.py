@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from common import file_bytes, parser, row, seconds_of, spread, write_results
-from encoders import fine_tuned, glue, score
+from encoders import RATE, fine_tuned, glue, score
 from torch import nn
 
 from laconic import Hidden, Logits, Prune, Recipe, Train, compress
@@ -69,7 +69,7 @@ def gains(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         Hidden() + Logits(loss="cross_entropy"),
         epochs=3,
         batch=32,
-        optimizer=AdamW(5e-5, clip=1.0, decay=Linear(warmup=0.1)),
+        optimizer=AdamW(RATE, clip=1.0, decay=Linear(warmup=0.1)),
     )
     for way, ghosts in WAYS.items():
         teachers, done = [], []

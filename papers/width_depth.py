@@ -19,7 +19,7 @@ from itertools import product
 from typing import Any
 
 from common import file_bytes, parser, row, seconds_of, spread, write_results
-from encoders import fine_tuned, glue, score
+from encoders import RATE, fine_tuned, glue, score
 
 from laconic import Hidden, Label, Logits, Prune, Recipe, Result, Scope, Task, Train, compress
 from laconic.recover import AdamW, Linear, Objective
@@ -48,7 +48,7 @@ def recipe(name: str, width: float, depth: float, objective: Objective, seed: in
         objective,
         epochs=EPOCHS[name],
         batch=32,
-        optimizer=AdamW(5e-5, clip=1.0, decay=Linear(warmup=0.1)),
+        optimizer=AdamW(RATE, clip=1.0, decay=Linear(warmup=0.1)),
     )
     recall = "6 GB" if EPOCHS[name] > 1 else None
     return Recipe((*cuts, train), seed=seed, precision="bfloat16", recall=recall)
