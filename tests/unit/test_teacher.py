@@ -521,6 +521,15 @@ def test_a_last_batch_of_one_that_a_norm_cannot_take_is_passed_over() -> None:
     assert all(bool(p.isfinite().all()) for p in model.parameters())
 
 
+def test_a_last_batch_of_one_that_a_peers_norm_cannot_take_is_passed_over() -> None:
+    model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3))
+    seen: list[int] = []
+    model.register_forward_hook(lambda m, i, o: seen.append(len(o)) if m.training else None)
+    peer = (network(),)
+    run_step(Train(Mutual(), batch=4), State(model, task(9), teacher=peer))
+    assert seen == [4, 4]
+
+
 @pytest.mark.parametrize(
     "model",
     [

@@ -75,7 +75,7 @@ class Lesson(nn.Module):
         """Let the teachers answer every training example, if all answers can be kept."""
         train = self.task.train
         if next(train.batches(1, seed=self.state.seed)).index is None:
-            logger.info("train: nothing is recalled, because training examples are augmented")
+            logger.info("train: nothing is recalled; examples are augmented, or a loader's own")
             return
         share = self.state.recall // len(self.teachers)
         recalled = {index: Recall(share) for index in self.teachers}

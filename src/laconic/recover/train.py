@@ -176,10 +176,10 @@ class _Loop:
         Raises:
             TaskError: it cannot even at the start of an epoch, so nothing would be learned.
         """
-        norms = (each for each in self.model.modules() if isinstance(each, _BatchNorm))
-        if _examples(batch) > 1 or not any(norm.training for norm in norms):
+        if _examples(batch) > 1:
             return True
-        if _normalised(self.task, self.model, batch):
+        networks = (self.model, *self.lesson.peers.values())
+        if all(_normalised(self.task, each, batch) for each in networks):
             return True
         if self.batch == 0:
             raise TaskError(
@@ -294,6 +294,8 @@ def _examples(batch: Batch) -> int:
 
 def _normalised(task: Task, model: nn.Module, batch: Batch) -> bool:
     """Return whether a network in training takes a batch, tried on a copy."""
+    if not any(isinstance(each, _BatchNorm) and each.training for each in model.modules()):
+        return True
     try:
         with torch.no_grad():
             task.call(copy.deepcopy(model), batch)
