@@ -190,11 +190,11 @@ def _check(output: Output, job: _Job, device: str | None) -> int:
     from laconic.run import pick_device
 
     job.recipe.check(job.model, job.task)
-    steps = ", ".join(step.name for step in job.recipe.steps)
-    output.line(f"{job.name} fits: {steps}")
     found = predict(
         job.recipe, job.model, job.task, device=pick_device(device), teachers=job.teachers
     )
+    steps = ", ".join(step.name for step in job.recipe.steps)
+    output.line(f"{job.name} fits: {steps}")
     output.event("result", **dataclasses.asdict(found), seconds=found.seconds)
     _tell_prediction(output, found)
     return _budget(output, job.recipe, found.exceeded, "will be")
