@@ -136,6 +136,11 @@ def compress(
     """
     recipe = steps if isinstance(steps, Recipe) else Recipe(steps=tuple(steps))
     teachers = _given(teacher)
+    if recipe.teacher is not None and not teachers:
+        raise RunError(
+            "the recipe names a teacher, which only the command line loads by itself; give "
+            "compress(..., teacher=tuple(load_model(each) for each in recipe.teacher))"
+        )
     recipe.check(model, task)
     _check_teachers(recipe, max(1, len(teachers)))
     device = pick_device(device)

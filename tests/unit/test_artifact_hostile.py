@@ -779,7 +779,7 @@ def test_a_network_that_is_edited_alike_is_filled():
     saved = small()
     model = load(written(small_file()), model=small_edited())
     assert torch.equal(model.blocks[0].weight, saved.blocks[0].weight)
-    keep_(model, "blocks", [0])
+    keep_(model, "blocks", [0])  # the file has more
     with pytest.raises(ArtifactError, match="edited otherwise already"):
         load(written(small_file()), model=model)
     save(Small(), FOLDER[0] / "plain")

@@ -17,7 +17,7 @@ from laconic.ship.checkpoint import load_checkpoint, model_hash, save_checkpoint
 from laconic.ship.container import raw_bytes
 from laconic.step import State, members
 from laconic.structure.surgery import edits_of, keep_, replace_, resize_
-from laconic.weights import Float, KMeans, Representation, Symmetric, Ternary, lay
+from laconic.weights import Float, KMeans, Representation, Symmetric, Ternary, bake, lay
 from laconic.weights.laid import laid_tensors, tie_, ties_of
 
 
@@ -268,6 +268,43 @@ def test_an_edited_network_comes_back(tmp_path):
     inputs = torch.eye(4)
     assert torch.equal(state.model(inputs), model(inputs))
     assert isinstance(state.model[1], nn.GELU) and state.model[0].weight.shape == (3, 4)
+
+
+def test_types_and_frozen_parameters_of_what_was_put_in_come_back(tmp_path):
+    def original() -> nn.Module:
+        model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+        model[2].weight.requires_grad_(False)
+        return model
+
+    model = original()
+    replace_(model, "0", nn.Linear(4, 4).double())
+    model[0].bias.requires_grad_(False)
+    save_checkpoint(State(model), {}, tmp_path / "checkpoint", run={})
+    state = State(original())
+    load_checkpoint(state, tmp_path / "checkpoint")
+    assert {tensor.dtype for tensor in state.model.parameters()} == {torch.float64}
+    frozen = [name for name, p in state.model.named_parameters() if not p.requires_grad]
+    assert frozen == ["0.bias", "2.weight"]
+    assert torch.equal(state.model(torch.eye(4).double()), model(torch.eye(4).double()))
+
+
+def test_a_run_may_begin_with_a_network_that_is_cut_and_laid(tmp_path):
+    def start() -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Tanh(), nn.Linear(4, 2))
+        edited(model)
+        return model
+
+    model = start()
+    bake(model)
+    lay(model, "2.weight", Ternary())
+    keep_(model, "", [0, 2])
+    save_checkpoint(State(model), {}, tmp_path / "checkpoint", run={})
+    state = State(start())
+    load_checkpoint(state, tmp_path / "checkpoint")
+    assert list(laid_tensors(state.model)) == ["1.weight"]
+    assert torch.equal(state.model(torch.eye(4)), model(torch.eye(4)))
 
 
 def test_what_a_step_tied_stays_tied(tmp_path):

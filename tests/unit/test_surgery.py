@@ -430,9 +430,20 @@ def test_edits_are_done_once(net):
     apply_edits_(net, edits_of(net), {})
     assert len(net.blocks) == 2
     with pytest.raises(ModelError, match="edited otherwise already"):
-        apply_edits_(net, {"lists": {"blocks": [0]}}, {})
+        apply_edits_(net, {"lists": {"blocks": [0, 2]}}, {})
     with pytest.raises(ModelError, match="edited otherwise already"):
         apply_edits_(net, {}, {})
+
+
+def test_an_edited_network_takes_the_edits_that_it_lacks(net):
+    keep_(net, "blocks", [0, 2, 3])
+    replace_(net, "blocks.1.norm", nn.Identity())
+    replace_(net, "blocks.2.norm", nn.Identity())
+    start = copy.deepcopy(net)
+    keep_(net, "blocks", [1, 2])  # what was replaced has other names now
+    replace_(net, "blocks.1.norm", nn.GELU())
+    apply_edits_(start, edits_of(net), {})
+    assert edits_of(start) == edits_of(net) and repr(start) == repr(net)
 
 
 def test_a_network_changed_by_hand_is_told_apart(net):

@@ -36,7 +36,7 @@ from laconic.scope import Scope
 from laconic.ship.checkpoint import load_checkpoint, save_checkpoint
 from laconic.step import During, State, Step, Value, derive, run_step
 from laconic.structure import Gradual, Prune
-from laconic.tasks import Task
+from laconic.tasks import Task, digits
 from laconic.weights import Binary, KMeans, Quantize, Symmetric, Ternary, bake, lay
 from laconic.weights.laid import laid_tensors
 
@@ -604,3 +604,22 @@ def test_the_objective_is_weighed() -> None:
 
 def test_scopes_and_fields_are_written_shortly() -> None:
     assert repr(Train(epochs=2, scope=Scope("fc"))) == "Train(scope=Scope('fc'), epochs=2)"
+
+
+@pytest.mark.parametrize("kind", [Adam, AdamW])
+def test_updates_are_fused_only_where_numbers_lie_in_their_order(kind: type[Adam]) -> None:
+    rows = nn.Conv2d(2, 4, 3)
+    channels = nn.Conv2d(2, 4, 3).to(memory_format=torch.channels_last)
+    for model, fused in ((rows, True), (channels, False)):
+        assert kind().build(model.parameters()).defaults["fused"] is fused
+
+
+def test_moments_of_other_parameters_are_refused() -> None:
+    def loop(width: int) -> _Loop:
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, 10))
+        return _Loop(Train(optimizer=AdamW()), State(model, digits()))
+
+    first = loop(4)
+    first.update(next(first.task.train.batches(8)))
+    with pytest.raises(RunError, match="moments in the checkpoint are not those"):
+        loop(6).restore(first.payload())

@@ -51,6 +51,10 @@ class Features(dict[str, Tensor]):
         super().__init__(tensors or {})
         self.layers = layers
 
+    def detached(self) -> Features:
+        """Return the same numbers, through which no gradient flows."""
+        return Features({n: tensor.detach() for n, tensor in self.items()}, layers=self.layers)
+
     def __missing__(self, name: str) -> Tensor:
         hint = nearest(name, self)
         raise FeatureError(f"the feature '{name}' was not taken from this forward{hint}")

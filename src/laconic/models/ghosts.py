@@ -184,7 +184,7 @@ class GhostConv2d(nn.Module):
                 f"{inputs} channels cannot become {outputs} at ratio {ratio} with {taps} taps; "
                 f"give {math.ceil(outputs / ratio)} channels and an odd number of taps"
             )
-        self.outputs, self.ratio = outputs, ratio
+        self.inputs, self.outputs, self.ratio, self.taps = inputs, outputs, ratio, taps
         self.surplus = inputs * ratio > outputs
         self.primary = layer(primary)
         self.cheap = nn.Conv2d(
@@ -197,10 +197,10 @@ class GhostConv2d(nn.Module):
         """Return the constructor's arguments, with the first convolution as it is now."""
         return {
             "primary": describe(self.primary),
-            "inputs": self.cheap.in_channels,
+            "inputs": self.inputs,
             "outputs": self.outputs,
             "ratio": self.ratio,
-            "taps": self.cheap.kernel_size[0],
+            "taps": self.taps,
             "bias": self.bias is not None,
         }
 

@@ -202,7 +202,7 @@ class Mutual(Taught):
     other network. A trained copy of the teacher, its peer, begins as the teacher is and is given
     up in the end; both take their step at once, where the paper's take turns. The student's own
     labels are another term: ``Label() + Mutual()``. What other terms ask of this teacher, the
-    peer answers.
+    peer answers, and learns nothing from them.
 
     Attributes:
         temperature: T; the paper has 1.

@@ -186,7 +186,8 @@ class Taught(Objective, ABC):
         progress: float = 0.0,
     ) -> Tensor:
         """Return ``weight`` times the loss; see Objective."""
-        taught = teachers[self.teacher]
+        # A teacher that learns as well learns from its own term alone.
+        taught = teachers[self.teacher].detached()
         return self.weight * self.compare(student, taught, learned=learned, progress=progress)
 
 

@@ -144,10 +144,15 @@ class Optimizer(Value, ABC):
         """Return torch's optimiser over parameter groups."""
 
 
+def _in_order(groups: list[dict[str, Any]]) -> bool:
+    """Return whether all numbers lie in their order, which torch's fused updates take for given."""
+    return all(parameter.is_contiguous() for group in groups for parameter in group["params"])
+
+
 class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019).
 
-    One pass over the numbers for each update (torch's fused form).
+    One pass over the numbers for each update (torch's fused form), if they lie in their order.
 
     >>> AdamW(2e-5)
     AdamW(2e-05)
@@ -157,7 +162,7 @@ class AdamW(Optimizer):
 
     def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Return torch.optim.AdamW."""
-        return torch.optim.AdamW(groups, lr=self.lr, fused=True)
+        return torch.optim.AdamW(groups, lr=self.lr, fused=_in_order(groups))
 
 
 class Adam(Optimizer):
@@ -169,7 +174,7 @@ class Adam(Optimizer):
 
     def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Return torch.optim.Adam."""
-        return torch.optim.Adam(groups, lr=self.lr, fused=True)
+        return torch.optim.Adam(groups, lr=self.lr, fused=_in_order(groups))
 
 
 class SGD(Optimizer):

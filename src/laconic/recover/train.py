@@ -276,8 +276,20 @@ class _Loop:
                 index, _, key = rest.partition("/")
                 slots.setdefault(int(index), {})[key] = tensor
         self.lesson.load_state_dict(lesson)
+        self.refuse_misfit(slots)
         current = self.optimizer.state_dict()
         self.optimizer.load_state_dict({"state": slots, "param_groups": current["param_groups"]})
+
+    def refuse_misfit(self, slots: Mapping[int, Mapping[str, Tensor]]) -> None:
+        """Stop where a checkpoint's moments are not of these parameters: torch does not look."""
+        moved = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for index, kept in slots.items():
+            shapes = {tensor.shape for key, tensor in kept.items() if key != "step"}
+            if index >= len(moved) or not shapes <= {moved[index].shape}:
+                raise RunError(
+                    "train: the moments in the checkpoint are not those of these parameters; "
+                    "resume with the network that the run began with"
+                )
 
 
 def _examples(batch: Batch) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ from laconic.names import latent_name
 from laconic.ship.container import raw_bytes, read, write
 from laconic.step import State
 from laconic.structure.surgery import apply_edits_, edits_of
-from laconic.weights.laid import laid_tensors, latent_of, lay, tie_, ties_of
+from laconic.weights.laid import bake, laid_tensors, latent_of, lay, tie_, ties_of
 from laconic.weights.representation import Representation
 
 __all__ = ["load_checkpoint", "model_hash", "save_checkpoint"]
 
-FIELDS = ("edits", "ties", "laid", "position", "counters", "run")
+FIELDS = ("edits", "ties", "laid", "frozen", "position", "counters", "run")
 MODEL, TRAINING = "model/", "training/"
 # What arises where a checkpoint is of another network.
 MISFIT = (LaconicError, AttributeError, KeyError, RuntimeError, TypeError, ValueError)
@@ -50,7 +51,8 @@ def save_checkpoint(
     tensors |= {f"{TRAINING}{name}": t for name, t in training.get("tensors", {}).items()}
     counters = training.get("counters")
     edits, ties = edits_of(state.model), ties_of(state.model)
-    parts = (edits, ties, laid, state.position, counters, run)
+    frozen = [name for name, p in _parameters(state.model) if not p.requires_grad]
+    parts = (edits, ties, laid, frozen, state.position, counters, run)
     write(path, dict(zip(FIELDS, parts, strict=True)), tensors)
 
 
@@ -71,13 +73,17 @@ def load_checkpoint(state: State, path: Path) -> dict[str, Any]:
     model = _below(MODEL, tensors)
     edits = manifest["edits"]
     try:
+        bake(state.model)
         apply_edits_(state.model, edits, _shapes(edits, model))
+        _cast(state.model, model)
         tie_(state.model, manifest["ties"])
         # In the order of before, which is that of the parameters of a module.
         laid = sorted(manifest["laid"].items(), key=lambda item: item[1].get("place", 0))
         for name, kept in laid:
             _lay_again(state.model, name, kept, model)
         state.model.load_state_dict(model)
+        for name, parameter in _parameters(state.model):
+            parameter.requires_grad_(name not in manifest["frozen"])
         state.saved = [int(index) for index in manifest["position"]]
     except MISFIT as error:
         raise RunError(
@@ -98,6 +104,18 @@ def _shapes(edits: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, list
         laid = latent_name(name)
         found[name] = list(tensors[laid if laid in tensors else name].shape)
     return found
+
+
+def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return model.named_parameters(remove_duplicate=False)
+
+
+def _cast(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Give what edits have put into a network the types that the kept numbers have."""
+    for name, tensor in (*_parameters(model), *model.named_buffers()):
+        kept = tensors.get(name, tensors.get(latent_name(name), tensor))
+        if kept.dtype != tensor.dtype:
+            tensor.data = tensor.data.to(kept.dtype)
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -363,7 +363,6 @@ class DropLayers(Step):
         _refuse_none(self.by, count, len(kept))
         if len(kept) < count:
             keep_(model, path, kept)
-            _set_depth(model, len(kept))
         shown = ", ".join(str(place) for place in kept)
         logger.info("drop_layers: %d of %d blocks stay in '%s': %s", len(kept), count, path, shown)
 
@@ -557,14 +556,6 @@ def _parameters(block: nn.Module) -> dict[str, Tensor]:
     plain = {name: parameter for name, parameter in block.named_parameters() if not of_laid(name)}
     latent = {name: tensor for name, (_, tensor) in laid_tensors(block).items()}
     return dict(sorted((plain | latent).items()))
-
-
-def _set_depth(model: nn.Module, number: int) -> None:
-    """Let the configuration say how many blocks there are, for whoever saves the network."""
-    family = family_of(model)
-    fields = () if family is None else family.config.items()
-    for name in (name for name, kind in fields if kind == "layer"):
-        setattr(model.config, name, number)
 
 
 def _refuse_none(by: Depth, count: int, left: int) -> None:

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from laconic.errors import ModelError
+from laconic.names import module_of
 from laconic.step import Value
 from laconic.structure.decompose import energy_rank
+from laconic.weights.laid import owners_of
 
 __all__ = [
     "Factorization",
@@ -55,6 +57,30 @@ def latent(module: nn.Module) -> nn.Parameter:
         layers = cast("dict[str, parametrize.ParametrizationList]", module.parametrizations)
         return cast("nn.Parameter", layers["weight"].original)
     return cast("nn.Parameter", module.weight)
+
+
+def refuse_tied(model: nn.Module, path: str, step: str) -> None:
+    """Refuse to take a layer apart whose weight is another layer's too.
+
+    Raises:
+        ModelError: it is tied.
+    """
+    weight = latent(model.get_submodule(path))
+    others = [name for name in map(module_of, owners_of(model, weight)) if name != path]
+    if others:
+        raise ModelError(
+            f"{step}: the weight of '{path}' is also that of '{others[0]}', which its parts "
+            f"could not be; untie them, or leave it out of the scope with '!{path}'"
+        )
+
+
+def bias_of(module: nn.Module) -> nn.Parameter | None:
+    """Return a layer's bias: the same parameter, or its numbers where it is laid."""
+    plain = dict(module.named_parameters(recurse=False)).get("bias")
+    laid = getattr(module, "bias", None)
+    if plain is not None or laid is None:
+        return plain
+    return nn.Parameter(cast("Tensor", laid).detach().clone())
 
 
 def groups_of(module: nn.Module) -> int:
@@ -126,10 +152,7 @@ class Source:
 
     def bias(self) -> nn.Parameter | None:
         """Return the bias: the same parameter, which may be tied to another layer's."""
-        plain = dict(self.module.named_parameters(recurse=False)).get("bias")
-        if plain is not None or not self.biased:
-            return plain
-        return nn.Parameter(cast("Tensor", self.module.bias).detach().clone())  # it was laid
+        return bias_of(self.module)
 
 
 class Factorization(Value, ABC):

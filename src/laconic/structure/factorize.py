@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from laconic.errors import ChainError, ModelError, ScopeError, TaskError
 from laconic.models.families import blocks_path
-from laconic.names import joined, module_of
 from laconic.progress import progress
 from laconic.step import State, Step
 from laconic.structure.depth import ShareLayers
@@ -26,6 +25,7 @@ from laconic.structure.factorization import (
     geometry_of,
     groups_of,
     latent,
+    refuse_tied,
     shape_of,
 )
 from laconic.structure.surgery import edits_of, replace_
@@ -233,19 +233,7 @@ def _check_place(model: nn.Module, name: str, module: nn.Module) -> None:
             f"factorize: '{parent}' is a {kind}, which computes with the weight of '{name}' "
             f"itself; leave it out of the scope with '!{name}'"
         )
-    tied = [owner for owner in _owners(model, latent(module)) if owner != name]
-    if tied:
-        raise ModelError(
-            f"factorize: the weight of '{name}' is also that of '{tied[0]}', which its parts "
-            f"could not be; untie them, or leave it out of the scope with '!{name}'"
-        )
-
-
-def _owners(model: nn.Module, parameter: Tensor) -> Iterator[str]:
-    """Yield the names of the modules that have a parameter."""
-    for name, module in model.named_modules():
-        if any(tensor is parameter for tensor in module._parameters.values()):
-            yield module_of(joined(name, "original"))
+    refuse_tied(model, name, "factorize")
 
 
 @contextlib.contextmanager

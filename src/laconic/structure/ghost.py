@@ -18,8 +18,9 @@ from laconic.models.layers import describe
 from laconic.names import joined
 from laconic.scope import Scope
 from laconic.step import State, Step, Value
+from laconic.structure.factorization import bias_of, latent, refuse_tied
 from laconic.structure.surgery import replace_
-from laconic.weights.laid import laid_tensors, lay
+from laconic.weights.laid import bake, laid_tensors, lay
 
 if TYPE_CHECKING:
     from laconic.tasks import Task
@@ -106,9 +107,13 @@ class TokenGhosts(Ghosts):
             )
         found = laid_tensors(model).get(f"{path}.weight")
         parts = 1 if self.per == "sublayer" else _heads(model, path)
+        if parts > 1:
+            refuse_tied(model, path, "ghost")
         ghosted = self._built(linear, parts, path)
         if parts == 1:
-            # The layer itself: what is laid on it stays exactly as it is.
+            # The layer itself: what is laid on its weight stays exactly as it is.
+            if linear.bias is not None:
+                bake(model, f"{path}.bias")
             linear.register_parameter("bias", None)
             ghosted.dense[0] = linear
         replace_(model, path, ghosted)
@@ -135,7 +140,7 @@ class TokenGhosts(Ghosts):
             activation=self.activation,
             bias=linear.bias is not None,
         ).to(linear.weight)
-        ghosted.register_parameter("bias", linear.bias)
+        ghosted.register_parameter("bias", bias_of(linear))
         with torch.no_grad():
             for place, weight in enumerate(linear.weight.chunk(parts, dim=1)):
                 cast("nn.Linear", ghosted.dense[place]).weight.copy_(weight)
@@ -186,6 +191,7 @@ class ChannelGhosts(Ghosts):
 
     def attach_(self, model: nn.Module, path: str) -> None:
         """Keep the first filters and make the channels of the others from theirs."""
+        refuse_tied(model, path, "ghost")
         conv = cast("nn.Conv2d", model.get_submodule(path))
         found = laid_tensors(model).get(f"{path}.weight")
         weight = conv.weight.detach()
@@ -200,12 +206,14 @@ class ChannelGhosts(Ghosts):
             taps=self.taps,
             bias=conv.bias is not None,
         ).to(weight)
-        ghosted.register_parameter("bias", cast("nn.Parameter | None", conv.bias))
+        ghosted.register_parameter("bias", bias_of(conv))
         with torch.no_grad():
             cast("nn.Conv2d", ghosted.primary).weight.copy_(weight[:count])
             ghosted.cheap.weight.zero_()
             scales = nearest_multiples(weight[:count], weight[count:], self.ratio - 1)
             ghosted.cheap.weight[: len(scales), 0, self.taps // 2, self.taps // 2] = scales
+        for parameter in ghosted.parameters():
+            parameter.requires_grad_(latent(conv).requires_grad)
         replace_(model, path, ghosted)
         if found is not None:
             mask = None if found[0].mask is None else found[0].mask[:count]

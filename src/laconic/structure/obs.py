@@ -16,7 +16,14 @@ from laconic.step import State, Step
 from laconic.structure.criteria import Count, Criterion, second_order
 from laconic.structure.slopes import drawn, probe, required
 from laconic.tasks.task import evaluation
-from laconic.weights.laid import laid_tensors, mask_of, owner, weights_of
+from laconic.weights.laid import (
+    laid_tensors,
+    latent_of,
+    mask_of,
+    owner,
+    owners_of,
+    weights_of,
+)
 from laconic.weights.quantize import Quantize
 from laconic.weights.representation import Float
 
@@ -283,8 +290,9 @@ class OBS(Criterion):
             counts[name] = counts.get(name, 0) + found.shape[1]
 
         hooks = [
-            owner(network, name)[0].register_forward_pre_hook(functools.partial(note, name))
+            owner(network, each)[0].register_forward_pre_hook(functools.partial(note, name))
             for name in weights
+            for each in owners_of(network, latent_of(network, name)[1])
         ]
         try:
             with evaluation(network):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from laconic.errors import ModelError, nearest
-from laconic.models.families import SHAPE_ATTRIBUTES
+from laconic.models.families import SHAPE_ATTRIBUTES, blocks_path, family_of
 from laconic.models.layers import LARGEST, describe, layer
 from laconic.models.load import builder_of
 from laconic.names import ORIGINAL, joined, latent_name, of_laid, plain_name
@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 SHOWN, LONGEST = 60, 300
+OTHERWISE = "the network was edited otherwise already; build it again"
 MOST_ELEMENTS = 1 << 60
 
 
@@ -186,8 +187,8 @@ def apply_edits_(
 
     Args:
         model: the network as its builder made it, changed in place; it may be on the meta device.
-            One that carries the same edits already is left as it is.
-        edits: what ``edits_of`` returned.
+            What it carries of these edits already is left as it is.
+        edits: what ``edits_of`` returned; of a network that had edits before, for one with these.
         shapes: name -> shape of at least the tensors in ``edits["shapes"]``.
 
     Raises:
@@ -202,11 +203,16 @@ def apply_edits_(
     before = edits_of(model)
     if before == edits:
         return
-    if before:
-        raise ModelError("the network was edited otherwise already; build it again")
     wanted = copy.deepcopy(dict(edits))
-    _apply_lists(model, wanted.get("lists", {}))
-    _apply_modules(model, wanted.get("modules", {}))
+    lists = wanted.get("lists", {})
+    if before:
+        before = _kept_further(model, before, lists)
+        if any(not set(before[kind]) <= set(wanted.get(kind, ())) for kind in before):
+            raise ModelError(OTHERWISE)
+    else:
+        _apply_lists(model, lists)
+    done, modules = before.get("modules", {}), wanted.get("modules", {})
+    _apply_modules(model, {p: modules[p] for p in modules if modules[p] != done.get(p)})
     index = _index(model)
     for path, values in wanted.get("attributes", {}).items():
         module = _at(index, path)
@@ -217,9 +223,29 @@ def apply_edits_(
     _note(model, wanted)
 
 
+def _kept_further(
+    model: nn.Module, before: Mapping[str, Any], lists: Mapping[str, Sequence[int]]
+) -> dict[str, Any]:
+    """Cut lists of an edited network down to these children; return its edits then."""
+    for path in sorted(lists, key=_outer_first):
+        there = before.get("lists", {}).get(path)
+        children = range(len(_list(_index(model), path))) if there is None else there
+        if not set(lists[path]) <= set(children):
+            raise ModelError(OTHERWISE)
+        places = [list(children).index(child) for child in lists[path]]
+        if len(places) < len(children):
+            keep_(model, path, places)
+            before = edits_of(model)
+    return dict(before)
+
+
+def _outer_first(path: str) -> tuple[int, str]:
+    return (path.count(".") + bool(path), path)
+
+
 def _apply_lists(model: nn.Module, lists: Mapping[str, Sequence[int]]) -> None:
     # Outer lists first: the paths of inner ones are those of the network as it became.
-    for path in sorted(lists, key=lambda path: (path.count(".") + bool(path), path)):
+    for path in sorted(lists, key=_outer_first):
         kept = _list(_index(model), path)
         _check_indices(path, lists[path], len(kept))
         _keep(kept, lists[path])
@@ -345,6 +371,16 @@ def _note(model: nn.Module, edits: Mapping[str, Any]) -> None:
     # The builder is noted now: a configuration may be changed later to fit what was edited.
     # nn.Module types its attributes as tensors or modules; this one is plain data.
     object.__setattr__(model, "laconic", {"builder": builder_of(model), "edits": ordered})
+    _tell_depth(model, ordered.get("lists", {}))
+
+
+def _tell_depth(model: nn.Module, lists: Mapping[str, Sequence[int]]) -> None:
+    """Let the configuration say how many blocks there are, for whoever saves the network."""
+    family = family_of(model)
+    if family is None or not lists or blocks_path(model) not in lists:
+        return
+    for name in (name for name, kind in family.config.items() if kind == "layer"):
+        setattr(model.config, name, len(lists[blocks_path(model)]))
 
 
 def _index(model: nn.Module) -> dict[str, nn.Module]:

@@ -257,6 +257,23 @@ def _parametrizations(
     return cast("MutableMapping[str, parametrize.ParametrizationList]", module.parametrizations)
 
 
+def owners_of(model: nn.Module, parameter: Tensor) -> list[str]:
+    """Return every plain name of a parameter, laid or not.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    >>> tie_(model, {"1.weight": "0.weight"})
+    >>> owners_of(model, model[0].weight)
+    ['0.weight', '1.weight']
+    """
+    return [
+        joined(path, name)
+        for path, module in model.named_modules()
+        if not of_laid(path)
+        for name, tensor in _parameters(module)
+        if tensor is parameter
+    ]
+
+
 def mask_of(model: nn.Module, tensor: str) -> Tensor | None:
     """Return the mask of a weight [its shape], or None."""
     module, attribute = owner(model, tensor)
@@ -395,12 +412,7 @@ def _plain_owners(
     The parameter stays the same object: an optimiser at work goes on moving it.
     """
     latent = dict(_parameters(module))[attribute]
-    owners = [
-        (holder, name)
-        for holder in model.modules()
-        for name, parameter in list(_parameters(holder))
-        if parameter is latent
-    ]
+    owners = [owner(model, name) for name in owners_of(model, latent)]
     with torch.no_grad():
         latent.copy_(value)
     for holder, name in owners:
