@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import fcntl
 import json
@@ -28,7 +27,7 @@ from laconic.ship.checkpoint import load_checkpoint, model_hash, save_checkpoint
 from laconic.ship.container import read, replace_file
 from laconic.ship.verification import verify
 from laconic.step import State, Step, Value, run_step
-from laconic.weights.laid import bake
+from laconic.weights.laid import bake, copied
 
 if TYPE_CHECKING:
     from laconic.measure import Measurement
@@ -74,7 +73,7 @@ class Result:
 
     def baked(self) -> nn.Module:
         """Return a copy with plain float weights, equal bit for bit."""
-        plain = copy.deepcopy(self.model)
+        plain = copied(self.model)
         bake(plain)
         return plain
 
@@ -147,7 +146,7 @@ def compress(
     # A caller may be inside torch.no_grad or inference_mode; this leaves both.
     with torch.inference_mode(False), ExitStack() as stack:
         state = State(
-            model=copy.deepcopy(model),
+            model=copied(model),
             task=task,
             teacher=Teachers(teachers or (model,), device),
             seed=recipe.seed,
@@ -193,9 +192,9 @@ class Teachers(Sequence[nn.Module]):
     def __getitem__(self, index: Any) -> Any:
         index = range(len(self))[index]  # an IndexError ends an iteration
         if index not in self.copies:
-            copied = copy.deepcopy(self.originals[index])
-            bake(copied)
-            self.copies[index] = copied.to(self.device).eval().requires_grad_(False)
+            network = copied(self.originals[index])
+            bake(network)
+            self.copies[index] = network.to(self.device).eval().requires_grad_(False)
         return self.copies[index]
 
 

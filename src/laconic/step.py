@@ -360,8 +360,14 @@ class During(Step, ABC):
         return 1.0
 
     @abstractmethod
-    def update(self, state: State, progress: float) -> None:
-        """Bring the model to where it should be at this progress, 0 to 1."""
+    def update(self, state: State, progress: float, *, since: float) -> None:
+        """Bring the model to where it should be at this progress, 0 to 1.
+
+        Args:
+            state: what is trained.
+            progress: share of all updates that are taken.
+            since: that share when this was last called; 0 at the first update.
+        """
 
 
 def run_step(step: Step, state: State, *, key: object = 0) -> None:

@@ -48,6 +48,7 @@ from laconic.ship import save, verify
 from laconic.ship.container import read, write
 from laconic.step import Step
 from laconic.structure import (
+    SVD,
     ChannelGhosts,
     DataSVD,
     DropLayers,
@@ -59,6 +60,7 @@ from laconic.structure import (
     Prune,
     Random,
     ShareLayers,
+    Soft,
     Taylor,
     Top,
 )
@@ -406,6 +408,12 @@ def residual() -> Residual:
         return Residual()
 
 
+def frozen() -> nn.Module:
+    model = network()
+    model[6].weight.requires_grad_(False)
+    return model
+
+
 LESSON = 0.5 * Label() + 0.5 * Logits(4.0)
 # What they have in common with EVERYTHING is left out.
 VARIANTS: dict[str, tuple[Callable[[], nn.Module], list[Step], str]] = {
@@ -506,6 +514,16 @@ VARIANTS: dict[str, tuple[Callable[[], nn.Module], list[Step], str]] = {
             ShareLayers("mean"),
             LayerDrop(0.5, retrain=short(objective=Hidden(map=Final()), epochs=2)),
         ],
+        "float32",
+    ),
+    "softly pruned, at moments between updates": (
+        network,
+        [short(epochs=2, during=(Prune("weights", keep=0.3, schedule=Soft(), rounds=5),))],
+        "float32",
+    ),
+    "factors of a frozen layer": (
+        frozen,
+        [Factorize(SVD(2), scope="6"), short(optimizer=AdamW(1e-2), epochs=2)],
         "float32",
     ),
     "factors and ghosts": (

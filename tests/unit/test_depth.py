@@ -394,6 +394,7 @@ def test_the_file_alone_brings_an_encoder_back(
     laconic.save(model, tmp_path / "small.safetensors")
     again = laconic.load(tmp_path / "small.safetensors")
     assert numbers(again) == numbers(model)
+    assert again.config.num_hidden_layers == model.config.num_hidden_layers
     with torch.no_grad():
         assert torch.equal(again(**feed(family)).logits, model(**feed(family)).logits)
 

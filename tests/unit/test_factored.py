@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -205,3 +206,14 @@ def test_sizes_that_do_not_fit_are_refused(build: Callable[[], nn.Module], messa
 def test_a_hostile_description_is_refused(spec: dict[str, object]) -> None:
     with pytest.raises(ModelError):
         layer(spec)
+
+
+@pytest.mark.parametrize("name", [n for n in LAYERS if n != "Reorder"])
+def test_a_layer_trains_under_autocast(name: str) -> None:
+    layer = copy.deepcopy(LAYERS[name])
+    size = {"BlockDiagonalLinear": 6, "BlockTermLinear": 4, "TTLinear": 20}[name]
+    before = nn.Linear(3, size)
+    with torch.autocast("cpu", torch.bfloat16):
+        for x in (torch.ones(2, size), before(torch.ones(2, 3))):
+            layer(x).float().sum().backward()
+    assert all(p.grad is not None for p in layer.parameters())

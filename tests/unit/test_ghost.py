@@ -19,6 +19,7 @@ from laconic.errors import ChainError, ModelError, RecipeError, ScopeError
 from laconic.measure import macs
 from laconic.models import layers, resnet, vgg
 from laconic.models.ghosts import GhostConv2d, GhostProjection, neighbour_mean
+from laconic.recover import Reset
 from laconic.scope import Scope
 from laconic.step import State, Step, run_step
 from laconic.structure import ChannelGhosts, Ghost, ShareLayers, TokenGhosts
@@ -371,6 +372,13 @@ def test_shared_blocks_get_ghosts_of_their_own(transformers: ModuleType) -> None
     assert first.logits is not second.logits
 
 
+def test_weights_that_are_shared_cannot_be_cut_into_heads(transformers: ModuleType) -> None:
+    model = bert(transformers)
+    after(ShareLayers(0), model)
+    with pytest.raises(ModelError, match=r"ghost: the weight of .* is also that of"):
+        after(Ghost(TokenGhosts(per="head")), model)
+
+
 def test_a_projection_that_is_no_linear_layer_is_refused(transformers: ModuleType) -> None:
     model = bert(transformers)
     low = nn.Sequential(nn.Linear(12, 2), nn.Linear(2, 8))
@@ -463,6 +471,45 @@ def test_a_laid_convolution_keeps_mask_and_representation() -> None:
     ((name, (layer, _)),) = laid_tensors(model).items()
     assert name == "0.primary.weight" and torch.equal(layer.mask, mask[:4])
     assert torch.equal(model[0].primary.weight, wanted[:4])
+
+
+def test_a_tied_convolution_is_refused_and_a_laid_bias_taken_over() -> None:
+    tied = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1))
+    tied[1].weight = tied[0].weight
+    with pytest.raises(ModelError, match="ghost: the weight of '0' is also that of '1'"):
+        after(Ghost(ChannelGhosts()), tied)
+    model = nn.Sequential(nn.Conv2d(4, 4, 3))
+    lay(model, "0.bias", Float(), mask=torch.tensor([True, False, True, True]))
+    bias = model[0].bias.detach().clone()
+    after(Ghost(ChannelGhosts()), model)
+    assert torch.equal(model[0].bias, bias) and bias[1] == 0
+
+
+def test_a_frozen_convolution_stays_frozen() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
+    model[0].requires_grad_(False)
+    after(Ghost(ChannelGhosts()), model)
+    moving = {name.partition(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert moving == {"1"}
+
+
+def test_what_is_cheap_may_be_replaced_and_described() -> None:
+    ghosted = GhostConv2d({"Conv2d": {"in_channels": 3, "out_channels": 4, "kernel_size": 1}}, 4, 8)
+    arguments = ghosted.arguments
+    ghosted.cheap = nn.Identity()
+    assert ghosted.arguments == arguments
+
+
+def test_ghosts_start_again_as_new_layers_do() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3))
+    after(Ghost(ChannelGhosts()), model)
+    before = model[0].primary.weight.detach().clone()
+    after(Reset(), model)
+    assert not model[0].bias.any() and not torch.equal(model[0].primary.weight, before)
+    layer = projection(gain="learned")
+    nn.init.ones_(layer.logits)
+    layer.reset_parameters()
+    assert not layer.logits.any() and not layer.gain.any()
 
 
 def test_a_file_brings_the_convolutions_back(tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ def test_a_pruned_weight_stays_pruned_and_the_parameter_the_same_object() -> Non
     step = Prune("weights", keep=0.5, by=ALL, rounds=2)
     state = State(model, task)
     for update in range(1, 5):
-        step.update(state, update / 4)
+        step.update(state, update / 4, since=(update - 1) / 4)
     assert laid_tensors(model)["weight"][1] is parameter
     assert int((model.weight != 0).sum()) == 9
 
@@ -252,6 +252,26 @@ def test_codes_cannot_make_up_for_anything() -> None:
         Prune("weights", keep=0.5, by=OBS()).check(model, regression())
     with pytest.raises(ChainError):
         run_step(Prune("weights", keep=0.5, by=OBS()), State(model, regression()))
+
+
+def test_a_weight_used_twice_answers_for_the_inputs_of_both() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 1))
+    model[1].weight = model[0].weight
+    seen: list[Tensor] = []
+    for layer in model[:2]:
+        layer.register_forward_hook(lambda m, inputs, o: seen.append(inputs[0].detach()))
+    data = regression()
+    state = State(model, data)
+    weights = {"0.weight": model[0].weight.detach().clone()}
+    found = OBS(batches=1, batch=len(data.train), damping=1e-9)._hessians(state, weights)[
+        "0.weight"
+    ]
+    with torch.no_grad():
+        model(next(data.train.plain().batches(len(data.train))).inputs[0])
+    both = torch.cat(seen[-2:]).double()
+    torch.testing.assert_close(
+        found[0].double(), 2 * both.T @ both / len(both), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_a_layer_that_is_never_called_is_refused() -> None:

@@ -286,7 +286,7 @@ def test_updates_follow_the_schedule_at_its_moments(rounds: int | None, end: flo
     step = Prune("weights", keep=0.1, rounds=rounds, schedule=Gradual(end=end))
     state, moments = State(network(), task()), rounds or 100
     for update in range(1, 31):
-        step.update(state, update / 30)
+        step.update(state, update / 30, since=(update - 1) / 30)
         reached = (update * moments) // 30 / moments
         keep = step.schedule.keep(reached, 0.1)
         left = counts(state.model).get("0.weight", 42)

@@ -430,7 +430,7 @@ def test_gradual_pruning_masks_and_a_second_step_slices() -> None:
     class Spy(Step):
         def apply(self, state: State) -> None:
             for update in range(1, 9):
-                step.update(state, update / 8)
+                step.update(state, update / 8, since=(update - 1) / 8)
                 left.append(int(alive(state.model, axes[0]).sum()))
 
     Step._registry[Step].pop("spy")
@@ -457,7 +457,7 @@ def test_an_update_without_anything_to_do_looks_at_no_weight(
         )
     state, step = State(Separable(), images()), Prune(axes, keep=0.5, rounds=3)  # type: ignore[arg-type]
     for update in range(1, 31):
-        step.update(state, update / 30)
+        step.update(state, update / 30, since=(update - 1) / 30)
     assert calls.count("weights_of") == (3 if axes == "weights" else 0)
     assert calls.count("axes_of") == (1 if axes == "channels" else 0)
     assert calls.count("alive") == (3 * 2 if axes == "channels" else 0)
@@ -466,11 +466,11 @@ def test_an_update_without_anything_to_do_looks_at_no_weight(
 def test_a_step_serves_one_training_after_another() -> None:
     state, step = State(Separable(), images()), Prune("weights", keep=0.5, rounds=2)
     for update in range(1, 11):
-        step.update(state, update / 10)
+        step.update(state, update / 10, since=(update - 1) / 10)
     bake(state.model)
     again = Prune("weights", keep=0.5, rounds=2)
     for update in range(1, 11):
-        again.update(state, update / 10)
+        again.update(state, update / 10, since=(update - 1) / 10)
     assert int((state.model.inner.weight != 0).sum()) == 18
     assert int(mask_of(state.model, "inner.weight").sum()) == 18  # type: ignore[union-attr]
 
@@ -487,7 +487,7 @@ def test_soft_pruning_zeroes_at_its_moments_and_masks_at_the_end(axes: str) -> N
     for update in range(1, 10):
         with torch.no_grad():
             kernel.copy_(torch.rand(kernel.shape))  # training moves what was zeroed, too
-        step.update(state, update / 9)
+        step.update(state, update / 9, since=(update - 1) / 9)
         zeros.append(int((state.model.first.weight.flatten(1) == 0).sum()))
     half = kernel.numel() // 2
     assert zeros == [0, 0, half, 0, 0, half, 0, 0, half]
@@ -498,15 +498,15 @@ def test_soft_pruning_zeroes_at_its_moments_and_masks_at_the_end(axes: str) -> N
 def test_what_was_softly_pruned_learns_again_and_may_come_back() -> None:
     state = State(Separable(), images())
     step = Prune("channels", scope="first, each", keep=0.5, schedule=Soft(), rounds=4)
-    step.update(state, 0.2)
-    step.update(state, 0.25)
+    step.update(state, 0.2, since=0.0)
+    step.update(state, 0.25, since=0.2)
     zeroed = (state.model.first.weight.flatten(1) == 0).all(1)
     assert int(zeroed.sum()) == 3
     run_step(Train(batch=8, optimizer=Adam(0.01, decay=Constant())), state)
     assert bool((state.model.first.weight.flatten(1)[zeroed] != 0).any(1).all())
     with torch.no_grad():
         state.model.first.weight[zeroed] = 9.0
-    step.update(state, 0.5)
+    step.update(state, 0.5, since=0.25)
     assert bool((state.model.first.weight[zeroed] == 9.0).all())
 
 

@@ -255,6 +255,31 @@ def test_a_peer_is_a_copy_and_the_teacher_stays_as_it_is() -> None:
     assert same(teach, before)
 
 
+def test_a_peer_learns_from_no_other_term() -> None:
+    both = Logits() + Hint("output:first", of="output:norm", weight=2.0) + 1e-30 * Mutual()
+    teach, data = teacher(width=8), task()
+    lesson = Lesson(both, State(network(), data, teacher=(teach,)), data)
+    batch = next(data.train.batches(BATCH))
+    lesson.loss(batch, lesson.teach(batch, 0), 0.0).backward()
+    gradients = [p.grad for p in lesson.peers["0"].parameters() if p.grad is not None]
+    assert gradients and max(float(g.abs().max()) for g in gradients) < 1e-20
+
+
+def test_a_peers_gradient_does_not_shrink_the_students_step() -> None:
+    def moved(scale: float) -> nn.Module:
+        clip = SGD(0.1, momentum=0.0, clip=1e-3, decay=Constant())
+        lent = teacher()
+        with torch.no_grad():
+            lent.last.weight.mul_(scale)
+        model = network()
+        state = State(model, task(), teacher=(lent,))
+        train = short(Label() + 1e-12 * Mutual(), epochs=1, optimizer=clip)
+        run_step(train, state)
+        return model
+
+    close(moved(1.0), moved(100.0))
+
+
 def test_a_peer_of_other_classes_is_refused_before_training() -> None:
     with pytest.raises(FeatureError, match="same classes"):
         trained(short(Mutual()), network(), (teacher(classes=5),))
@@ -435,6 +460,13 @@ def test_a_copy_is_made_when_it_is_asked_for_and_only_then(monkeypatch: pytest.M
     assert list(teachers) == [teachers[0]]
 
 
+def test_a_teacher_that_the_recipe_names_is_not_forgotten() -> None:
+    named = recipe(HIDDEN).model_copy(update={"teacher": ("resnet20",)})
+    with pytest.raises(RunError, match="names a teacher, which only the command line loads"):
+        compress(network(), task(), named)
+    assert compress(network(), task(), named, teacher=teacher()).history
+
+
 def test_an_index_without_a_teacher_is_refused_before_any_work() -> None:
     class Boom(Step):
         def apply(self, state: State) -> None:
@@ -500,7 +532,7 @@ class Clock(During):
 
     def apply(self, state: State) -> None: ...
 
-    def update(self, state: State, progress: float) -> None:
+    def update(self, state: State, progress: float, *, since: float) -> None:
         TOLD.append(progress)
 
 

@@ -264,7 +264,7 @@ def test_what_still_changes_the_network_is_not_undone() -> None:
     class Copy(During):
         def apply(self, state: State) -> None: ...
 
-        def update(self, state: State, progress_: float) -> None:
+        def update(self, state: State, progress_: float, *, since: float) -> None:
             progress[round(progress_ * 15)] = copy.deepcopy(state.model)
 
     Value._registry[Step].pop("copy")

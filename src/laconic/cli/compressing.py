@@ -141,7 +141,7 @@ def compress(
                 device=device,
             )
     except KeyboardInterrupt:
-        output.error(_how_to_resume(recipe, where, settings, device))
+        output.error(_how_to_resume(recipe, where, settings, device=device, threads=threads))
         return STOPPED
     return _tell(output, result)
 
@@ -263,7 +263,9 @@ def _budget(output: Output, recipe: Recipe, exceeded: dict[str, float], when: st
     return EXCEEDED
 
 
-def _how_to_resume(recipe: str, out: Path, settings: Sequence[str], device: str | None) -> str:
+def _how_to_resume(
+    recipe: str, out: Path, settings: Sequence[str], *, device: str | None, threads: int | None
+) -> str:
     from laconic.run import CHECKPOINT
 
     if not (out / CHECKPOINT).is_file():
@@ -273,4 +275,6 @@ def _how_to_resume(recipe: str, out: Path, settings: Sequence[str], device: str 
         again += ["--set", setting]
     if device is not None:
         again += ["--device", device]
+    if threads is not None:
+        again += ["--threads", str(threads)]
     return f"stopped; go on with: {shlex.join(again)}"

@@ -18,6 +18,7 @@ from laconic.recipe import Recipe
 from laconic.recover.train import Train
 from laconic.run import Teachers
 from laconic.step import State, Step, run_step
+from laconic.weights.laid import copied
 
 if TYPE_CHECKING:
     from laconic.tasks import Task
@@ -94,7 +95,7 @@ def predict(
     True
     """
     state = State(
-        copy.deepcopy(model).to(device),
+        copied(model).to(device),
         task,
         teacher=Teachers(teachers or (model,), device),
         seed=recipe.seed,
@@ -175,7 +176,7 @@ def _epoch_seconds(train: Train, state: State, task: Task, per_epoch: int) -> fl
     small = task.few(total=batch)
     small.validate = task.validate.subset(range(scored))
     once = train.model_copy(update={"epochs": 1, "during": ()})
-    trial = dataclasses.replace(state, model=copy.deepcopy(state.model), task=small)
+    trial = dataclasses.replace(state, model=copied(state.model), task=small)
     updates, scores = [], []
     for _ in range(REPEATS + 1):  # the first one warms up
         began = time.perf_counter()

@@ -268,11 +268,11 @@ class BlockTermLinear(nn.Module):
         # The core joins the first factor, so no more than outputs times R^(d-1) is ever built.
         first = getattr(self, f"factor_{p}_0") @ getattr(self, f"core_{p}")
         first = first.reshape(self.rows[0], self.columns[0], *self.ranks[1:])
-        # Autocast makes the products low, and leaves tensordot what it is given.
+        # Autocast lowers the product inside tensordot, which wants equal types outside.
         rest = torch.tensordot(x, first.to(x.dtype), dims=([1], [1]))
         for k in range(1, count):
             # [batch, n_k ... n_d, outputs so far, R_k ... R_d]
-            factor = getattr(self, f"factor_{p}_{k}").to(x.dtype)
+            factor = getattr(self, f"factor_{p}_{k}").to(rest.dtype)
             factor = factor.reshape(self.rows[k], self.columns[k], -1)
             left = count - k
             rest = torch.tensordot(rest, factor, dims=([1, 2 + left], [1, 2]))

@@ -111,6 +111,11 @@ class GhostProjection(nn.Module):
         if self.fixed_gain is None:
             self.gain = nn.Parameter(torch.zeros(1))
 
+    def reset_parameters(self) -> None:
+        """Give its own parameters the values that a new layer has; its parts have theirs."""
+        for parameter in self.parameters(recurse=False):
+            nn.init.zeros_(parameter)
+
     @property
     def arguments(self) -> dict[str, Any]:
         """Return the constructor's arguments, with the projections as they are now."""
@@ -191,6 +196,11 @@ class GhostConv2d(nn.Module):
             inputs, inputs * (ratio - 1), taps, padding=taps // 2, groups=inputs, bias=False
         )
         self.register_parameter("bias", nn.Parameter(torch.zeros(outputs)) if bias else None)
+
+    def reset_parameters(self) -> None:
+        """Give its own bias the value that a new layer has; its parts have theirs."""
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     @property
     def arguments(self) -> dict[str, Any]:

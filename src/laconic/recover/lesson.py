@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Sequence
 
@@ -17,6 +16,7 @@ from laconic.recover.recall import Recall
 from laconic.step import State
 from laconic.tasks import Batch, Task
 from laconic.tasks.task import evaluation
+from laconic.weights.laid import copied
 
 __all__ = ["Lesson"]
 
@@ -123,6 +123,10 @@ class Lesson(nn.Module):
             student, features, batch, task=self.task, learned=self.learned, progress=done
         )
 
+    def projections(self) -> list[nn.Parameter]:
+        """Return the parameters of what the objective built."""
+        return [] if self.learned is None else [*self.learned.parameters()]
+
     def autocast(self) -> torch.autocast:
         """Return what forwards in training run under."""
         low = self.state.precision == "bfloat16"
@@ -146,7 +150,7 @@ def _teachers(objective: Objective, state: State) -> dict[int, nn.Module]:
 
 def _peer(teacher: nn.Module) -> nn.Module:
     """Return a copy of a teacher that learns."""
-    peer = copy.deepcopy(teacher).train()
+    peer = copied(teacher).train()
     for parameter in peer.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     return peer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import itertools
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ from laconic.recover.penalties import Penalty
 from laconic.scope import Scope
 from laconic.step import During, State, Step, derive
 from laconic.tasks.split import map_tensors
-from laconic.weights.laid import Laid, laid_tensors
+from laconic.weights.laid import Laid, copied, laid_tensors
 
 if TYPE_CHECKING:
     from laconic.tasks import Batch, Task
@@ -91,7 +91,10 @@ class _Loop:
         self.model = state.model.to(state.device)
         self.scope = train.scope.select(self.model)
         self.lesson = Lesson(train.objective, state, self.task)
-        self.parameters = [*_trained(train, self.model), *self.lesson.parameters()]
+        # One gradient norm each, so that a peer's does not shrink the student's step.
+        self.networks = [[*_trained(train, self.model), *self.lesson.projections()]]
+        self.networks += [_learning(peer) for peer in self.lesson.peers.values()]
+        self.parameters = [*itertools.chain.from_iterable(self.networks)]
         self.optimizer = train.optimizer.build(self.parameters)
         self.per_epoch = self.task.train.batch_count(train.batch)
         self.updates = train.epochs * self.per_epoch
@@ -151,7 +154,8 @@ class _Loop:
         if learnable:
             self.learn(batch, taught)
         for step in self.train.during:
-            step.update(self.state, (self.finished + 1) / self.updates)
+            done = self.finished / self.updates
+            step.update(self.state, (self.finished + 1) / self.updates, since=done)
 
     def learn(self, batch: Batch, taught: Sequence[Features]) -> None:
         """Move the parameters by one batch."""
@@ -165,7 +169,8 @@ class _Loop:
         self.optimizer.zero_grad()
         loss.backward(inputs=self.parameters)
         if self.train.optimizer.clip is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.train.optimizer.clip)
+            for parameters in self.networks:
+                nn.utils.clip_grad_norm_(parameters, self.train.optimizer.clip)
         self.optimizer.step()
         for laid in self.laid():
             laid.update()
@@ -310,7 +315,7 @@ def _normalised(task: Task, model: nn.Module, batch: Batch) -> bool:
         return True
     try:
         with torch.no_grad():
-            task.call(copy.deepcopy(model), batch)
+            task.call(copied(model), batch)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
@@ -322,6 +327,10 @@ def _required(task: Task | None) -> Task:
     if task is None:
         raise TaskError("train: a recipe that trains needs a task; add a 'task:' line")
     return task
+
+
+def _learning(network: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
 def _trained(train: Train, model: nn.Module) -> list[nn.Parameter]:

@@ -286,7 +286,7 @@ class Similar(Depth):
         task, count = _required(state.task), len(_blocks(state.model, path))
         pairs = [(f"input:{path}.{place}", f"output:{path}.{place}") for place in range(count)]
         names = [name for pair in pairs for name in pair]
-        drawn = task.train.batches(self.batch, seed=state.seed, device=state.device)
+        drawn = task.train.plain().batches(self.batch, seed=state.seed, device=state.device)
         total, sums = 0.0, torch.zeros(count, dtype=torch.float64)
         with evaluation(state.model):
             for batch in itertools.islice(drawn, self.batches):

@@ -39,9 +39,8 @@ logger = logging.getLogger(__name__)
 # How often a gradual prune ranks weights during one training, unless told.
 MOMENTS = 100
 
-# The last moment that each prune step has reached while training a network, and the axes found
-# then: what tells an update that has something to do from the many that have not.
-_REACHED: weakref.WeakKeyDictionary[nn.Module, dict[Prune, tuple[int, Sequence[Axis]]]] = (
+# The axes that each prune step found when it first pruned a network in training: they stay.
+_AXES: weakref.WeakKeyDictionary[nn.Module, dict[Prune, Sequence[Axis]]] = (
     weakref.WeakKeyDictionary()
 )
 
@@ -145,23 +144,20 @@ class Prune(During):
             if self.retrain is not None:
                 run_step(self.retrain, state, key=index)
 
-    def update(self, state: State, progress: float) -> None:
+    def update(self, state: State, progress: float, *, since: float) -> None:
         """Prune to the fraction due at this progress of a training."""
-        place = progress * self._moments
-        moment = math.floor(place + EPSILON)
-        reached = _REACHED.setdefault(state.model, {})
-        last, axes = reached.get(self, (None, ()))
-        # Without a last moment a training begins, or was taken up again. To mask once more
-        # changes nothing, but to zero would undo what was learned since the moment: it is now
-        # only if updates fall on moments, as they do with one or more rounds per epoch.
-        begins = not self._revives(moment) or place - moment < EPSILON
-        due = moment != last if last is not None else begins
-        if last is None or moment < last:
-            axes = ()
-        if moment and due:
-            axes = axes or self._axes(state)
-            self._prune(state, moment / self._moments, axes)
-        reached[self] = (moment, axes)
+        moment, before = self._moment(progress), self._moment(since)
+        found = _AXES.setdefault(state.model, {})
+        if not since:  # a training begins
+            found.pop(self, None)
+        if moment == before:
+            return
+        if self not in found:
+            found[self] = self._axes(state)
+        self._prune(state, moment / self._moments, found[self])
+
+    def _moment(self, progress: float) -> int:
+        return math.floor(progress * self._moments + EPSILON)
 
     @property
     def _moments(self) -> int:

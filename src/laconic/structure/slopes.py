@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -15,7 +14,7 @@ from laconic.errors import ModelError, TaskError
 from laconic.progress import progress
 from laconic.step import State
 from laconic.tasks.split import Batch, map_tensors
-from laconic.weights.laid import bake, owner
+from laconic.weights.laid import bake, copied, owner
 
 if TYPE_CHECKING:
     from laconic.tasks import Task
@@ -96,7 +95,7 @@ def probe(model: nn.Module, names: Iterable[str]) -> tuple[nn.Module, dict[str, 
     Raises:
         ModelError: a weight carries a parametrization that is not laconic's.
     """
-    network = copy.deepcopy(model)
+    network = copied(model)
     bake(network)
     network.requires_grad_(False).eval()
     tensors = {}

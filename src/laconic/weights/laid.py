@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import cast
 
@@ -255,6 +256,24 @@ def _parametrizations(
         return {}
     # Torch types every attribute of a module as a tensor or a module.
     return cast("MutableMapping[str, parametrize.ParametrizationList]", module.parametrizations)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Return an independent copy of a network, laid or not, whatever was computed with it.
+
+    >>> model = nn.LSTM(2, 2)
+    >>> lay(model, "weight_hh_l0", Float())
+    >>> loss = model(torch.zeros(1, 2))[0].sum()  # torch keeps the decoded weight and its graph
+    >>> list(laid_tensors(copied(model)))
+    ['weight_hh_l0']
+    """
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            module._flat_weights = [
+                weight if weight is None or weight.is_leaf else weight.detach()
+                for weight in module._flat_weights
+            ]
+    return copy.deepcopy(model)
 
 
 def owners_of(model: nn.Module, parameter: Tensor) -> list[str]:
