@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from laconic.measure import Measurement
     from laconic.tasks import Task
 
-__all__ = ["Result", "Teachers", "compress", "pick_device", "read_history"]
+__all__ = ["Result", "Teachers", "compress", "pick_device", "pick_precision", "read_history"]
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ def compress(
             teacher=Teachers(teachers or (model,), device),
             seed=recipe.seed,
             device=device,
-            precision=_precision(recipe.precision, device),
+            precision=pick_precision(recipe.precision, device),
             recall=0 if recipe.recall is None else bytes_of(recipe.recall),
         )
         facts = _facts(recipe, model, task, state)
@@ -365,7 +365,8 @@ def pick_device(asked: str | None) -> str:
     return asked
 
 
-def _precision(asked: str, device: str) -> str:
+def pick_precision(asked: str, device: str) -> str:
+    """Return "bfloat16" or "float32"; "auto" is the first where a device computes fast in it."""
     if asked != "auto":
         return asked
     kind = torch.device(device).type

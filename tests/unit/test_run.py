@@ -313,7 +313,7 @@ def test_auto_looks_at_what_the_run_computes_on(
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: processor)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: processor)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: gpu)
-    assert run._precision(asked, device) == got
+    assert run.pick_precision(asked, device) == got
 
 
 # ------------------------------------------------------------------ Ctrl-C

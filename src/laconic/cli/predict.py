@@ -16,7 +16,7 @@ from torch import nn
 from laconic.measure import Measurement, measure
 from laconic.recipe import Recipe
 from laconic.recover.train import Train
-from laconic.run import Teachers
+from laconic.run import Teachers, pick_precision
 from laconic.step import State, Step, run_step
 from laconic.weights.laid import copied
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Prediction", "StepPrediction", "predict", "trainings"]
 
 REPEATS = 3
+SEVERAL = 3  # batches, where as many are full
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ def predict(
         teacher=Teachers(teachers or (model,), device),
         seed=recipe.seed,
         device=device,
+        precision=pick_precision(recipe.precision, device),
     )
     glance = None if recipe.budget is None else _glance(task)
     history = [measure(state.model, glance, latency=glance is not None)]
@@ -170,20 +172,33 @@ def _training(step: Step, state: State) -> tuple[int, float]:
 
 
 def _epoch_seconds(train: Train, state: State, task: Task, per_epoch: int) -> float:
-    """Time one update and the scoring of some examples, and return the time of an epoch."""
-    batch = min(train.batch, len(task.train))
+    """Return the time of an epoch, from trainings of one batch and of several.
+
+    Their difference is that of updates alone: preparing a training and scoring an epoch cancel.
+    """
+    several = min(SEVERAL, len(task.train) // train.batch)
     scored = min(train.batch, len(task.validate))
-    small = task.few(total=batch)
+    once, score = _timed(train, state, task, batches=1, scored=scored)
+    update = once - score
+    if several > 1:
+        more, _ = _timed(train, state, task, batches=several, scored=scored)
+        update = (more - once) / (several - 1) if more > once else update
+    return per_epoch * max(update, 0.0) + score * len(task.validate) / scored
+
+
+def _timed(
+    train: Train, state: State, task: Task, *, batches: int, scored: int
+) -> tuple[float, float]:
+    """Return the median seconds of a training of a few batches, and of scoring some examples."""
+    small = task.few(total=min(batches * train.batch, len(task.train)))
     small.validate = task.validate.subset(range(scored))
     once = train.model_copy(update={"epochs": 1, "during": ()})
     trial = dataclasses.replace(state, model=copied(state.model), task=small)
-    updates, scores = [], []
+    trainings, scores = [], []
     for _ in range(REPEATS + 1):  # the first one warms up
         began = time.perf_counter()
         run_step(once, trial)
-        middle = time.perf_counter()
+        trainings.append(time.perf_counter() - began)
         small.score(trial.model, "validate", device=state.device)
-        scores.append(time.perf_counter() - middle)
-        updates.append(middle - began - scores[-1])
-    update, score = (max(statistics.median(times[1:]), 0.0) for times in (updates, scores))
-    return per_epoch * update + score * len(task.validate) / scored
+        scores.append(time.perf_counter() - began - trainings[-1])
+    return statistics.median(trainings[1:]), statistics.median(scores[1:])

@@ -85,9 +85,11 @@ def _index(batch: Batch) -> list[int]:
     return index
 
 
-def _tokens(name: str) -> tuple[int, ...]:
+def _tokens(name: str, dims: int) -> tuple[int, ...]:
     """Return which dimensions of one example's feature are tokens."""
     found = TOKENS.get(name.partition(".")[0])
+    if name == "logits" and dims > 1:  # of every token
+        return (0,)
     if found is None:
         raise FeatureError(
             f"'{name}' of padded texts cannot be kept, because which of its dimensions are tokens "
@@ -99,14 +101,14 @@ def _tokens(name: str) -> tuple[int, ...]:
 def _cut(name: str, tensor: Tensor, length: int | None) -> Tensor:
     """Return one example's feature without its padding, in memory of its own."""
     if length is not None:
-        for dim in _tokens(name):
+        for dim in _tokens(name, tensor.dim()):
             tensor = tensor.narrow(dim, 0, length)
     return tensor.clone()
 
 
 def _joined(name: str, rows: Sequence[Tensor], width: int) -> Tensor:
     """Return the features of several examples, their tokens padded with zeros."""
-    tokens = _tokens(name) if width else ()
+    tokens = _tokens(name, rows[0].dim()) if width else ()
     if not tokens:
         return torch.stack(list(rows))
     shape = [width if dim in tokens else size for dim, size in enumerate(rows[0].shape)]

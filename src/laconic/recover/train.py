@@ -73,6 +73,8 @@ class Train(Step):
         _required(task)
         if not _parameters(model, self.scope):
             raise ScopeError(f"'{self.scope}' selects no module with parameters to train")
+        if not earlier:
+            _trained(self, model)  # refuses a scope where all is frozen
         if self.penalty is not None:
             self.penalty.tensors(model, self.scope)  # refuses a scope without what it is of
         for index, step in enumerate(self.during):

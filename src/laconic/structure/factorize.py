@@ -96,9 +96,9 @@ class Factorize(Step):
             targets = self._targets(model)
         except (ScopeError, ModelError):
             # Parts of an earlier split are not there yet; the step itself will check them.
-            if not any(isinstance(step, Factorize) for step in earlier):
-                raise
-            return
+            if self._split_before(model, earlier):
+                return
+            raise
         if any(isinstance(step, ShareLayers) for step in earlier):
             shared = [name for name in targets if name.startswith(f"{blocks_path(model)}.")]
             if shared:
@@ -106,6 +106,15 @@ class Factorize(Step):
                     f"factorize: '{shared[0]}' shares its weight with other blocks once "
                     "share_layers has run; factorize first, or leave the blocks out of the scope"
                 )
+
+    def _split_before(self, model: nn.Module, earlier: tuple[Step, ...]) -> bool:
+        """Return whether an earlier step may have split layers of the scope."""
+        splits = [step for step in earlier if isinstance(step, Factorize)]
+        try:
+            own = self.scope.select(model).keys()
+        except ScopeError:
+            return bool(splits)
+        return any(own & step.scope.select(model).keys() for step in splits)
 
     def apply(self, state: State) -> None:
         """Split every fitting layer of the scope."""
