@@ -21,6 +21,7 @@ from laconic import measure as measuring
 from laconic.budget import bytes_of
 from laconic.errors import RunError
 from laconic.recipe import Recipe
+from laconic.recover.lesson import Teachers
 from laconic.recover.objectives import Objective
 from laconic.ship.artifact import save
 from laconic.ship.checkpoint import load_checkpoint, model_hash, save_checkpoint
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from laconic.measure import Measurement
     from laconic.tasks import Task
 
-__all__ = ["Result", "Teachers", "compress", "pick_device", "pick_precision", "read_history"]
+__all__ = ["Result", "compress", "pick_device", "pick_precision", "read_history"]
 
 logger = logging.getLogger(__name__)
 
@@ -134,12 +135,7 @@ def compress(
     True
     """
     recipe = steps if isinstance(steps, Recipe) else Recipe(steps=tuple(steps))
-    teachers = _given(teacher)
-    if recipe.teacher is not None and not teachers:
-        raise RunError(
-            "the recipe names a teacher, which only the command line loads by itself; give "
-            "compress(..., teacher=tuple(load_model(each) for each in recipe.teacher))"
-        )
+    teachers = _given(teacher, recipe)
     recipe.check(model, task)
     _check_teachers(recipe, max(1, len(teachers)))
     device = pick_device(device)
@@ -171,34 +167,15 @@ def compress(
     return result
 
 
-class Teachers(Sequence[nn.Module]):
-    """Frozen copies of networks, each made when it is first asked for.
-
-    Args:
-        originals: left untouched; their weights may be laid.
-        device: where the copies live.
-
-    >>> any(p.requires_grad for p in Teachers((nn.Linear(2, 2),), "cpu")[0].parameters())
-    False
-    """
-
-    def __init__(self, originals: tuple[nn.Module, ...], device: str) -> None:
-        self.originals, self.device = originals, device
-        self.copies: dict[int, nn.Module] = {}
-
-    def __len__(self) -> int:
-        return len(self.originals)
-
-    def __getitem__(self, index: Any) -> Any:
-        index = range(len(self))[index]  # an IndexError ends an iteration
-        if index not in self.copies:
-            network = copied(self.originals[index])
-            bake(network)
-            self.copies[index] = network.to(self.device).eval().requires_grad_(False)
-        return self.copies[index]
-
-
-def _given(teacher: nn.Module | Sequence[nn.Module] | None) -> tuple[nn.Module, ...]:
+def _given(
+    teacher: nn.Module | Sequence[nn.Module] | None, recipe: Recipe
+) -> tuple[nn.Module, ...]:
+    """Return the teachers that were given; refuse to forget those that a recipe names."""
+    if teacher is None and recipe.teacher is not None:
+        raise RunError(
+            "the recipe names a teacher, which only the command line loads by itself; give "
+            "compress(..., teacher=tuple(load_model(each) for each in recipe.teacher))"
+        )
     if teacher is None:
         return ()
     return (teacher,) if isinstance(teacher, nn.Module) else tuple(teacher)
@@ -366,7 +343,15 @@ def pick_device(asked: str | None) -> str:
 
 
 def pick_precision(asked: str, device: str) -> str:
-    """Return "bfloat16" or "float32"; "auto" is the first where a device computes fast in it."""
+    """Return what training forwards run in: "bfloat16" or "float32".
+
+    Args:
+        asked: one of them, or "auto": bfloat16 where the device computes fast in it.
+        device: such as "cpu" or "cuda:0".
+
+    >>> pick_precision("float32", "cpu")
+    'float32'
+    """
     if asked != "auto":
         return asked
     kind = torch.device(device).type

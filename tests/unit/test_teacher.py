@@ -33,7 +33,7 @@ from laconic.recover import (
     Train,
     Uniform,
 )
-from laconic.recover.lesson import Lesson
+from laconic.recover.lesson import Lesson, Teachers
 from laconic.recover.train import _Loop
 from laconic.ship.checkpoint import load_checkpoint, model_hash, save_checkpoint
 from laconic.step import During, State, Step, Value, derive, run_step
@@ -443,9 +443,9 @@ def test_the_original_teaches_unless_another_is_given() -> None:
 
 def test_a_copy_is_made_when_it_is_asked_for_and_only_then(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    take = run.Teachers.__getitem__
+    take = Teachers.__getitem__
     monkeypatch.setattr(
-        run.Teachers, "__getitem__", lambda self, index: asked.append(index) or take(self, index)
+        Teachers, "__getitem__", lambda self, index: asked.append(index) or take(self, index)
     )
     compress(network(), task(), recipe(Label()))
     assert asked == []
@@ -453,7 +453,7 @@ def test_a_copy_is_made_when_it_is_asked_for_and_only_then(monkeypatch: pytest.M
     assert set(asked) == {0}
     original = network()
     lay(original, "first.weight", Ternary())
-    teachers = run.Teachers((original,), "cpu")
+    teachers = Teachers((original,), "cpu")
     assert len(teachers) == 1 and teachers[0] is teachers[0] is teachers[-1]
     assert laid_tensors(teachers[0]) == {} and laid_tensors(original)
     assert not teachers[0].training and not any(p.requires_grad for p in teachers[0].parameters())

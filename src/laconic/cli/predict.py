@@ -15,8 +15,9 @@ from torch import nn
 
 from laconic.measure import Measurement, measure
 from laconic.recipe import Recipe
+from laconic.recover.lesson import Teachers
 from laconic.recover.train import Train
-from laconic.run import Teachers, pick_precision
+from laconic.run import pick_precision
 from laconic.step import State, Step, run_step
 from laconic.weights.laid import copied
 

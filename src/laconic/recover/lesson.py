@@ -1,9 +1,10 @@
-"""A lesson: an objective at work, with the teachers it asks and what is learned beside."""
+"""Teachers, and a lesson: an objective at work with those it asks and what is learned beside."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +17,40 @@ from laconic.recover.recall import Recall
 from laconic.step import State
 from laconic.tasks import Batch, Task
 from laconic.tasks.task import evaluation
-from laconic.weights.laid import copied
+from laconic.weights.laid import bake, copied
 
-__all__ = ["Lesson"]
+__all__ = ["Lesson", "Teachers"]
 
 logger = logging.getLogger(__name__)
 
 ANSWERED = 64  # examples at once where teachers answer all of them
+
+
+class Teachers(Sequence[nn.Module]):
+    """Frozen copies of networks, each made when it is first asked for.
+
+    Args:
+        originals: left untouched; their weights may be laid.
+        device: where the copies live.
+
+    >>> any(p.requires_grad for p in Teachers((nn.Linear(2, 2),), "cpu")[0].parameters())
+    False
+    """
+
+    def __init__(self, originals: tuple[nn.Module, ...], device: str) -> None:
+        self.originals, self.device = originals, device
+        self.copies: dict[int, nn.Module] = {}
+
+    def __len__(self) -> int:
+        return len(self.originals)
+
+    def __getitem__(self, index: Any) -> Any:
+        index = range(len(self))[index]  # an IndexError ends an iteration
+        if index not in self.copies:
+            network = copied(self.originals[index])
+            bake(network)
+            self.copies[index] = network.to(self.device).eval().requires_grad_(False)
+        return self.copies[index]
 
 
 class Lesson(nn.Module):
