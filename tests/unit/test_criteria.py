@@ -316,9 +316,9 @@ def test_named_inputs_without_targets_are_split_too() -> None:
 
 @pytest.mark.parametrize("criterion", DATA, ids=repr)
 def test_what_looks_at_data_needs_a_task(criterion: Criterion) -> None:
-    with pytest.raises(TaskError, match=f"{criterion.name} needs gradients"):
+    with pytest.raises(TaskError, match=f"{criterion.name} needs batches"):
         criterion.check(None)
-    with pytest.raises(TaskError, match=f"{criterion.name} needs gradients"):
+    with pytest.raises(TaskError, match=f"{criterion.name} needs batches"):
         scored(criterion, State(linear()))
     criterion.check(regression())
 

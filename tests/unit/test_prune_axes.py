@@ -35,13 +35,13 @@ from laconic.structure import (
     prune,
 )
 from laconic.structure.axes import Axis, Use
-from laconic.structure.elements import alive, axes_of, roles, stored
+from laconic.structure.elements import alive, axes_of, roles
 from laconic.structure.examples import example_inputs
 from laconic.structure.ranking import best_elements, padded
 from laconic.tasks import Task
 from laconic.tasks.split import Batch
 from laconic.weights import Float, KMeans, lay
-from laconic.weights.laid import bake, laid_tensors, mask_of
+from laconic.weights.laid import bake, laid_tensors, latent_of, mask_of
 
 # A masked and a sliced network sum the same numbers, but for zeros, in another order.
 CLOSE = 1e-5
@@ -150,7 +150,7 @@ def found(model: nn.Module, task: Task, kind: str) -> list[Axis]:
 def sizes(model: nn.Module, axes: list[Axis]) -> list[int]:
     """Return how many elements are left of axes that were found before."""
     first = [roles(model, axis)["produced"][0] for axis in axes]
-    lengths = [stored(model, use.name).shape[use.dim] for use in first]
+    lengths = [latent_of(model, use.name)[1].shape[use.dim] for use in first]
     return [n * a.size // u.length for n, a, u in zip(lengths, axes, first, strict=True)]
 
 
@@ -667,7 +667,7 @@ def test_rewiring_sorts_by_score_and_computes_the_same(case: str, by: Criterion)
 
 
 def size_of(model: nn.Module, use: Use) -> Tensor:
-    return use.rows(stored(model, use.name).detach()).abs().sum(1)
+    return use.rows(latent_of(model, use.name)[1].detach()).abs().sum(1)
 
 
 def test_rewiring_of_what_is_not_there_is_refused() -> None:

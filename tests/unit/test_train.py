@@ -489,9 +489,9 @@ class Reporter:
 
 
 def test_a_task_is_needed() -> None:
-    with pytest.raises(TaskError, match="a recipe that trains needs a task"):
+    with pytest.raises(TaskError, match="train needs data, and there is no task"):
         Train().check(network(), None)
-    with pytest.raises(TaskError, match="a recipe that trains needs a task"):
+    with pytest.raises(TaskError, match="train needs data, and there is no task"):
         run_step(Train(), State(network()))
 
 

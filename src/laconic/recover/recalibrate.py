@@ -12,11 +12,11 @@ from pydantic import Field
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from laconic.errors import ModelError, TaskError
+from laconic.errors import ModelError
 from laconic.progress import progress
 from laconic.step import State, Step
 from laconic.tasks.split import Batch
-from laconic.tasks.task import evaluation
+from laconic.tasks.task import evaluation, needed
 
 if TYPE_CHECKING:
     from laconic.tasks import Task
@@ -57,11 +57,11 @@ class Recalibrate(Step):
             ScopeError: the scope selects nothing.
         """
         super().check(model, task, earlier)
-        _required(task)
+        needed(task, "recalibrate needs batches of data")
 
     def apply(self, state: State) -> None:
         """Replace the statistics of every BatchNorm in the scope."""
-        task = _required(state.task)
+        task = needed(state.task, "recalibrate needs batches of data")
         norms = _tracking(self.scope.select(state.model))
         if not norms:
             _log.info("recalibrate: no BatchNorm with running statistics in '%s'", self.scope)
@@ -97,12 +97,6 @@ def _average(
         for norm, momentum in momenta:
             norm.momentum = momentum
     return count
-
-
-def _required(task: Task | None) -> Task:
-    if task is None:
-        raise TaskError("recalibrate needs batches of data, and there is no task; give task=")
-    return task
 
 
 def _tracking(modules: dict[str, nn.Module]) -> dict[str, _BatchNorm]:

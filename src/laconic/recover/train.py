@@ -25,6 +25,7 @@ from laconic.recover.penalties import Penalty
 from laconic.scope import Scope
 from laconic.step import During, State, Step, derive
 from laconic.tasks.split import map_tensors
+from laconic.tasks.task import needed
 from laconic.weights.laid import Laid, copied, laid_tensors
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Train(Step):
     def check(self, model: nn.Module, task: Task | None, earlier: tuple[Step, ...] = ()) -> None:
         """Refuse to train without a task, or nothing."""
         super().check(model, task, earlier)
-        _required(task)
+        needed(task, "train needs data")
         if not _parameters(model, self.scope):
             raise ScopeError(f"'{self.scope}' selects no module with parameters to train")
         if not earlier:
@@ -89,7 +90,7 @@ class _Loop:
     """One run of a Train: the optimiser, the clock and the best epoch so far."""
 
     def __init__(self, train: Train, state: State) -> None:
-        self.train, self.state, self.task = train, state, _required(state.task)
+        self.train, self.state, self.task = train, state, needed(state.task, "train needs data")
         self.model = state.model.to(state.device)
         self.scope = train.scope.select(self.model)
         self.lesson = Lesson(train.objective, state, self.task)
@@ -323,12 +324,6 @@ def _normalised(task: Task, model: nn.Module, batch: Batch) -> bool:
             raise
         return False
     return True
-
-
-def _required(task: Task | None) -> Task:
-    if task is None:
-        raise TaskError("train: a recipe that trains needs a task; add a 'task:' line")
-    return task
 
 
 def _learning(network: nn.Module) -> list[nn.Parameter]:

@@ -23,8 +23,8 @@ from laconic.structure.slopes import (
     mean,
     probe,
     products,
-    required,
 )
+from laconic.tasks.task import needed
 from laconic.weights.laid import mask_of, owner
 
 if TYPE_CHECKING:
@@ -335,7 +335,7 @@ class Taylor(Criterion):
     def check(self, task: Task | None, axes: str = "weights") -> None:
         """Refuse to run without a task."""
         super().check(task, axes)
-        required(task, self.name)
+        needed(task, f"{self.name} needs batches")
 
     def check_axes(self, model: nn.Module, axes: Sequence[Axis]) -> None:
         """Refuse axes without the matrices that count."""
@@ -392,7 +392,7 @@ class Hessian(Criterion):
     def check(self, task: Task | None, axes: str = "weights") -> None:
         """Refuse to run without a task."""
         super().check(task, axes)
-        required(task, self.name)
+        needed(task, f"{self.name} needs batches")
 
     def check_axes(self, model: nn.Module, axes: Sequence[Axis]) -> None:
         """Refuse axes without the matrices that count."""
@@ -400,7 +400,7 @@ class Hessian(Criterion):
 
     def scores(self, state: State, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return 0.5 * H_ii * w^2 with the estimated diagonal."""
-        task = required(state.task, self.name)
+        task = needed(state.task, f"{self.name} needs batches")
         network, tensors = probe(state.model, weights)
         batches = drawn(state, task, self.batches, self.batch, self.name)
         wanted = list(tensors.values())

@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from laconic.errors import ModelError, ScopeError, TaskError
+from laconic.errors import ModelError, ScopeError
 from laconic.models.capture import observe
 from laconic.models.families import blocks_path, family_of
 from laconic.names import of_laid
 from laconic.scope import Scope
 from laconic.step import State, Step, Value, run_step
 from laconic.structure.surgery import keep_
-from laconic.tasks.task import evaluation
+from laconic.tasks.task import evaluation, needed
 from laconic.weights.laid import bake, laid_tensors, lay, owner
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+COMPARED = "similar compares blocks on data"
 
 Count = Annotated[int, Field(ge=1)]
 Place = Annotated[int, Field(ge=0)]
@@ -279,11 +281,11 @@ class Similar(Depth):
 
     def check(self, task: Task | None) -> None:
         """Refuse to compare without data."""
-        _required(task)
+        needed(task, COMPARED)
 
     def similarity(self, state: State, path: str) -> Sequence[float]:
         """Return the mean cosine of output and input of every block, over training data."""
-        task, count = _required(state.task), len(_blocks(state.model, path))
+        task, count = needed(state.task, COMPARED), len(_blocks(state.model, path))
         pairs = [(f"input:{path}.{place}", f"output:{path}.{place}") for place in range(count)]
         names = [name for pair in pairs for name in pair]
         drawn = task.train.plain().batches(self.batch, seed=state.seed, device=state.device)
@@ -313,12 +315,6 @@ class Similar(Depth):
 
 def _without(count: int, dropped: Sequence[int]) -> tuple[int, ...]:
     return tuple(place for place in range(count) if place not in dropped)
-
-
-def _required(task: Task | None) -> Task:
-    if task is None:
-        raise TaskError("similar: blocks are compared on data, and there is no task; give task=")
-    return task
 
 
 class DropLayers(Step):

@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from laconic.errors import AxisError
 from laconic.structure.axes import Axis, Use, find_axes
 from laconic.structure.examples import example_inputs
-from laconic.weights.laid import bake, laid_tensors, mask_of, narrow
+from laconic.weights.laid import bake, laid_tensors, latent_of, mask_of, narrow
 from laconic.weights.representation import Float
 
 if TYPE_CHECKING:
@@ -32,7 +31,6 @@ __all__ = [
     "mask_",
     "matrices",
     "roles",
-    "stored",
     "unmask_",
     "zero_",
 ]
@@ -145,7 +143,7 @@ def roles(model: nn.Module, axis: Axis) -> dict[Role, tuple[Use, ...]]:
     found: dict[Role, list[Use]] = {"produced": [], "bias": [], "norm": [], "consumed": []}
     vectors, seen = [], set()
     for use in axis.uses:
-        tensor = stored(model, use.name)
+        tensor = latent_of(model, use.name)[1]
         # A tied tensor is there under all its names.
         place = (id(tensor), use.dim, use.offset, use.position)
         if place in seen:
@@ -208,11 +206,11 @@ def mask_(model: nn.Module, kept: Mapping[Axis, Tensor]) -> None:
     masks: dict[str, Tensor] = {}
     for axis, elements in kept.items():
         for use in axis.uses:
-            tensor = stored(model, use.name)
+            tensor = latent_of(model, use.name)[1]
             mask = _along(elements, use, tensor)
             masks[use.name] = masks[use.name] & mask if use.name in masks else mask
     for name, mask in masks.items():
-        tensor = stored(model, name)
+        tensor = latent_of(model, name)[1]
         if isinstance(tensor, nn.Parameter):
             before = mask_of(model, name)
             narrow(model, name, mask if before is None else before & mask)
@@ -240,7 +238,7 @@ def zero_(model: nn.Module, kept: Mapping[Axis, Tensor]) -> None:
     for axis, elements in kept.items():
         by_role = roles(model, axis)
         for use in (*by_role["produced"], *by_role["bias"]):
-            tensor = stored(model, use.name)
+            tensor = latent_of(model, use.name)[1]
             hide_(tensor, _along(elements, use, tensor))
 
 
@@ -264,21 +262,7 @@ def _along(elements: Tensor, use: Use, tensor: Tensor) -> Tensor:
 
 
 def _parameters(model: nn.Module, axis: Axis) -> tuple[Use, ...]:
-    return tuple(u for u in axis.uses if isinstance(stored(model, u.name), nn.Parameter))
-
-
-def stored(model: nn.Module, name: str) -> Tensor:
-    """Return the tensor behind a plain name: the latent weight where one is laid.
-
-    >>> stored(nn.Linear(2, 1), "weight").shape
-    torch.Size([1, 2])
-    """
-    path, _, attribute = name.rpartition(".")
-    module = model.get_submodule(path)
-    if parametrize.is_parametrized(module, attribute):
-        layers = cast("nn.ModuleDict", module.parametrizations)[attribute]
-        return cast("Tensor", layers.original)
-    return cast("Tensor", getattr(module, attribute))
+    return tuple(u for u in axis.uses if isinstance(latent_of(model, u.name)[1], nn.Parameter))
 
 
 def _path(use: Use) -> str:

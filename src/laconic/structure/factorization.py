@@ -18,7 +18,7 @@ from laconic.errors import ModelError
 from laconic.names import module_of
 from laconic.step import Value
 from laconic.structure.decompose import energy_rank
-from laconic.weights.laid import owners_of
+from laconic.weights.laid import latent_of, owners_of
 
 __all__ = [
     "Factorization",
@@ -53,10 +53,7 @@ def latent(module: nn.Module) -> nn.Parameter:
     >>> latent(nn.Linear(3, 2)).shape
     torch.Size([2, 3])
     """
-    if parametrize.is_parametrized(module, "weight"):
-        layers = cast("dict[str, parametrize.ParametrizationList]", module.parametrizations)
-        return cast("nn.Parameter", layers["weight"].original)
-    return cast("nn.Parameter", module.weight)
+    return cast("nn.Parameter", latent_of(module, "weight")[1])
 
 
 def refuse_tied(model: nn.Module, path: str, step: str) -> None:

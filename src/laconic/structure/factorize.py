@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from laconic.errors import ChainError, ModelError, ScopeError, TaskError
+from laconic.errors import ChainError, ModelError, ScopeError
 from laconic.models.families import blocks_path
 from laconic.progress import progress
 from laconic.step import State, Step
@@ -29,7 +29,7 @@ from laconic.structure.factorization import (
     shape_of,
 )
 from laconic.structure.surgery import edits_of, replace_
-from laconic.tasks.task import evaluation
+from laconic.tasks.task import evaluation, needed
 from laconic.weights.laid import mask_of
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ __all__ = ["Factorize"]
 _log = logging.getLogger(__name__)
 
 # Modules of torch that compute with the weights of their children themselves.
+MOMENTS = "factorize needs batches for moments of inputs"
 READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 
@@ -91,7 +92,7 @@ class Factorize(Step):
             ChainError: an earlier step ties the layers of the scope to each other.
         """
         if self.method.samples is not None:
-            _required(task)
+            needed(task, MOMENTS)
         try:
             targets = self._targets(model)
         except (ScopeError, ModelError):
@@ -184,7 +185,7 @@ class Factorize(Step):
         """Return X X^T [groups, n, n] of the inputs of every layer, if the method needs them."""
         if self.method.samples is None:
             return {}
-        task, (batches, size) = _required(state.task), self.method.samples
+        task, (batches, size) = needed(state.task, MOMENTS), self.method.samples
         drawn = task.train.plain().batches(size, seed=state.seed, device=state.device)
         kind = torch.device(state.device).type
         plain = torch.autocast(kind, enabled=False)
@@ -216,12 +217,6 @@ def _check_runs(state: State) -> None:
             f"factorize: the network runs no more: {error}, which '{asking.line}' asks of a layer "
             "that was split; leave that one out of the scope"
         ) from error
-
-
-def _required(task: Task | None) -> Task:
-    if task is None:
-        raise TaskError("factorize needs batches for moments of inputs, and there is no task")
-    return task
 
 
 def _weights(module: nn.Module) -> int:

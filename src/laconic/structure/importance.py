@@ -13,7 +13,8 @@ from laconic.errors import AxisError
 from laconic.step import State
 from laconic.structure.criteria import Count, Criterion, first_order_means, grouped, used
 from laconic.structure.elements import matrices, roles
-from laconic.structure.slopes import Per, required
+from laconic.structure.slopes import Per
+from laconic.tasks.task import needed
 
 if TYPE_CHECKING:
     from laconic.structure.axes import Axis, Use
@@ -91,7 +92,7 @@ class HeadImportance(AxisCriterion):
     def check(self, task: Task | None, axes: str = "weights") -> None:
         """Refuse to run without a task."""
         super().check(task, axes)
-        required(task, self.name)
+        needed(task, f"{self.name} needs batches")
 
     def check_axes(self, model: nn.Module, axes: Sequence[Axis]) -> None:
         """Refuse heads that no matrix reads."""
@@ -134,7 +135,7 @@ class NeuronImportance(AxisCriterion):
     def check(self, task: Task | None, axes: str = "weights") -> None:
         """Refuse to run without a task."""
         super().check(task, axes)
-        required(task, self.name)
+        needed(task, f"{self.name} needs batches")
 
     def check_axes(self, model: nn.Module, axes: Sequence[Axis]) -> None:
         """Refuse neurons that no matrix computes, or none reads."""

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from laconic.errors import ChainError, ModelError, ScopeError
 from laconic.step import State, Step
 from laconic.structure.criteria import Count, Criterion, second_order
-from laconic.structure.slopes import drawn, probe, required
-from laconic.tasks.task import evaluation
+from laconic.structure.slopes import drawn, probe
+from laconic.tasks.task import evaluation, needed
 from laconic.weights.laid import (
     laid_tensors,
     latent_of,
@@ -211,7 +211,7 @@ class OBS(Criterion):
     def check(self, task: Task | None, axes: str = "weights") -> None:
         """Refuse to run without a task."""
         super().check(task, axes)
-        required(task, self.name)
+        needed(task, f"{self.name} needs batches")
 
     def check_weights(
         self, model: nn.Module, names: Iterable[str], earlier: Sequence[Step] = ()
@@ -275,7 +275,7 @@ class OBS(Criterion):
 
         Inputs are those of the network with these weights, whatever is pruned by now.
         """
-        task = required(state.task, self.name)
+        task = needed(state.task, f"{self.name} needs batches")
         network, tensors = probe(state.model, weights)
         with torch.no_grad():
             for name, tensor in tensors.items():

@@ -21,13 +21,12 @@ from laconic.structure.elements import (
     axes_of,
     hide_,
     mask_,
-    stored,
     unmask_,
     zero_,
 )
 from laconic.structure.ranking import Over, Ranking, best_elements, padded
 from laconic.structure.schedules import EPSILON, Gradual, Schedule, Share
-from laconic.weights.laid import mask_of, narrow, weights_of
+from laconic.weights.laid import latent_of, mask_of, narrow, weights_of
 
 if TYPE_CHECKING:
     from laconic.tasks import Task
@@ -191,7 +190,7 @@ class Prune(During):
         kept = survivors(self.by.scores(state, weights), masks, keep, self._order.over)
         if revives:
             for name, mask in kept.items():
-                hide_(stored(state.model, name), mask)
+                hide_(latent_of(state.model, name)[1], mask)
             return
         for name, mask in kept.items():
             narrow(state.model, name, mask)

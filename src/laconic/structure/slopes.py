@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from laconic.curvature import LossFunction, gradients
-from laconic.errors import ModelError, TaskError
+from laconic.errors import ModelError
 from laconic.progress import progress
 from laconic.step import State
 from laconic.tasks.split import Batch, map_tensors
+from laconic.tasks.task import needed
 from laconic.weights.laid import bake, copied, owner
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ __all__ = [
     "mean",
     "probe",
     "products",
-    "required",
 ]
 
 Key = TypeVar("Key", bound=Hashable)
@@ -55,7 +55,7 @@ def products(
         TaskError: there is no task.
         ModelError: a weight carries a parametrization that is not laconic's.
     """
-    task = required(state.task, label)
+    task = needed(state.task, f"{label} needs batches")
     network, tensors = probe(state.model, names)
     found = drawn(state, task, batches, batch, label)
     for loss_function in losses(network, task, found if per == "batch" else examples(found)):
@@ -147,17 +147,6 @@ def _length(batch: Batch) -> int:
 def _rows(batch: Batch, rows: slice) -> Batch:
     targets = None if batch.targets is None else batch.targets[rows]
     return Batch(map_tensors(lambda tensor: tensor[rows], batch.inputs), targets)
-
-
-def required(task: Task | None, name: str) -> Task:
-    """Return the task.
-
-    Raises:
-        TaskError: there is none.
-    """
-    if task is None:
-        raise TaskError(f"{name} needs gradients on batches, and there is no task; give task=")
-    return task
 
 
 def finite(scores: Mapping[str, Tensor], criterion: str) -> None:

@@ -551,6 +551,21 @@ def _labels(split: Split, name: str) -> Tensor:
     return labels
 
 
+def needed(task: Task | None, why: str) -> Task:
+    """Return the task that something needs.
+
+    Args:
+        task: of a state, or None.
+        why: what needs it, for what.
+
+    Raises:
+        TaskError: there is none.
+    """
+    if task is None:
+        raise TaskError(f"{why}, and there is no task; add a 'task:' line, or give task=")
+    return task
+
+
 def _required(targets: Tensor | None) -> Tensor:
     if targets is None:
         raise TaskError(
