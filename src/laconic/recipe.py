@@ -138,6 +138,8 @@ class Recipe(Value):
         Raises:
             LaconicError: a scope selects nothing, steps stand in an impossible order, ...
         """
+        if task is not None:
+            task.check(model)
         for index, step in enumerate(self.steps):
             try:
                 step.check(model, task, self.steps[:index])

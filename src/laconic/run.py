@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from laconic.measure import Measurement
     from laconic.tasks import Task
 
-__all__ = ["Result", "compress", "pick_device", "pick_precision", "read_history"]
+__all__ = ["Result", "check_teachers", "compress", "pick_device", "pick_precision", "read_history"]
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def compress(
     recipe = steps if isinstance(steps, Recipe) else Recipe(steps=tuple(steps))
     teachers = _given(teacher, recipe)
     recipe.check(model, task)
-    _check_teachers(recipe, max(1, len(teachers)))
+    check_teachers(recipe, teachers or (model,), task)
     device = pick_device(device)
     # A caller may be inside torch.no_grad or inference_mode; this leaves both.
     with torch.inference_mode(False), ExitStack() as stack:
@@ -181,15 +181,27 @@ def _given(
     return (teacher,) if isinstance(teacher, nn.Module) else tuple(teacher)
 
 
-def _check_teachers(recipe: Recipe, count: int) -> None:
-    """Refuse, before any work, an objective of a teacher that is not there."""
+def check_teachers(recipe: Recipe, teachers: Sequence[nn.Module], task: Task | None) -> None:
+    """Refuse, before any work, a teacher that is not there or cannot read the data.
+
+    Raises:
+        RunError: an objective learns from a teacher that is not there.
+        TaskError: the examples cannot be fed to one that is.
+
+    >>> from laconic.recover import Label, Train
+    >>> check_teachers(Recipe([Train(Label())]), (), None)
+    """
     for index, step in enumerate(recipe.steps):
-        wanted = max((i for each in _objectives(step) for i in each.teachers), default=0)
-        if wanted >= count:
+        asked = sorted({i for objective in _objectives(step) for i in objective.teachers})
+        if asked and asked[-1] >= len(teachers):
             raise RunError(
-                f"steps.{index} ({step.name}): an objective learns from teacher {wanted}, and "
-                f"there are {count}, counted from 0; give compress(..., teacher=(first, second))"
+                f"steps.{index} ({step.name}): an objective learns from teacher {asked[-1]}, and "
+                f"there are {len(teachers)}, counted from 0; give teacher=(first, second), or a "
+                "list on the 'teacher:' line"
             )
+        if task is not None:
+            for teacher in (teachers[i] for i in asked):
+                task.check(teacher)
 
 
 def _objectives(value: Any) -> Iterator[Objective]:

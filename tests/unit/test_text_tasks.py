@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -817,3 +819,31 @@ def test_a_real_task_with_a_real_tokenizer(laconic_data):
     assert task.describe()["examples"] == {"train": 3485, "validate": 183, "test": 408}
     assert task.test.targets().bincount().tolist() == [129, 279]
     assert wasted(task.train.batches(32, seed=0)) < 0.05 < 0.3 < wasted(task.train.batches(32))
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        ("bert", {}, ""),
+        (
+            "bert",
+            {"max_position_embeddings": 7},
+            "may have 8 tokens .* places for 7; give max_length: 7",
+        ),
+        ("bert", {"vocab_size": 3}, "gives token .* knows 3, counted from 0"),
+        ("roberta", {"max_position_embeddings": 10, "pad_token_id": 1}, ""),
+        ("roberta", {"max_position_embeddings": 9, "pad_token_id": 1}, "places for 7"),
+    ],
+)
+def test_a_network_that_cannot_read_the_texts_is_refused(kind, fields, message):
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            plain = {"vocab_size": 1000, "max_position_embeddings": 8, "model_type": kind}
+            self.config = SimpleNamespace(**(plain | fields))
+
+    rows = [("a good film", 1), ("a bad film", 0)] * 4
+    task = Task.from_texts(rows, rows, plain_tokenizer(), validate=rows, max_length=8)
+    task.check(torch.nn.Linear(1, 1))  # says nothing of itself
+    with pytest.raises(TaskError, match=message) if message else contextlib.nullcontext():
+        task.check(Network())

@@ -17,7 +17,7 @@ from laconic.measure import Measurement, measure
 from laconic.recipe import Recipe
 from laconic.recover.lesson import Teachers
 from laconic.recover.train import Train
-from laconic.run import pick_precision
+from laconic.run import check_teachers, pick_precision
 from laconic.step import State, Step, run_step
 from laconic.weights.laid import copied
 
@@ -96,10 +96,12 @@ def predict(
     >>> found.rows[1].nominal_bytes < 0.2 * found.rows[0].nominal_bytes
     True
     """
+    teachers = teachers or (model,)
+    check_teachers(recipe, teachers, task)
     state = State(
         copied(model).to(device),
         task,
-        teacher=Teachers(teachers or (model,), device),
+        teacher=Teachers(teachers, device),
         seed=recipe.seed,
         device=device,
         precision=pick_precision(recipe.precision, device),

@@ -171,7 +171,7 @@ def _teachers(objective: Objective, state: State) -> dict[int, nn.Module]:
     if missing:
         raise RunError(
             f"train: the objective learns from teacher {missing[0]}, and there are "
-            f"{len(state.teacher)}, counted from 0; give compress(..., teacher=(first, second))"
+            f"{len(state.teacher)}, counted from 0; give several: teacher=(first, second)"
         )
     return {i: state.teacher[i].to(state.device) for i in sorted(objective.teachers)}
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import (
     DataLoader,
     IterableDataset,
@@ -236,6 +236,9 @@ class Split(ABC):
     def plain(self) -> Split:
         """Return the same examples, never augmented."""
         return self
+
+    def check(self, model: nn.Module) -> None:  # noqa: B027 - most examples fit any network
+        """Refuse a network that these examples cannot be fed to, as far as it says."""
 
 
 class Arrays(Split):

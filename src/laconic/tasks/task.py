@@ -384,6 +384,15 @@ class Task:
             )
         return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
 
+    def check(self, model: nn.Module) -> None:
+        """Refuse a network that the examples cannot be fed to, as far as it says.
+
+        Raises:
+            TaskError: it knows fewer tokens, or has places for fewer.
+        """
+        for name in SPLITS:
+            self.split(name).check(model)
+
     def describe(self) -> dict[str, Any]:
         """Return what a run records of this task: JSON-able, without the data."""
         own = self.tokenizer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from laconic.errors import MissingExtra, TaskError, nearest
 from laconic.progress import progress
@@ -36,6 +37,8 @@ TEXTS_AT_ONCE = 8192
 WINDOW = 50
 LONE = re.compile("[\ud800-\udfff]")
 SHOWN = 60
+# Networks whose first places are of padding.
+OFFSET = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm")
 
 
 class Texts(Split):
@@ -127,6 +130,29 @@ class Texts(Split):
     def targets(self) -> Tensor:
         """Return the targets of all examples, in order [examples]."""
         return self.labels[self.index]
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a network of another vocabulary, or with places for fewer tokens.
+
+        Raises:
+            TaskError: its configuration says so.
+        """
+        config: Any = getattr(model, "config", None)
+        known = getattr(config, "vocab_size", None) or math.inf
+        places = getattr(config, "max_position_embeddings", None) or math.inf
+        if getattr(config, "model_type", None) in OFFSET:
+            places -= 1 + (config.pad_token_id or 0)
+        highest = int(self.ids.max())
+        if highest >= known:
+            raise TaskError(
+                f"the tokenizer gives token {highest} and {type(model).__name__} knows {known}, "
+                "counted from 0; name the tokenizer of that network"
+            )
+        if self.longest > places:
+            raise TaskError(
+                f"texts may have {self.longest} tokens and {type(model).__name__} has places for "
+                f"{places}; give max_length: {places}"
+            )
 
     def _shuffled(self, size: int, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
