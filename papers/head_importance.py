@@ -1,7 +1,8 @@
 """Are sixteen heads really better than one? The encoder's heads, ranked and removed.
 
 The 6-layer encoder is fine-tuned on MRPC, CoLA and SST-2. Its heads are ranked once, by their
-importance on training examples (Michel et al. 2019, equation 2, normalised by layer), and removed
+importance on 1,024 training examples (Michel et al. 2019, equation 2, the absolute value taken per
+batch and normalised by layer), and removed
 in steps of 10 % over all layers, without retraining; the best head of a layer always stays. Then,
 one layer at a time, all heads but the best are removed. Scores are those of the full dev sets.
 """
@@ -65,7 +66,6 @@ def line(name: str, task: Task, label: str, ours: float, base: float) -> dict[st
         ours=ours,
         seeds=1,
         baseline=base,
-        note="without retraining; importance per batch, normalised by layer",
     )
 
 
