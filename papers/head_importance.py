@@ -2,9 +2,9 @@
 
 The 6-layer encoder is fine-tuned on MRPC, CoLA and SST-2. Its heads are ranked once, by their
 importance on 1,024 training examples (Michel et al. 2019, equation 2, the absolute value taken per
-batch and normalised by layer), and removed
-in steps of 10 % over all layers, without retraining; the best head of a layer always stays. Then,
-one layer at a time, all heads but the best are removed. Scores are those of the full dev sets.
+batch and normalised by layer), and removed in steps of 10 % over all layers, without retraining;
+the best head of a layer always stays. Then, one layer at a time, all heads but the best are
+removed. Scores are those of the full dev sets.
 """
 
 from __future__ import annotations
