@@ -381,7 +381,7 @@ def test_steps_in_an_impossible_order_are_refused_before_any_step(task: Task) ->
 
 
 def test_training_without_data_is_refused_before_any_step() -> None:
-    with pytest.raises(TaskError, match=r"^steps\.0 \(prune\): train: "):
+    with pytest.raises(TaskError, match=r"^steps\.0 \(prune\): train needs data"):
         Recipe((Prune("weights", keep=0.5, retrain=Train()),)).check(digits_cnn(), None)
 
 
