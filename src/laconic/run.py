@@ -420,9 +420,21 @@ def _writing(out: Path) -> Iterator[None]:
         ) from error
 
 
+def _check_folder(out: Path) -> None:
+    """Refuse a folder that holds something else: a file of it may have the name of one of ours."""
+    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    # A run that was killed at once has left no more than these.
+    others = sorted(name for name in there - {RECIPE} if not name.startswith("."))
+    if others and RUN not in there:
+        raise RunError(
+            f"{out} is not the folder of a run and holds {others[0]}; choose an empty or new one"
+        )
+
+
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
     with _writing(out):
+        _check_folder(out)
         out.mkdir(parents=True, exist_ok=True)
         file = (out / ".lock").open("w")
     with file:

@@ -20,6 +20,7 @@ from laconic import measure as measuring
 from laconic import run
 from laconic.budget import Budget
 from laconic.errors import BudgetError, LaconicError, RunError, ScopeError
+from laconic.models import digits_cnn
 from laconic.recipe import Recipe
 from laconic.recover import SGD, Constant, Train
 from laconic.run import compress, pick_device, read_history
@@ -417,3 +418,19 @@ def test_errors_are_laconics_own() -> None:
     Value._registry[Step].pop("trip")
     with pytest.raises(LaconicError, match="trip: ZeroDivisionError: over nothing"):
         compress(network(), None, [Trip()])
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    encoder = tmp_path / "encoder"
+    encoder.mkdir()
+    (encoder / run.ARTIFACT).write_bytes(b"trained for weeks")
+    with pytest.raises(RunError, match=r"holds model\.safetensors; choose an empty or new one"):
+        compress(digits_cnn(), None, [Quantize(8)], out=encoder)
+    assert [path.name for path in encoder.iterdir()] == [run.ARTIFACT]
+    assert (encoder / run.ARTIFACT).read_bytes() == b"trained for weeks"
+
+
+def test_a_folder_that_a_run_had_just_begun_is_taken(tmp_path: Path) -> None:
+    for name in (".lock", run.RECIPE, ".run.json.partial"):
+        (tmp_path / name).write_text("")
+    assert compress(digits_cnn(), None, [Quantize(8)], out=tmp_path).history

@@ -388,8 +388,14 @@ class Task:
         """Refuse a network that the examples cannot be fed to, as far as it says.
 
         Raises:
-            TaskError: it knows fewer tokens, or has places for fewer.
+            TaskError: it knows fewer tokens, has places for fewer, or has other classes.
         """
+        outputs = getattr(getattr(model, "config", None), "num_labels", None)
+        if self.classes and outputs not in (None, len(self.classes)):
+            raise TaskError(
+                f"{type(model).__name__} has {outputs} outputs and {self.name} has "
+                f"{len(self.classes)} classes; load it with num_labels: {len(self.classes)}"
+            )
         for name in SPLITS:
             self.split(name).check(model)
 
