@@ -702,3 +702,16 @@ def test_a_full_disk_leaves_the_file_that_was_there(tmp_path, monkeypatch):
 
 if __name__ == "__main__":
     sys.stdout.write(json.dumps(read_folder(Path(sys.argv[1]))))
+
+
+def test_a_weight_of_nearly_zeros_is_not_stored_number_by_number(tmp_path):
+    model = nn.Sequential(nn.Linear(512, 384, bias=False))
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].weight[0, :40] = 1.0
+    lay(model, "0.weight", Symmetric(4))
+    save(model, tmp_path / "model")
+    packed = 512 * 384 // 2
+    assert (tmp_path / "model").stat().st_size < packed / 10
+    again = load(tmp_path / "model", model=nn.Sequential(nn.Linear(512, 384, bias=False)))
+    assert torch.equal(again[0].weight, model[0].weight)

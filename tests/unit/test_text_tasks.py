@@ -833,6 +833,8 @@ def test_a_real_task_with_a_real_tokenizer(laconic_data):
         ("bert", {"vocab_size": 3}, "gives token .* knows 3, counted from 0"),
         ("bert", {"num_labels": 2}, ""),
         ("bert", {"num_labels": 3}, "has 3 outputs and .* has 2 classes; .* num_labels: 2"),
+        ("bert", {"id2label": {0: "LABEL_0", 1: "LABEL_1"}}, ""),
+        ("bert", {"id2label": {0: "1", 1: "0"}}, r"in the order 1, 0 .* classes: \[1, 0\]"),
         ("roberta", {"max_position_embeddings": 10, "pad_token_id": 1}, ""),
         ("roberta", {"max_position_embeddings": 9, "pad_token_id": 1}, "places for 7"),
     ],

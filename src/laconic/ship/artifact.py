@@ -219,10 +219,12 @@ def _on_cpu(codes: Codes) -> Codes:
 
 
 def _code(symbols: np.ndarray, bits: int) -> coding.Coded:
-    coded = coding.encode(symbols, bits)
-    if too_good(symbols.size, coded.data.size):
-        return coding.encode(symbols, bits, coders=["packed"])
-    return coded
+    """Return the smallest code whose size still tells how many symbols a file may claim."""
+    for coders in (None, ["huffman", "packed"]):
+        coded = coding.encode(symbols, bits, coders=coders)
+        if not too_good(symbols.size, coded.data.size):
+            return coded
+    return coding.encode(symbols, bits, coders=["packed"])
 
 
 def _blobs(

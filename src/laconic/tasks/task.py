@@ -390,7 +390,14 @@ class Task:
         Raises:
             TaskError: it knows fewer tokens, has places for fewer, or has other classes.
         """
-        outputs = getattr(getattr(model, "config", None), "num_labels", None)
+        config: Any = getattr(model, "config", None)
+        outputs = getattr(config, "num_labels", None)
+        names = tuple(str(name) for name in (getattr(config, "id2label", None) or {}).values())
+        if names != self.classes and sorted(names) == sorted(self.classes) != []:
+            raise TaskError(
+                f"{type(model).__name__} puts its classes in the order {', '.join(names)} and "
+                f"{self.name} in another; give classes: [{', '.join(names)}]"
+            )
         if self.classes and outputs not in (None, len(self.classes)):
             raise TaskError(
                 f"{type(model).__name__} has {outputs} outputs and {self.name} has "
