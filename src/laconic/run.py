@@ -421,13 +421,13 @@ def _writing(out: Path) -> Iterator[None]:
 
 
 def _check_folder(out: Path) -> None:
-    """Refuse a folder that holds something else: a file of it may have the name of one of ours."""
-    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    # A run that was killed at once has left no more than these.
-    others = sorted(name for name in there - {RECIPE} if not name.startswith("."))
-    if others and RUN not in there:
+    """Refuse a folder with files, not of a run, that a run would write over."""
+    ours = (ARTIFACT, CHECKPOINT, HISTORY, REPORT)
+    there = [name for name in ours if (out / name).exists()]
+    if there and not (out / RUN).exists():
         raise RunError(
-            f"{out} is not the folder of a run and holds {others[0]}; choose an empty or new one"
+            f"{out} is not the folder of a run and holds {there[0]}, which would be lost; choose "
+            "another directory"
         )
 
 

@@ -424,13 +424,13 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     encoder = tmp_path / "encoder"
     encoder.mkdir()
     (encoder / run.ARTIFACT).write_bytes(b"trained for weeks")
-    with pytest.raises(RunError, match=r"holds model\.safetensors; choose an empty or new one"):
+    with pytest.raises(RunError, match=r"holds model\.safetensors, which would be lost"):
         compress(digits_cnn(), None, [Quantize(8)], out=encoder)
     assert [path.name for path in encoder.iterdir()] == [run.ARTIFACT]
     assert (encoder / run.ARTIFACT).read_bytes() == b"trained for weeks"
 
 
-def test_a_folder_that_a_run_had_just_begun_is_taken(tmp_path: Path) -> None:
-    for name in (".lock", run.RECIPE, ".run.json.partial"):
+def test_a_folder_where_nothing_would_be_lost_is_taken(tmp_path: Path) -> None:
+    for name in (".lock", run.RECIPE, ".run.json.partial", "original.safetensors", "notes.txt"):
         (tmp_path / name).write_text("")
     assert compress(digits_cnn(), None, [Quantize(8)], out=tmp_path).history
