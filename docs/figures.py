@@ -22,8 +22,9 @@ PAPERS_INTRO = """# Tables of the papers
 One script per table. A script runs the methods, prints the published figure beside ours, and writes
 `papers/results/<name>.json`; the tables below are rendered from those files. Scores are such that
 higher is better; *baseline* is our own uncompressed network on the same data. Times are those of a
-machine that did other work beside; rows were measured on the code of their day. Where a row's note says another day, the file was put together
-from finished runs. The data are found through the environment variable `LACONIC_DATA`.
+machine that did other work beside; rows were measured on the code of their day, and where a row's
+note says another day, the file was put together from finished runs. The data are found through the
+environment variable `LACONIC_DATA`.
 """
 COLUMNS = (
     "row", "task", "metric", "ours", "seeds", "baseline", "published",
