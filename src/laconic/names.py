@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["joined", "latent_name", "module_of", "of_laid", "plain_name"]
+__all__ = ["QUANTIZERS", "joined", "latent_name", "module_of", "of_laid", "plain_name"]
 
 # Where torch keeps what stands on a weight, below the module that owns it.
 PARAMETRIZED = "parametrizations"
+# Where a module keeps what rounds the numbers that flow into it.
+QUANTIZERS = "quantizers"
 ORIGINAL = "original"
 
 

@@ -224,6 +224,19 @@ def test_the_laid_weight_is_the_decoded_one_for_any_numbers(
     check_exact(representation, weight, mask)
 
 
+@every
+@pytest.mark.parametrize("mask_name", ["no mask", "half"])
+def test_the_shortcut_is_the_way_through_the_codes(
+    representation: Representation, mask_name: str
+) -> None:
+    weight = torch.randn(40, 4000)  # more rows than are done together
+    mask = None if mask_name == "no mask" else torch.rand(weight.shape) < 0.5
+    state = representation.fit(weight, mask)
+    codes = representation.codes(weight, mask, state)
+    found = masked(representation.quantized(weight, mask, state), mask)
+    assert torch.equal(found, masked(representation.values(codes), mask))
+
+
 @each_shape
 @every
 def test_codes_are_in_range_and_streams_hold_the_survivors(

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 
 from laconic.errors import FeatureError, ModelError, nearest
 from laconic.models.families import FAMILIES, Family, blocks_path, family_of
+from laconic.models.rounding import rounded
 from laconic.names import of_laid
 
 if TYPE_CHECKING:
@@ -317,13 +318,18 @@ def _attention_source(root: nn.Module, kind: str, blocks: list[nn.Module], layer
             f"Hugging Face have this feature ({known})"
         )
     block = blocks[layer - 1]
-    size, scaling = _head(family, block)
+    attention = block.get_submodule(family.attention)
+    size, scaling = _head(family, attention)
 
     def heads(projected: Tensor) -> Tensor:
         return projected.unflatten(-1, (-1, size)).transpose(1, 2)
 
     def scores(query: Tensor, key: Tensor) -> Tensor:
-        return attention_scores(heads(query), heads(key), scaling)
+        query, key = (
+            rounded(attention, "query", heads(query)),
+            rounded(attention, "key", heads(key)),
+        )
+        return attention_scores(query, key, scaling)
 
     parts = ("query", "key") if kind == "attention" else (kind,)
     taps = tuple(
@@ -332,9 +338,8 @@ def _attention_source(root: nn.Module, kind: str, blocks: list[nn.Module], layer
     return _Source(taps, scores if kind == "attention" else heads)
 
 
-def _head(family: Family, block: nn.Module) -> tuple[int, float]:
+def _head(family: Family, attention: nn.Module) -> tuple[int, float]:
     """Return the size of a head, and what scores are multiplied by."""
-    attention = block.get_submodule(family.attention)
     attribute = next(name for name, kind in family.attributes.items() if kind == "head_dim")
     size = int(getattr(attention, attribute))
     return size, float(getattr(attention, "scaling", size**-0.5))

@@ -33,6 +33,7 @@ from laconic.models.configs import (
 )
 from laconic.models.families import SHAPE_ATTRIBUTES, Family, blocks_path, family_of
 from laconic.models.load import HUBS, noted
+from laconic.models.rounding import quantizers_of
 
 __all__ = ["build_hub", "from_hub", "hf", "hf_builder", "save_pretrained"]
 
@@ -285,6 +286,9 @@ def save_pretrained(model: nn.Module, folder: str | Path) -> None:
     laid = [path for path, module in model.named_modules() if parametrize.is_parametrized(module)]
     if laid:
         raise ModelError(f"'{laid[0]}' is laid; bake the network first (Result.baked)")
+    rounding = next(iter(quantizers_of(model)), None)
+    if rounding is not None:
+        raise _inexpressible(name, f"'{rounding}' rounds what flows into it")
     made = _expressed(model, name, config)
     made.load_state_dict(model.state_dict(), assign=True)
     made.tie_weights()

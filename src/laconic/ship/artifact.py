@@ -25,6 +25,7 @@ from laconic.ship.manifest import CODES, DTYPES, Manifest, parse_manifest, too_g
 from laconic.ship.skeleton import named_tensors, rebuilds, skeleton
 from laconic.structure.surgery import edits_of
 from laconic.weights.laid import Laid
+from laconic.weights.quantizer import activations_data
 from laconic.weights.representation import Codes, Representation, Stream, masked
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def save(
     tokenizer = None if task is None else _tokenizer(task)
     optional = {
         "edits": edits_of(model),
+        "activations": activations_data(model),
         "ties": ties | dense_ties,
         "inputs": {} if task is None else _inputs(task),
         "tokenizer": None if tokenizer is None else tokenizer[0],

@@ -17,11 +17,12 @@ from laconic.ship.container import raw_bytes, read, write
 from laconic.step import State
 from laconic.structure.surgery import apply_edits_, edits_of
 from laconic.weights.laid import bake, laid_tensors, latent_of, lay, tie_, ties_of
+from laconic.weights.quantizer import activations_data, attach_data_
 from laconic.weights.representation import Representation
 
 __all__ = ["load_checkpoint", "model_hash", "save_checkpoint"]
 
-FIELDS = ("edits", "ties", "laid", "frozen", "position", "counters", "run")
+FIELDS = ("edits", "ties", "activations", "laid", "frozen", "position", "counters", "run")
 MODEL, TRAINING = "model/", "training/"
 # What arises where a checkpoint is of another network.
 MISFIT = (LaconicError, AttributeError, KeyError, RuntimeError, TypeError, ValueError)
@@ -52,7 +53,8 @@ def save_checkpoint(
     counters = training.get("counters")
     edits, ties = edits_of(state.model), ties_of(state.model)
     frozen = [name for name, p in _parameters(state.model) if not p.requires_grad]
-    parts = (edits, ties, laid, frozen, state.position, counters, run)
+    activations = activations_data(state.model)
+    parts = (edits, ties, activations, laid, frozen, state.position, counters, run)
     write(path, dict(zip(FIELDS, parts, strict=True)), tensors)
 
 
@@ -77,6 +79,7 @@ def load_checkpoint(state: State, path: Path) -> dict[str, Any]:
         apply_edits_(state.model, edits, _shapes(edits, model))
         _cast(state.model, model)
         tie_(state.model, manifest["ties"])
+        attach_data_(state.model, manifest["activations"])
         # In the order of before, which is that of the parameters of a module.
         laid = sorted(manifest["laid"].items(), key=lambda item: item[1].get("place", 0))
         for name, kept in laid:

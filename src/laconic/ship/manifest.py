@@ -122,6 +122,7 @@ class Manifest(_Strict):
     Attributes:
         builder: how the plain module is built again.
         edits: what is changed of it then, before it is filled.
+        activations: path -> place -> how the numbers that flow there are rounded.
         tensors: represented weights by dotted name.
         dense: dtype -> name -> shape of everything stored as plain numbers.
         ties: name -> the name it shares its parameter with.
@@ -137,6 +138,7 @@ class Manifest(_Strict):
     tensors: dict[Name, TensorEntry]
     dense: dict[str, dict[Name, Shape]]
     edits: Edits | None = None
+    activations: Annotated[dict[Name, dict[Name, Any]], Field(max_length=MOST_EDITS)] = {}
     ties: dict[Name, Name] = {}
     inputs: dict[str, Any] = {}
     tokenizer: StreamEntry | None = None

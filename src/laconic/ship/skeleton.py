@@ -18,6 +18,7 @@ from laconic.models.load import build
 from laconic.ship.manifest import DTYPES, Manifest
 from laconic.structure.surgery import apply_edits_, edits_of
 from laconic.weights.laid import laid_tensors
+from laconic.weights.quantizer import activations_data, attach_data_
 
 __all__ = ["named_tensors", "rebuilds", "skeleton"]
 
@@ -47,7 +48,9 @@ def skeleton(path: Path, manifest: Manifest, model: nn.Module | None) -> nn.Modu
     else:
         if laid_tensors(model):
             raise ArtifactError(f"{path}: pass a plain model, not one with laid weights")
-        if manifest.edits or edits_of(model):
+        if activations_data(model) not in ({}, manifest.activations):
+            raise ArtifactError(f"{path}: the model rounds its activations otherwise; {FIT}")
+        if manifest.edits or manifest.activations or edits_of(model):
             tried = _edited(path, manifest, _hollow(model), torch.device("meta"))
             _check_fit(path, manifest, tried)
         else:
@@ -118,6 +121,7 @@ def _edited(
     try:
         with torch.random.fork_rng(devices=[]), where:
             apply_edits_(network, edits, shapes)
+            attach_data_(network, manifest.activations)
     except ModelError as error:
         raise ArtifactError(f"{path}: the edits do not fit the network: {error}") from None
     return network

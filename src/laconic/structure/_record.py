@@ -21,6 +21,7 @@ from laconic.structure._atoms import Atom, Dim, fixed, freeze, root, unify
 from laconic.structure._rules import ELEMENTWISE, Call, constant, pointwise, unknown
 from laconic.structure._views import RULES
 from laconic.weights.laid import bake, laid_tensors
+from laconic.weights.quantizer import Quantizer
 
 __all__ = ["ATTRIBUTES", "Recording", "Tracked", "plain_copy", "record"]
 
@@ -178,6 +179,9 @@ def plain_copy(model: nn.Module) -> nn.Module:
             "the network"
         ) from error
     bake(network)
+    for module in network.modules():
+        if isinstance(module, Quantizer):
+            module.mode = "pass"
     return network.eval()
 
 

@@ -22,7 +22,6 @@ from laconic.weights.laid import (
     mask_of,
     owner,
     owners_of,
-    weights_of,
 )
 from laconic.weights.quantize import Quantize
 from laconic.weights.representation import Float
@@ -218,10 +217,11 @@ class OBS(Criterion):
     ) -> None:
         """Refuse weights of other layers, and those that will have been quantised."""
         quantized = {
-            name: step.weight
+            name: representation
             for step in earlier
             if isinstance(step, Quantize)
-            for name in weights_of(model, step.scope)
+            for representation, weights in step.represented(model)
+            for name in weights
         } | {name: layer.representation for name, (layer, _) in laid_tensors(model).items()}
         for name in names:
             module, _ = owner(model, name)

@@ -16,6 +16,7 @@ from laconic.errors import ModelError, nearest
 from laconic.models.families import SHAPE_ATTRIBUTES, blocks_path, family_of
 from laconic.models.layers import LARGEST, describe, layer
 from laconic.models.load import builder_of
+from laconic.models.rounding import carry_
 from laconic.names import ORIGINAL, joined, latent_name, of_laid, plain_name
 
 __all__ = [
@@ -55,7 +56,8 @@ def edits_of(model: nn.Module) -> dict[str, Any]:
 def replace_(model: nn.Module, path: str, module: nn.Module) -> None:
     """Put a module where another stands, everywhere that one stands.
 
-    The new module gets the mode of the old one; edits below the old one are forgotten.
+    The new module gets the mode of the old one and what rounds its input; edits below the old
+    one are forgotten.
 
     Args:
         model: the network, changed in place.
@@ -75,6 +77,7 @@ def replace_(model: nn.Module, path: str, module: nn.Module) -> None:
         raise ModelError("the root of a network cannot be replaced; name a module below it")
     describe(module)
     records = _read(model)
+    carry_(old, module)
     _put(_places(model)[old], module.train(old.training))
     records.modules[module] = {}
     _write(model, records, module)

@@ -69,8 +69,7 @@ class Laid(nn.Module):
         """Return the shipped weight, with a straight-through gradient."""
         state = self.state
         with torch.no_grad():
-            codes = self.representation.codes(weight.detach(), self.mask, state)
-            decoded = self.representation.values(codes)
+            decoded = self.representation.quantized(weight.detach(), self.mask, state)
         return masked(ste(decoded, self.representation.surrogate(weight, state)), self.mask)
 
     def encode(self, weight: Tensor) -> Codes:

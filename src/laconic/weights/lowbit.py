@@ -19,6 +19,9 @@ from laconic.weights.representation import (
 
 __all__ = ["Binary", "Ternary", "optimal_support", "ternary_threshold"]
 
+# A float32 counts no further one by one.
+COUNTABLE = 1 << 24
+
 
 def _count(size: Tensor, mask: Tensor | None, granularity: Granularity) -> Tensor | int:
     # A group without survivors divides by one: its scale is 0, not NaN.
@@ -44,22 +47,29 @@ class Binary(Representation):
 
     def codes(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor]) -> Codes:
         """Return 1 for positive, 0 for negative, and the scale [groups]."""
-        size = grouped(masked(weight, mask).abs(), self.granularity)
-        scale = size.sum(1) / _count(size, mask, self.granularity)
         streams = {"code": Stream((weight >= 0).to(torch.uint8), 1)}
-        return Codes(streams, {"scale": scale}, weight.shape, weight.dtype)
+        return Codes(streams, {"scale": self._scale(weight, mask)}, weight.shape, weight.dtype)
+
+    def _scale(self, weight: Tensor, mask: Tensor | None) -> Tensor:
+        size = grouped(masked(weight, mask).abs(), self.granularity)
+        return size.sum(1) / _count(size, mask, self.granularity)
+
+    def shortcut(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor]) -> Tensor:
+        """Return +-scale without the codes."""
+        signs = (grouped(weight, self.granularity) >= 0).to(weight.dtype).mul_(2).sub_(1)
+        return _scaled(signs, self._scale(weight, mask)).reshape(weight.shape)
 
     def values(self, codes: Codes) -> Tensor:
         """Return +-scale."""
         signs = codes.streams["code"].tensor.reshape(codes.shape).to(codes.dtype).mul_(2).sub_(1)
-        return _scaled(signs, codes, self.granularity)
+        signs = grouped(signs, self.granularity)
+        return _scaled(signs, codes.table("scale", len(signs))).reshape(codes.shape)
 
 
-def _scaled(signs: Tensor, codes: Codes, granularity: Granularity) -> Tensor:
-    groups = grouped(signs, granularity)
-    scale = codes.table("scale", groups.shape[0])
-    # In place: a second copy of the largest weight would decide how much memory loading takes.
-    return groups.mul_(scale[:, None]).reshape(signs.shape).add_(0.0)
+def _scaled(signs: Tensor, scale: Tensor) -> Tensor:
+    """Return signs [groups, size] times the scales [groups], in their place."""
+    # A second copy of the largest weight would decide how much memory loading takes.
+    return signs.mul_(scale[:, None]).add_(0.0)
 
 
 def ternary_threshold(size: Tensor, count: Tensor | int) -> Tensor:
@@ -117,20 +127,31 @@ class Ternary(Representation):
 
     def codes(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor]) -> Codes:
         """Return sign + 1 (0, 1 or 2) and the scale [groups]."""
-        left = masked(weight, mask)
-        size = grouped(left.abs(), self.granularity)
+        signs, scale = self._signs(weight, mask)
+        streams = {"code": Stream(signs.add_(1).to(torch.uint8).reshape(weight.shape), 2)}
+        return Codes(streams, {"scale": scale}, weight.shape, weight.dtype)
+
+    def _signs(self, weight: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return -1, 0 or 1 [groups, size] and the scale [groups]."""
+        groups = grouped(masked(weight, mask), self.granularity)
+        size = groups.abs()
         if self.threshold == "exact":
-            support = optimal_support(size)
+            above = optimal_support(size)
         else:
             count = _count(size, mask, self.granularity)
-            support = size > ternary_threshold(size, count)[:, None]
-        scale = masked(size, support).sum(1) / support.sum(1).clamp(min=1)
-        support = support.reshape(weight.shape)
-        up, down = support & (left > 0), support & (left < 0)
-        streams = {"code": Stream(up.to(torch.uint8) + 1 - down.to(torch.uint8), 2)}
-        return Codes(streams, {"scale": scale}, weight.shape, weight.dtype)
+            above = size > ternary_threshold(size, count)[:, None]
+        support = above.to(weight.dtype)
+        # Adding up floats is faster, while they can count one by one.
+        number = torch.float32 if size.shape[1] <= COUNTABLE else torch.int64
+        scale = size.mul_(support).sum(1) / support.sum(1, dtype=number).clamp_(min=1)
+        return groups.sign().mul_(support), scale.to(weight.dtype)
+
+    def shortcut(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor]) -> Tensor:
+        """Return -scale, 0 or +scale without the codes."""
+        return _scaled(*self._signs(weight, mask)).reshape(weight.shape)
 
     def values(self, codes: Codes) -> Tensor:
         """Return -scale, 0 or +scale."""
         signs = codes.streams["code"].tensor.reshape(codes.shape).to(codes.dtype).sub_(1)
-        return _scaled(signs, codes, self.granularity)
+        signs = grouped(signs, self.granularity)
+        return _scaled(signs, codes.table("scale", len(signs))).reshape(codes.shape)

@@ -1,14 +1,22 @@
-"""The quantize step: which representation the weights of a scope are stored in."""
+"""The quantize step: how weights, embeddings and activations of a scope are represented."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from torch import nn
+from pydantic import model_validator
+from torch import Tensor, nn
 
 from laconic.errors import ScopeError
+from laconic.models.rounding import INPUT, OPERANDS
+from laconic.scope import KINDS
 from laconic.step import State, Step
+from laconic.tasks.task import needed
+from laconic.weights.activations import Activation
 from laconic.weights.laid import lay, mask_of, weights_of
+from laconic.weights.quantizer import Quantizer, attach_, attention_paths, calibrate
 from laconic.weights.representation import Representation
 
 if TYPE_CHECKING:
@@ -16,15 +24,27 @@ if TYPE_CHECKING:
 
 __all__ = ["Quantize"]
 
+# Batches, and examples in each, that give activations their first range.
+FIRST_LOOK = (8, 32)
+
 
 class Quantize(Step):
-    """Store weights in a representation; training afterwards is through it.
+    """Store weights in a representation, and round activations; training is through both.
 
     Matrices and kernels are quantised (two dimensions or more); biases and norms stay float.
-    Masks of pruned weights are kept, and statistics are taken over survivors.
+    Masks of pruned weights are kept, and statistics are taken over survivors. Rounded are the
+    inputs of the linear layers and convolutions of the scope and, where its attention modules
+    are those of a Hugging Face encoder, the operands of both products. What a network keeps in
+    floats (its head, position embeddings, first layer) is left out of the scope; what it keeps
+    in other widths is a step of its own.
 
     Attributes:
-        weight: the representation, or a number of bits (symmetric).
+        weight: the representation, or a number of bits (symmetric); None: weights stay as they
+            are.
+        embedding: of the weights of embeddings; None: as ``weight``.
+        activation: how activations are rounded, or a number of bits (the tensor's own range);
+            None: they are not. Ranges that need data are found on 8 batches of 32.
+        operands: whether the operands of attention are rounded too.
 
     >>> Quantize(4)
     Quantize(Symmetric(4))
@@ -32,20 +52,74 @@ class Quantize(Step):
 
     positional: ClassVar[tuple[str, ...]] = ("weight",)
 
-    weight: Representation
+    weight: Representation | None = None
+    embedding: Representation | None = None
+    activation: Activation | None = None
+    operands: bool = True
+
+    @model_validator(mode="after")
+    def _something(self) -> Quantize:
+        if (self.weight, self.embedding, self.activation) == (None, None, None):
+            raise ValueError("nothing is quantised: give weight, embedding or activation")
+        return self
 
     def check(self, model: nn.Module, task: Task | None, earlier: tuple[Step, ...] = ()) -> None:
-        """Refuse a scope without a matrix or kernel."""
-        if not weights_of(model, self.scope):
+        """Refuse a scope without what is quantised, or ranges without data."""
+        stored = self.weight is not None or self.embedding is not None
+        if stored and not self.represented(model):
             raise ScopeError(f"'{self.scope}' selects no weight of two or more dimensions")
+        if self.activation is not None:
+            if not self._places(model):
+                raise ScopeError(
+                    f"'{self.scope}' selects no linear layer, convolution or attention"
+                )
+            if self.activation.needs_data:
+                needed(task, f"quantize needs data for the range of {self.activation!r}")
 
     def apply(self, state: State) -> None:
-        """Lay the representation on every weight of the scope."""
-        weights = weights_of(state.model, self.scope)
-        masks = {name: mask_of(state.model, name) for name in weights}
-        survivors = {
-            name: weight.detach().flatten() if masks[name] is None else weight.detach()[masks[name]]
-            for name, weight in weights.items()
-        }
-        for name, representation in self.weight.resolve(survivors).items():
-            lay(state.model, name, representation)
+        """Lay the representations and attach what rounds."""
+        for representation, weights in self.represented(state.model):
+            _lay(state.model, weights, representation)
+        if self.activation is None:
+            return
+        attach_(state.model, self._places(state.model))
+        if self.activation.needs_data:
+            task = needed(state.task, f"quantize needs data for the range of {self.activation!r}")
+            count, size = FIRST_LOOK
+            drawn = task.train.batches(size, seed=state.seed, device=state.device)
+            found = [each for each in state.model.modules() if isinstance(each, Quantizer)]
+            calibrate(state.model.to(state.device), task, itertools.islice(drawn, count), found)
+
+    def represented(self, model: nn.Module) -> list[tuple[Representation, dict[str, Tensor]]]:
+        """Return the representations, each with the weights of the scope that it is laid on."""
+        plain: dict[str, Tensor] = {}
+        apart: dict[str, Tensor] = {}
+        for name, weight in weights_of(model, self.scope).items():
+            owner = model.get_submodule(name.rpartition(".")[0])
+            embeds = self.embedding is not None and isinstance(owner, KINDS["embedding"])
+            (apart if embeds else plain)[name] = weight
+        laid = ((self.weight, plain), (self.embedding, apart))
+        return [(each, weights) for each, weights in laid if each is not None and weights]
+
+    def _places(self, model: nn.Module) -> dict[str, dict[str, Activation]]:
+        """Return path -> place -> activation, of all that is rounded."""
+        if self.activation is None:
+            return {}
+        chosen, attentions = self.scope.select(model), set(attention_paths(model))
+        found: dict[str, dict[str, Activation]] = {}
+        for path, module in chosen.items():
+            if isinstance(module, (*KINDS["linear"], *KINDS["conv"])):
+                found[path] = {INPUT: self.activation}
+            elif self.operands and path in attentions:
+                found[path] = dict.fromkeys(OPERANDS, self.activation)
+        return found
+
+
+def _lay(model: nn.Module, weights: Mapping[str, Tensor], representation: Representation) -> None:
+    masks = {name: mask_of(model, name) for name in weights}
+    survivors = {
+        name: weight.detach().flatten() if masks[name] is None else weight.detach()[masks[name]]
+        for name, weight in weights.items()
+    }
+    for name, chosen in representation.resolve(survivors).items():
+        lay(model, name, chosen)

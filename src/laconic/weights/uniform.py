@@ -200,13 +200,25 @@ class Symmetric(Representation):
 
     def codes(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor]) -> Codes:
         """Return the levels, counted from the lowest, and the scale [groups]."""
+        low, _ = level_range(self.bits, self.levels)
+        levels, scale = self._levels(weight, mask, state)
+        streams = {"code": Stream((levels - low).to(torch.uint8).reshape(weight.shape), self.bits)}
+        return Codes(streams, {"scale": scale}, weight.shape, weight.dtype)
+
+    def _levels(
+        self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the levels [groups, size] and the scale [groups]."""
         low, high = level_range(self.bits, self.levels)
         groups = grouped(masked(weight, mask), self.granularity)
         scale = state["scale"] if self.range == "mse" else smallest_scale(groups, low, high)
         levels = round_to(groups / scale[:, None], self.rounding, noise_of(state))
-        code = (levels.clamp_(low, high) - low).to(torch.uint8).reshape(weight.shape)
-        streams = {"code": Stream(code, self.bits)}
-        return Codes(streams, {"scale": scale}, weight.shape, weight.dtype)
+        return levels.clamp_(low, high), scale
+
+    def shortcut(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor]) -> Tensor:
+        """Return scale * level without the codes."""
+        levels, scale = self._levels(weight, mask, state)
+        return levels.mul_(scale[:, None]).reshape(weight.shape).add_(0.0)
 
     def values(self, codes: Codes) -> Tensor:
         """Return scale * level."""

@@ -1,0 +1,387 @@
+"""Activations: how the numbers that flow through a network are rounded to a few levels."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, final
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from laconic.errors import RunError
+from laconic.step import Value
+from laconic.weights.representation import ste
+from laconic.weights.uniform import clipped, level_range
+
+__all__ = [
+    "Activation",
+    "LearnedClip",
+    "LearnedSpacing",
+    "LeastError",
+    "MinMax",
+    "MovingAverage",
+    "Percentile",
+    "grid",
+    "least_error_range",
+]
+
+Levels = Literal["symmetric", "asymmetric"]
+State = Mapping[str, Tensor]
+
+# Percentiles and errors are estimated on so many numbers of a tensor, spread evenly over it.
+SAMPLE = 1 << 16
+# LSQ: the first spacing is so many times the mean size over the square root of the last level.
+FIRST_SPACING = {"symmetric": 2.0, "asymmetric": 4.0}
+
+
+def grid(low: Tensor, high: Tensor, bits: int, levels: Levels) -> tuple[Tensor, Tensor, Tensor]:
+    """Return spacing, first and last level of a grid that spans a range and has a level at 0.
+
+    A number x becomes ``scale * clip(round(x / scale), first, last)``. Symmetric: last =
+    2^(bits-1) - 1 = -first and ``scale = max(-low, high) / last``. Asymmetric: there are 2^bits
+    levels, ``scale = (high - low) / (2^bits - 1)``, and the zero point ``round(-low / scale)`` is
+    -first (Jacob et al. 2018, section 2.1).
+
+    Args:
+        low: smallest number [], at most 0 counts.
+        high: largest number [], at least 0 counts.
+        bits: width of a code.
+        levels: where they lie.
+
+    Returns:
+        Each []; an empty range gets scale 1.
+
+    >>> scale, first, last = grid(torch.tensor(-10.0), torch.tensor(30.0), 8, "asymmetric")
+    >>> [int((x / scale).round() - first) for x in (-10.0, 10.0, 30.0)]
+    [0, 128, 255]
+    """
+    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+    if levels == "symmetric":
+        least, most = level_range(bits, "narrow")
+        scale = _safe(torch.maximum(-low, high) / most)
+        return scale, scale.new_tensor(least), scale.new_tensor(most)
+    count = 2**bits - 1
+    scale = _safe((high - low) / count)
+    first = (low / scale).round()
+    return scale, first, first + count
+
+
+def _safe(scale: Tensor) -> Tensor:
+    # Not a subnormal one: what is divided by it could overflow.
+    return torch.where(scale < torch.finfo(scale.dtype).tiny, torch.ones_like(scale), scale)
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    """Return at most SAMPLE numbers of a tensor, evenly spread over it [numbers]."""
+    flat = tensor.flatten()
+    return flat[:: -(-flat.numel() // SAMPLE)]
+
+
+def least_error_range(numbers: Tensor, bits: int, levels: Levels) -> tuple[Tensor, Tensor]:
+    """Return the limits whose grid errs least: a share of the extremes, of 1 % to 100 %.
+
+    Args:
+        numbers: [any shape].
+        bits: width of a code.
+        levels: where the levels lie.
+
+    >>> numbers = torch.tensor([0.1] * 200 + [1.0])
+    >>> low, high = least_error_range(numbers, 2, "symmetric")
+    >>> bool(high < 0.3)
+    True
+    """
+    low, high = torch.aminmax(numbers)
+    best, kept = torch.inf, 1.0
+    for step in range(100, 0, -1):
+        share = step / 100
+        scale, first, last = grid(low * share, high * share, bits, levels)
+        units = numbers / scale
+        error = float((units.round().clamp_(first, last) - units).mul_(scale).square_().sum())
+        if error < best:
+            best, kept = error, share
+    return low * kept, high * kept
+
+
+class Activation(Value, ABC):
+    """How activations are rounded: a frozen value; what it learns is a state outside of it.
+
+    Every tensor has one range and one spacing. ``rounded`` is computed in float32, whatever
+    autocast says, and is exactly ``(code - zero_point) * scale`` of ``codes``.
+
+    Attributes:
+        bits: width of a code, 2 to 8.
+        levels: "asymmetric": 2^bits of them from the smallest to the largest number, with an
+            integer zero point; "symmetric": +-(2^(bits-1) - 1) around zero.
+        needs_data: whether nothing can be rounded before a batch has been seen.
+        learned: names of the state's tensors that training optimises.
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ("bits",)
+    needs_data: ClassVar[bool] = False
+    learned: ClassVar[frozenset[str]] = frozenset()
+
+    bits: Annotated[int, Field(ge=2, le=8)] = 8
+    levels: Levels = "asymmetric"
+
+    @classmethod
+    def shorthand(cls, value: Any) -> tuple[str, Any] | None:
+        """Return the meaning of a bare number: the range of the tensor itself, so many bits."""
+        plain = isinstance(value, int) and not isinstance(value, bool)
+        return ("min_max", {"bits": value}) if plain else None
+
+    def start(self) -> dict[str, Tensor]:
+        """Return the state before any tensor was seen, each []."""
+        return {}
+
+    def observe(self, tensor: Tensor, state: State, *, training: bool) -> None:
+        """Let the state follow a tensor, in place.
+
+        Args:
+            tensor: float32 [any shape], finite.
+            state: of the place it passes.
+            training: the network is being trained; else it is being calibrated.
+        """
+
+    @abstractmethod
+    def grid_of(self, tensor: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor]:
+        """Return spacing, first and last level for a tensor, each []."""
+
+    def surrogate(self, tensor: Tensor, state: State) -> Tensor:
+        """Return what stands in for the rounded tensor in the backward pass."""
+        return tensor
+
+    @final
+    def rounded(self, tensor: Tensor, state: State) -> Tensor:
+        """Return the tensor on its grid, with a straight-through gradient.
+
+        Args:
+            tensor: float32 [any shape].
+            state: of the place it passes.
+        """
+        with torch.no_grad():
+            scale, first, last = self.grid_of(tensor, state)
+            levels = (tensor / scale).round_().clamp_min_(first).clamp_max_(last).mul_(scale)
+        return ste(levels, self.surrogate(tensor, state))
+
+    @final
+    def codes(self, tensor: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what integer arithmetic needs: codes, scale and zero point.
+
+        Returns:
+            uint8 [shape of the tensor] from 0, counted from the first level; the scale []; the
+            zero point [], the code of 0.
+        """
+        scale, first, last = self.grid_of(tensor, state)
+        level = (tensor / scale).round_().clamp_min_(first).clamp_max_(last)
+        return (level - first).to(torch.uint8), scale, -first
+
+
+class MinMax(Activation):
+    """The range of the tensor itself, found anew in every forward: nothing is clipped.
+
+    TernaryBERT's activations (Zhang et al. 2020, section 3.1).
+
+    >>> code, scale, zero_point = MinMax(8).codes(torch.tensor([-10.0, 30.0, 0.0]), {})
+    >>> code.tolist(), int(zero_point)
+    ([0, 255, 64], 64)
+    """
+
+    def grid_of(self, tensor: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the grid over the extremes of the tensor."""
+        return grid(*torch.aminmax(tensor), self.bits, self.levels)
+
+
+class Ranged(Activation, ABC):
+    """An activation whose limits are part of its state; numbers beyond get no gradient.
+
+    Attributes of the state: ``low`` and ``high``, and ``seen``, how many tensors made them.
+    """
+
+    needs_data: ClassVar[bool] = True
+
+    def start(self) -> dict[str, Tensor]:
+        """Return limits of nothing."""
+        return {name: torch.zeros(()) for name in ("low", "high", "seen")}
+
+    @abstractmethod
+    def limits(self, tensor: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the limits that a tensor asks for, each []."""
+
+    def observe(self, tensor: Tensor, state: State, *, training: bool) -> None:
+        """Average the limits over the tensors of a calibration."""
+        if not training or not state["seen"]:
+            _average(state, self.limits(tensor), least=0.0)
+
+    def grid_of(self, tensor: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the grid over the limits."""
+        if not state["seen"]:
+            raise RunError(
+                f"activations: {self!r} has seen no data and has no range; calibrate it "
+                "(recalibrate), or train"
+            )
+        return grid(state["low"], state["high"], self.bits, self.levels)
+
+    def surrogate(self, tensor: Tensor, state: State) -> Tensor:
+        """Return the tensor, without gradient at and beyond the limits."""
+        return clipped(tensor, state["low"], state["high"])
+
+
+def _average(state: State, limits: tuple[Tensor, Tensor], *, least: float) -> None:
+    """Move the limits of a state towards these: a mean, of at least this weight for the last."""
+    state["seen"].add_(1)
+    rate = max(1 / float(state["seen"]), least)
+    for name, limit in zip(("low", "high"), limits, strict=True):
+        state[name].lerp_(limit, rate)
+
+
+class MovingAverage(Ranged):
+    """The extremes, averaged over the batches of training with exponential weights.
+
+    ``range <- decay range + (1 - decay) extremes``; until ``1 / (1 - decay)`` tensors were seen
+    it is their plain mean (Jacob et al. 2018, section 3.1; Q8BERT, Zafrir et al. 2019).
+
+    Attributes:
+        decay: weight of the past.
+
+    >>> place, activation = MovingAverage().start(), MovingAverage(8, decay=0.9)
+    >>> activation.observe(torch.tensor([-1.0, 3.0]), place, training=True)
+    >>> activation.observe(torch.tensor([-2.0, 4.0]), place, training=True)
+    >>> place["low"].item(), place["high"].item()
+    (-1.5, 3.5)
+    """
+
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.9999
+
+    def limits(self, tensor: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the extremes."""
+        low, high = torch.aminmax(tensor)
+        return low, high
+
+    def observe(self, tensor: Tensor, state: State, *, training: bool) -> None:
+        """Follow every tensor, in training too."""
+        _average(state, self.limits(tensor), least=1 - self.decay)
+
+
+class Percentile(Ranged):
+    """The range that all but a few numbers lie in, of a calibration.
+
+    Attributes:
+        share: of the numbers that lie within, in percent; half of the rest is above.
+
+    >>> low, high = Percentile(share=80).limits(torch.arange(11.0))
+    >>> low.item(), high.item()
+    (1.0, 9.0)
+    """
+
+    share: Annotated[float, Field(gt=0, le=100)] = 99.9
+
+    def limits(self, tensor: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both percentiles of at most 65,536 numbers of the tensor."""
+        beyond = (1 - self.share / 100) / 2
+        low, high = torch.quantile(_sample(tensor), tensor.new_tensor([beyond, 1 - beyond]))
+        return low, high
+
+
+class LeastError(Ranged):
+    """The range with the least squared error, of a calibration (see ``least_error_range``).
+
+    >>> numbers = torch.tensor([0.0] + [0.1] * 200 + [1.0])
+    >>> bool(LeastError(2, levels="symmetric").limits(numbers)[1] < 0.3)
+    True
+    """
+
+    def limits(self, tensor: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the best limits for at most 65,536 numbers of the tensor."""
+        return least_error_range(_sample(tensor), self.bits, self.levels)
+
+
+class LearnedClip(Activation):
+    """A range that training learns: a limit moves with all numbers at and beyond it.
+
+    ``d/d high = sum of the gradients where x >= high``, and so for low (Choi et al. 2018, PACT,
+    equation 3; both ends as in BinaryBERT, Bai et al. 2021).
+
+    Attributes:
+        low, high: the range to begin with.
+
+    >>> place = {name: limit.requires_grad_() for name, limit in LearnedClip().start().items()}
+    >>> LearnedClip().rounded(torch.tensor([3.0, 4.0, 0.0]), place).sum().backward()
+    >>> place["high"].grad.item()
+    2.0
+    """
+
+    learned: ClassVar[frozenset[str]] = frozenset({"low", "high"})
+
+    low: Annotated[float, Field(le=0)] = -2.5
+    high: Annotated[float, Field(ge=0)] = 2.5
+
+    def start(self) -> dict[str, Tensor]:
+        """Return the range to begin with."""
+        return {"low": torch.tensor(self.low), "high": torch.tensor(self.high)}
+
+    def grid_of(self, tensor: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the grid over the limits."""
+        return grid(state["low"], state["high"], self.bits, self.levels)
+
+    def surrogate(self, tensor: Tensor, state: State) -> Tensor:
+        """Return the tensor, clipped to the limits."""
+        low, high = state["low"], state["high"]
+        return torch.where(tensor >= high, high, torch.where(tensor <= low, low, tensor))
+
+
+class LearnedSpacing(Activation):
+    """A spacing of the levels that training learns (Esser et al. 2020, LSQ).
+
+    The first tensor sets it: ``s = 2 mean|x| / sqrt(last)``, 4 where levels are asymmetric. Its
+    gradient is ``round(x / s) - x / s``, or the level it was clipped to, times ``1 /
+    sqrt(numbers * last)`` (equations 3 and 5). Asymmetric levels begin at the smallest number of
+    the tensor, as in BinaryBERT.
+
+    >>> place, activation = LearnedSpacing(4).start(), LearnedSpacing(4, levels="symmetric")
+    >>> activation.observe(torch.tensor([-0.5, 0.2, 0.8, 1.0]), place, training=True)
+    >>> round(place["scale"].item(), 6)
+    0.472456
+    """
+
+    learned: ClassVar[frozenset[str]] = frozenset({"scale"})
+    needs_data: ClassVar[bool] = True
+
+    def start(self) -> dict[str, Tensor]:
+        """Return no spacing."""
+        return {"scale": torch.zeros(())}
+
+    @property
+    def top(self) -> int:
+        """Return the last level, counted from 0 where levels are asymmetric."""
+        return 2**self.bits - 1 if self.levels == "asymmetric" else 2 ** (self.bits - 1) - 1
+
+    def observe(self, tensor: Tensor, state: State, *, training: bool) -> None:
+        """Set the first spacing."""
+        if not state["scale"]:
+            first = FIRST_SPACING[self.levels] * tensor.abs().mean() / self.top**0.5
+            state["scale"].detach().copy_(_safe(first))
+
+    def grid_of(self, tensor: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the grid of this spacing."""
+        scale = state["scale"].detach()
+        if not scale:
+            raise RunError(
+                f"activations: {self!r} has seen no data and has no spacing; calibrate it "
+                "(recalibrate), or train"
+            )
+        scale = scale.clamp(min=torch.finfo(scale.dtype).tiny)
+        if self.levels == "symmetric":
+            return scale, scale.new_tensor(-self.top - 1), scale.new_tensor(self.top)
+        first = (tensor.amin().clamp(max=0.0) / scale).round().clamp(min=-self.top)
+        return scale, first, first + self.top
+
+    def surrogate(self, tensor: Tensor, state: State) -> Tensor:
+        """Return level * scale, with the gradients of LSQ."""
+        _, first, last = (float(number) for number in self.grid_of(tensor.detach(), state))
+        share = (tensor.numel() * self.top) ** -0.5
+        scale = state["scale"] * share
+        scale = scale + (state["scale"] - scale).detach()
+        inside = (tensor / scale).clamp(first, last)
+        return (inside + (inside.round() - inside).detach()) * scale

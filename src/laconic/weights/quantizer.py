@@ -1,0 +1,232 @@
+"""Quantizer: the module that rounds what flows into a layer, and learns its range."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from laconic.errors import ModelError, TaskError, nearest
+from laconic.models.families import blocks_path, family_of
+from laconic.models.rounding import INPUT, OPERANDS, place_, quantizers_of, use_attention_
+from laconic.names import joined
+from laconic.tasks.task import evaluation
+from laconic.weights.activations import Activation
+
+if TYPE_CHECKING:
+    from laconic.tasks import Batch, Task
+
+__all__ = [
+    "Quantizer",
+    "activations_data",
+    "activations_of",
+    "attach_",
+    "attach_data_",
+    "attention_paths",
+    "calibrate",
+    "quantizing",
+]
+
+Mode = Literal["round", "calibrate", "pass"]
+
+
+class Quantizer(nn.Module):
+    """Rounds a tensor as an activation says; owns what that learns.
+
+    It computes in float32 whatever autocast says. In training it follows what it sees first.
+
+    Attributes:
+        activation: how numbers are rounded.
+        mode: "round"; "calibrate": follow what passes and leave it as it is; "pass": do nothing.
+
+    >>> from laconic.weights import MinMax
+    >>> Quantizer(MinMax(2))(torch.tensor([0.0, 0.4, 3.0]))
+    tensor([0., 0., 3.])
+    """
+
+    def __init__(self, activation: Activation) -> None:
+        super().__init__()
+        self.activation = activation
+        self.mode: Mode = "round"
+        state = activation.start()
+        self.names = tuple(state)
+        for name, tensor in state.items():
+            if name in activation.learned:
+                self.register_parameter(name, nn.Parameter(tensor))
+            else:
+                self.register_buffer(name, tensor)
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """Return what the activation has learned, each []."""
+        return {name: getattr(self, name) for name in self.names}
+
+    def reset(self) -> None:
+        """Forget what was learned."""
+        with torch.no_grad():
+            for name, tensor in self.activation.start().items():
+                getattr(self, name).copy_(tensor)
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        """Return the tensor on its grid, in its dtype."""
+        if self.mode == "pass":
+            return tensor
+        with torch.autocast(tensor.device.type, enabled=False):
+            wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+            if self.training or self.mode == "calibrate":
+                with torch.no_grad():
+                    self.activation.observe(wide.detach(), self.state, training=self.training)
+            if self.mode == "calibrate":
+                return tensor
+            return self.activation.rounded(wide, self.state).to(tensor.dtype)
+
+
+def activations_of(model: nn.Module) -> dict[str, dict[str, Activation]]:
+    """Return path -> place -> how the numbers that come there are rounded.
+
+    >>> from laconic.weights import MinMax
+    >>> model = nn.Sequential(nn.Linear(2, 2))
+    >>> attach_(model, {"0": {"input": MinMax(4)}})
+    >>> activations_of(model)
+    {'0': {'input': MinMax(4)}}
+    """
+    return {
+        path: {place: each.activation for place, each in found.items()}  # type: ignore[misc]
+        for path, found in quantizers_of(model).items()
+    }
+
+
+def attach_(model: nn.Module, activations: Mapping[str, Mapping[str, Activation]]) -> None:
+    """Let modules of a network round what flows into them.
+
+    Args:
+        model: the network, changed in place.
+        activations: path -> place -> how; a place is "input" of a layer, or an operand of
+            attention ("query", "key", "probabilities", "value") of a module that computes it.
+
+    Raises:
+        ModelError: no such module or place, or an attention that cannot be exchanged.
+    """
+    modules, attentions = dict(model.named_modules()), None
+    for path, places in activations.items():
+        if path not in modules:
+            raise ModelError(f"the network has no module '{path}'{nearest(path, modules)}")
+        for place, activation in places.items():
+            if place != INPUT:
+                attentions = attention_paths(model) if attentions is None else attentions
+                if place not in OPERANDS or path not in attentions:
+                    raise ModelError(
+                        f"'{path}' has no '{place}' to round; layers have an '{INPUT}', modules "
+                        f"that compute attention {', '.join(OPERANDS)}"
+                    )
+            first = next(model.parameters(), torch.empty(0))
+            place_(modules[path], place, Quantizer(activation).to(first.device))
+    if attentions is not None:
+        use_attention_(model)
+
+
+def activations_data(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Return what ``activations_of`` does, as a recipe would write it.
+
+    >>> activations_data(nn.Linear(2, 2))
+    {}
+    """
+    return {
+        path: {place: activation.to_data() for place, activation in places.items()}
+        for path, places in activations_of(model).items()
+    }
+
+
+def attach_data_(model: nn.Module, data: Mapping[str, Mapping[str, Any]]) -> None:
+    """Attach what ``activations_data`` returned.
+
+    Args:
+        model: the network, changed in place.
+        data: path -> place -> what a recipe would write.
+
+    Raises:
+        ModelError: as ``attach_``; or something is no activation.
+    """
+    try:
+        wanted = {
+            path: {place: Activation.coerce(value) for place, value in places.items()}
+            for path, places in data.items()
+        }
+    except ValueError as error:
+        raise ModelError(f"the activations cannot be read: {error}") from None
+    attach_(model, wanted)
+
+
+def calibrate(
+    model: nn.Module, task: Task, batches: Iterable[Batch], quantizers: Sequence[Quantizer]
+) -> int:
+    """Let quantisers find their ranges from what flows through the network in floats.
+
+    What training learns (clips, spacings) stays as it is, once it has begun. No gradient, no
+    dropout, float32.
+
+    Args:
+        model: the network.
+        task: knows how it is called.
+        batches: on its device.
+        quantizers: of the network; they change.
+
+    Returns:
+        How many batches there were.
+
+    Raises:
+        TaskError: there were none.
+    """
+    first, count = next(model.parameters(), torch.empty(0)), 0
+    for quantizer in quantizers:
+        if not quantizer.activation.learned:
+            quantizer.reset()
+    autocast = torch.autocast(first.device.type, enabled=False)
+    with evaluation(model), quantizing(model, "pass"), autocast:
+        for quantizer in quantizers:
+            quantizer.mode = "calibrate"
+        for batch in batches:
+            task.call(model, batch)
+            count += 1
+    if not count:
+        raise TaskError("there are no examples to calibrate activations on; give at least a batch")
+    return count
+
+
+def attention_paths(model: nn.Module) -> list[str]:
+    """Return the modules of a Hugging Face encoder that compute attention; [] of another network.
+
+    >>> attention_paths(nn.Linear(2, 2))
+    []
+    """
+    family = family_of(model)
+    if family is None:
+        return []
+    base = blocks_path(model)
+    blocks = model.get_submodule(base)
+    return [joined(f"{base}.{name}", family.attention) for name, _ in blocks.named_children()]
+
+
+@contextmanager
+def quantizing(model: nn.Module, mode: Mode) -> Iterator[None]:
+    """Have all quantisers of a network in a mode inside a with block.
+
+    >>> from laconic.weights import MinMax
+    >>> model = nn.Sequential(nn.Linear(1, 1))
+    >>> attach_(model, {"0": {"input": MinMax(2)}})
+    >>> with quantizing(model, "pass"):
+    ...     model[0].quantizers["input"](torch.tensor([0.3, 0.9]))
+    tensor([0.3000, 0.9000])
+    """
+    quantizers = [module for module in model.modules() if isinstance(module, Quantizer)]
+    before = [quantizer.mode for quantizer in quantizers]
+    try:
+        for quantizer in quantizers:
+            quantizer.mode = mode
+        yield
+    finally:
+        for quantizer, kept in zip(quantizers, before, strict=True):
+            quantizer.mode = kept
