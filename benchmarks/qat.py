@@ -1,0 +1,135 @@
+"""Time of an update of quantised training, beside training in floats in the same run.
+
+The 6-layer encoder (MiniLM's shape, untrained) learns from a teacher of its own shape: hidden
+states, attention scores and logits; batches of 32 texts of 64 tokens, bfloat16 autocast. Every
+variant takes a few updates in turn, so that whatever else the machine does slows them all. Writes
+benchmarks/results/qat.json.
+"""
+
+from __future__ import annotations
+
+import copy
+import datetime as dt
+import itertools
+import json
+import os
+import platform
+import statistics
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from coding import FIELDS, hardware
+from torch import nn
+
+from laconic.recover import AdamW, Attention, Hidden, Logits, Stop, Train
+from laconic.step import During, State, run_step
+from laconic.tasks import Batch, Task
+from laconic.weights import Binary, Quantize, Symmetric, Ternary
+
+RESULTS = Path(__file__).parent / "results" / "qat.json"
+THREADS, ROUNDS, UPDATES = 2, 5, 4
+BATCH, TOKENS = 32, 64
+SCOPE = "*, !*position*, !*token_type*, !classifier"
+FLOAT = "float"
+VARIANTS: dict[str, Quantize | None] = {
+    FLOAT: None,
+    "8-8-8": Quantize(8, embedding=Symmetric(8, granularity="row"), activation=8, scope=SCOPE),
+    "ternary 2-2-8": Quantize(Ternary(), embedding=Ternary("row"), activation=8, scope=SCOPE),
+    "binary 1-1-8": Quantize(Binary(), embedding=Binary("row"), activation=8, scope=SCOPE),
+}
+TIMES: list[float] = []
+
+
+class Clock(During):
+    """Notes when every update was done."""
+
+    def apply(self, state: State) -> None:
+        """Do nothing."""
+
+    def update(self, state: State, progress: float, *, since: float) -> None:
+        """Note the time."""
+        TIMES.append(time.perf_counter())
+
+
+def encoder() -> nn.Module:
+    """Return an untrained encoder of MiniLM's shape."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(
+        hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
+    )
+    return BertForSequenceClassification(config).eval()
+
+
+def texts() -> Task:
+    """Return a task of random tokens."""
+    tokens = torch.randint(1000, 30_000, (BATCH * (UPDATES + 2), TOKENS))
+    labels = torch.arange(len(tokens)) % 2
+
+    def call(model: nn.Module, batch: Batch) -> torch.Tensor:
+        logits: torch.Tensor = model(input_ids=batch.inputs[0]).logits
+        return logits
+
+    learnt, seen = (tokens, labels), (tokens[:2], labels[:2])
+    return Task(learnt, seen, seen, call=call)
+
+
+def seconds(state: State) -> list[float]:
+    """Return the seconds of some updates; the first, which warms up, is left out."""
+    TIMES.clear()
+    objective = Hidden() + Attention() + Logits(loss="cross_entropy")
+    train = Train(
+        objective, batch=BATCH, optimizer=AdamW(1e-5), stop=Stop(keep="last"), during=(Clock(),)
+    )
+    run_step(train, state)
+    return [after - before for before, after in itertools.pairwise(TIMES)][1:]
+
+
+def main() -> None:
+    """Time every variant and write the result file."""
+    torch.manual_seed(0)
+    torch.set_num_threads(THREADS)
+    load_average = os.getloadavg()[0]
+    teacher, task = encoder(), texts()
+    states, times = {}, {name: [] for name in VARIANTS}
+    for name, quantize in VARIANTS.items():
+        states[name] = State(copy.deepcopy(teacher), task, teacher=(teacher,), precision="bfloat16")
+        if quantize is not None:
+            run_step(quantize, states[name])
+    for _ in range(ROUNDS):
+        for name, state in states.items():
+            times[name] += seconds(state)
+    rows = [row(name, times) for name in VARIANTS]
+    body = {
+        "command": "python benchmarks/qat.py",
+        "date": dt.datetime.now(dt.UTC).date().isoformat(),
+        "hardware": f"{hardware()}, {THREADS} threads; load average {load_average:.1f} before",
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+        "rows": rows,
+    }
+    body["versions"]["python"] = platform.python_version()
+    RESULTS.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+
+
+def row(name: str, times: dict[str, list[float]]) -> dict[str, Any]:
+    """Return the row of a variant."""
+    ours, baseline = statistics.median(times[name]), statistics.median(times[FLOAT])
+    print(f"{name}: {1000 * ours:.0f} ms, {ours / baseline:.2f}x", flush=True)
+    found = {
+        "row": name,
+        "metric": "milliseconds an update, median",
+        "ours": 1000 * ours,
+        "baseline": 1000 * baseline,
+        "ratio": ours / baseline,
+        "seconds": ours,
+        "note": f"fastest {1000 * min(times[name]):.0f}, of floats {1000 * min(times[FLOAT]):.0f}; "
+        "baseline and ratio: the float network with the same losses, in turns in the same run",
+    }
+    return {field: found.get(field) for field in FIELDS}
+
+
+if __name__ == "__main__":
+    main()

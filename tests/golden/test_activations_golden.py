@@ -1,0 +1,43 @@
+"""The formulas of rounded activations, on numbers worked out beforehand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from laconic.weights import LearnedClip, LearnedSpacing, MinMax
+
+# Half a unit in the last printed place of the figures.
+CLOSE = 5e-8
+
+
+def test_the_first_spacing_of_learned_levels() -> None:
+    numbers = torch.tensor([-0.5, 0.2, 0.8, 1.0])
+    for levels, expected in (("symmetric", 0.47245559), ("asymmetric", 0.64549722)):
+        activation = LearnedSpacing(4, levels=levels)
+        state = activation.start()
+        activation.observe(numbers, state, training=True)
+        assert float(state["scale"]) == pytest.approx(expected, abs=CLOSE)
+
+
+def test_the_gradient_of_learned_levels() -> None:
+    # Esser et al. 2020, equation 3: round(v) - v inside, the last level beyond; times 1/sqrt(n Qp).
+    numbers = torch.tensor([0.3, 0.9, 5.0, -9.0])
+    activation = LearnedSpacing(2, levels="symmetric")
+    scale = torch.tensor(1.0, requires_grad=True)
+    activation.rounded(numbers, {"scale": scale}).sum().backward()
+    expected = ((0 - 0.3) + (1 - 0.9) + 1 - 2) / (4 * 1) ** 0.5
+    assert scale.grad is not None and float(scale.grad) == pytest.approx(expected, abs=CLOSE)
+
+
+def test_a_learned_clip_moves_with_what_it_clips() -> None:
+    place = {n: t.requires_grad_() for n, t in LearnedClip(low=-1, high=2).start().items()}
+    numbers = torch.tensor([-3.0, -1.0, 0.0, 1.9, 2.0, 7.0])
+    weights = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 32.0])
+    (LearnedClip().rounded(numbers, place) * weights).sum().backward()
+    assert float(place["low"].grad) == 3 and float(place["high"].grad) == 48
+
+
+def test_an_asymmetric_grid_of_eight_bits() -> None:
+    codes, _, zero_point = MinMax(8).codes(torch.tensor([-10.0, 30.0, 10.0]), {})
+    assert codes.tolist() == [0, 255, 128] and int(zero_point) == 64

@@ -1,0 +1,173 @@
+"""Laws of every registered activation: grids, codes, gradients, ranges, round trips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from laconic.errors import RecipeError, RunError
+from laconic.step import Value, members
+from laconic.weights import Activation, LearnedClip, Quantizer
+from laconic.weights.quantizer import attach_, quantizing
+
+# Of float32 numbers that are products of a level and a spacing.
+CLOSE = 1e-6
+# Ranges of such numbers are finite in float32; networks hold nothing near it.
+HUGE = 2.0**100
+
+
+def variants() -> Iterator[Activation]:
+    """Yield every member at the ends of its widths, with both kinds of levels."""
+    for kind in members(Activation, every=True).values():
+        if kind.__module__.startswith("laconic."):
+            for bits in (2, 4, 8):
+                for levels in ("symmetric", "asymmetric"):
+                    yield kind(bits=bits, levels=levels)
+
+
+every = pytest.mark.parametrize("activation", list(variants()), ids=repr)
+
+TENSORS: dict[str, Tensor] = {
+    "normal": torch.randn(40, 30, generator=torch.Generator().manual_seed(0)),
+    "positive": torch.rand(500, generator=torch.Generator().manual_seed(1)),
+    "negative": -torch.rand(500, generator=torch.Generator().manual_seed(2)),
+    "zeros": torch.zeros(7),
+    "constant": torch.full((3, 2), 1.5),
+    "one": torch.tensor([-2.0]),
+    "tiny": torch.tensor([1e-42, -1e-43, 0.0]),
+    "large": torch.tensor([1e30, -1e29, 3e28]),
+    "outlier": torch.cat([torch.linspace(-1, 1, 101), torch.tensor([50.0])]),
+}
+
+
+def calibrated(activation: Activation, tensor: Tensor) -> dict[str, Tensor]:
+    """Return the state after one look at a tensor."""
+    state = activation.start()
+    activation.observe(tensor, state, training=False)
+    return state
+
+
+@every
+@pytest.mark.parametrize("name", TENSORS)
+def test_the_rounded_tensor_is_what_the_codes_stand_for(activation: Activation, name: str) -> None:
+    tensor = TENSORS[name]
+    state = calibrated(activation, tensor)
+    rounded = activation.rounded(tensor, state)
+    code, scale, zero_point = activation.codes(tensor, state)
+    assert torch.equal(rounded, (code.float() - zero_point) * scale)
+    assert rounded.shape == tensor.shape and bool(rounded.isfinite().all())
+    assert int(code.max()) < 2**activation.bits
+    assert 0 <= int(zero_point) < 2**activation.bits
+    assert rounded.unique().numel() <= 2**activation.bits
+
+
+@every
+def test_zero_is_a_level_and_order_is_kept(activation: Activation) -> None:
+    tensor = TENSORS["normal"].flatten().sort().values
+    tensor = torch.cat([tensor[:600], torch.zeros(1), tensor[600:]]).sort().values
+    state = calibrated(activation, tensor)
+    rounded = activation.rounded(tensor, state)
+    assert bool((rounded[tensor == 0] == 0).all())
+    assert bool((rounded.diff() >= 0).all())
+
+
+@every
+def test_inside_the_range_the_error_is_at_most_half_a_level(activation: Activation) -> None:
+    tensor = TENSORS["normal"]
+    state = calibrated(activation, tensor)
+    scale, first, last = activation.grid_of(tensor, state)
+    inside = (tensor >= first * scale) & (tensor <= last * scale)
+    error = (activation.rounded(tensor, state) - tensor)[inside].abs()
+    assert float(error.max()) <= float(scale) / 2 * (1 + CLOSE)
+
+
+@pytest.mark.parametrize("activation", [each for each in variants() if each.start()], ids=repr)
+def test_rounding_again_changes_nothing(activation: Activation) -> None:
+    tensor = TENSORS["normal"]
+    state = calibrated(activation, tensor)
+    rounded = activation.rounded(tensor, state)
+    torch.testing.assert_close(activation.rounded(rounded, state), rounded, rtol=CLOSE, atol=0)
+
+
+@every
+def test_gradients_stop_beyond_the_range_and_nowhere_else(activation: Activation) -> None:
+    tensor = TENSORS["normal"].clone().requires_grad_()
+    state = calibrated(activation, tensor.detach())
+    for name in activation.learned:
+        state[name].requires_grad_()
+    activation.rounded(tensor, state).sum().backward()
+    assert tensor.grad is not None
+    assert set(tensor.grad.unique().tolist()) <= {0.0, 1.0}
+    low, high = tensor.detach().min(), tensor.detach().max()
+    if "low" in state:
+        low, high = state["low"].detach(), state["high"].detach()
+    elif "scale" in state:
+        scale, first, last = activation.grid_of(tensor.detach(), state)
+        low, high = first * scale, last * scale
+    inside = (tensor.detach() > low) & (tensor.detach() < high)
+    assert bool((tensor.grad[inside] == 1).all())
+    beyond = (tensor.detach() < low) | (tensor.detach() > high)
+    assert not bool(tensor.grad[beyond].any())
+
+
+@every
+def test_a_range_of_nothing_is_an_error(activation: Activation) -> None:
+    if not activation.needs_data:
+        assert activation.rounded(torch.ones(2), activation.start()).isfinite().all()
+        return
+    with pytest.raises(RunError, match="has seen no data"):
+        activation.rounded(torch.ones(2), activation.start())
+
+
+@every
+def test_a_recipe_writes_and_reads_it(activation: Activation) -> None:
+    text = yaml.safe_dump(activation.to_data())
+    assert Activation.coerce(yaml.safe_load(text)) == activation
+    assert hash(activation) == hash(activation.model_copy())
+
+
+@every
+@settings(max_examples=20, deadline=None)
+@given(numbers=st.lists(st.floats(-HUGE, HUGE, width=32), min_size=1, max_size=12))
+def test_any_numbers_are_on_the_grid(activation: Activation, numbers: list[float]) -> None:
+    tensor = torch.tensor(numbers)
+    state = calibrated(activation, tensor)
+    code, scale, zero_point = activation.codes(tensor, state)
+    assert torch.equal(activation.rounded(tensor, state), (code.float() - zero_point) * scale)
+
+
+@every
+def test_a_module_of_it_travels_and_computes_in_float32(activation: Activation) -> None:
+    module = nn.Sequential(nn.Linear(4, 4))
+    attach_(module, {"0": {"input": activation}})
+    quantizer = module[0].quantizers["input"]
+    assert isinstance(quantizer, Quantizer)
+    assert {n for n, _ in quantizer.named_parameters()} == activation.learned
+    with quantizing(module, "calibrate"):
+        quantizer(TENSORS["normal"])
+    twin = Quantizer(activation)
+    twin.load_state_dict(quantizer.state_dict())
+    quantizer.eval(), twin.eval()
+    expected = twin(TENSORS["normal"])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(quantizer(TENSORS["normal"]), expected)
+    halves = TENSORS["normal"].bfloat16()
+    assert quantizer(halves).dtype == torch.bfloat16
+    assert torch.equal(quantizer(halves), twin(halves.float()).bfloat16())
+
+
+def test_widths_out_of_range_are_refused() -> None:
+    for bits in (1, 9, 2.5, "wide"):
+        with pytest.raises(RecipeError, match="bits"):
+            LearnedClip(bits=bits)
+
+
+def test_a_number_of_bits_is_short_for_the_tensors_own_range() -> None:
+    found: Value = Activation.coerce(4)
+    assert repr(found) == "MinMax(4)"

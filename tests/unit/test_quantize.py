@@ -1,0 +1,314 @@
+"""Activations in networks: where they are rounded, calibration, files, checkpoints, bad input."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from laconic import load, save
+from laconic.errors import ArtifactError, ModelError, RecipeError, ScopeError, TaskError
+from laconic.models import digits_cnn
+from laconic.models.capture import capture
+from laconic.recipe import Recipe
+from laconic.recover import Recalibrate, Train
+from laconic.run import compress
+from laconic.ship.checkpoint import load_checkpoint, save_checkpoint
+from laconic.ship.container import read, write
+from laconic.step import State, run_step
+from laconic.structure import find_axes
+from laconic.structure.surgery import replace_
+from laconic.tasks import Task
+from laconic.weights import (
+    Float,
+    LearnedClip,
+    LearnedSpacing,
+    MinMax,
+    MovingAverage,
+    Percentile,
+    Quantize,
+    Quantizer,
+    Ternary,
+    activations_of,
+    attach_,
+)
+from laconic.weights.quantizer import calibrate, quantizing
+
+pytest.importorskip("transformers", reason="the extra hf is not installed")
+
+# Of the attention that can be rounded against torch's own, in float32.
+CLOSE = 1e-6
+BODY = "*, !*position*, !*token_type*, !classifier"
+
+
+def bert(kind: str = "bert") -> nn.Module:
+    """Return a tiny encoder of random weights."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "num_labels": 2}
+    if kind == "distilbert":
+        sizes |= {"dim": 16, "hidden_dim": 32, "n_layers": 2, "n_heads": 4}
+    else:
+        sizes |= {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+        sizes |= {"num_attention_heads": 4, "embedding_size": 8}
+    config = AutoConfig.for_model(kind, **sizes)
+    model: nn.Module = AutoModelForSequenceClassification.from_config(config)
+    return model.eval()
+
+
+def texts() -> dict[str, Tensor]:
+    """Return token ids of which some are padding."""
+    ids = torch.randint(5, 50, (3, 9), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones(3, 9, dtype=torch.long)
+    mask[1, 5:] = 0
+    mask[2, 2:] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def logits(model: nn.Module) -> Tensor:
+    """Return what a network says of the texts."""
+    with torch.no_grad():
+        found: Tensor = model(**texts()).logits
+    return found
+
+
+def quantized(step: Quantize, model: nn.Module, task: Task | None = None) -> nn.Module:
+    """Return a copy that a step has quantised."""
+    state = State(copy.deepcopy(model), task)
+    step.check(state.model, task)
+    run_step(step, state)
+    return state.model
+
+
+def images() -> Task:
+    """Return a few random digits."""
+    generator = torch.Generator().manual_seed(0)
+    pair = (torch.rand(64, 1, 8, 8, generator=generator), torch.arange(64) % 10)
+    return Task(pair, pair, pair)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "albert", "electra"])
+def test_the_attention_that_rounds_is_eager_attention(kind: str) -> None:
+    model = bert(kind)
+    rounding = quantized(Quantize(activation=8), model)
+    places = [set(found) for found in activations_of(rounding).values()]
+    assert {"query", "key", "probabilities", "value"} in places and {"input"} in places
+    with quantizing(rounding, "pass"):
+        torch.testing.assert_close(logits(rounding), logits(model), rtol=0, atol=CLOSE)
+    assert not torch.equal(logits(rounding), logits(model))
+    torch.testing.assert_close(logits(rounding), logits(model), rtol=0, atol=0.05)
+
+
+def test_what_a_scope_leaves_out_stays_float() -> None:
+    model = quantized(
+        Quantize(Ternary(), embedding=Ternary("row"), activation=8, scope=BODY), bert()
+    )
+    from laconic.weights.laid import laid_tensors
+
+    laid = {name: layer.representation for name, (layer, _) in laid_tensors(model).items()}
+    assert laid.pop("bert.embeddings.word_embeddings.weight") == Ternary("row")
+    assert len(laid) == 2 * 6 + 1 and set(laid.values()) == {Ternary()}
+    rounds = activations_of(model)
+    assert not any("classifier" in path or "embeddings" in path for path in rounds)
+    assert len(rounds) == 2 * 7 + 1
+
+
+def test_operands_are_left_alone_where_asked() -> None:
+    model = quantized(Quantize(activation=8, operands=False), bert())
+    assert {place for places in activations_of(model).values() for place in places} == {"input"}
+
+
+def test_floats_everywhere_change_nothing() -> None:
+    model = bert()
+    assert torch.equal(logits(quantized(Quantize(Float()), model)), logits(model))
+
+
+def test_scores_are_of_the_rounded_operands() -> None:
+    model = quantized(Quantize(activation=2, scope="*.self"), bert())
+    attention = model.get_submodule("bert.encoder.layer.0.attention.self")
+    with capture(model, ["attention.1", "query.1", "key.1"]) as features:
+        logits(model)
+    query, key = (attention.quantizers[n](features[f"{n}.1"]) for n in ("query", "key"))
+    scores = query @ key.transpose(-1, -2) * attention.scaling
+    torch.testing.assert_close(features["attention.1"], scores)
+
+
+@pytest.mark.parametrize("activation", [MinMax(8), LearnedClip(4), LearnedSpacing(4), Percentile()])
+def test_a_file_computes_the_same_bit_for_bit(activation: Any, tmp_path: Path) -> None:
+    task = images()
+    model = quantized(Quantize(Ternary(), activation=activation), digits_cnn(), task)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.01
+    save(model, tmp_path / "model.safetensors", task=task)
+    loaded = load(tmp_path / "model.safetensors")
+    assert activations_of(loaded) == activations_of(model)
+    batch = task.example_batch(16)
+    with torch.no_grad():
+        assert torch.equal(task.call(loaded, batch), task.call(model.eval(), batch))
+
+
+def test_a_file_of_an_encoder_rounds_its_operands_too(tmp_path: Path) -> None:
+    model = quantized(Quantize(Ternary(), activation=8, scope=BODY), bert())
+    save(model, tmp_path / "model.safetensors")
+    assert torch.equal(logits(load(tmp_path / "model.safetensors")), logits(model))
+    again = load(tmp_path / "model.safetensors", model=bert())
+    assert torch.equal(logits(again), logits(model))
+
+
+def test_a_copy_rounds_by_itself() -> None:
+    model = quantized(Quantize(activation=LearnedClip(4)), digits_cnn())
+    twin = copy.deepcopy(model)
+    before = twin(torch.ones(1, 1, 8, 8))
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, Quantizer):
+                module.high.mul_(0.01)
+    assert torch.equal(twin(torch.ones(1, 1, 8, 8)), before)
+    assert not torch.equal(model(torch.ones(1, 1, 8, 8)), before)
+
+
+def test_a_checkpoint_brings_the_ranges_back(tmp_path: Path) -> None:
+    task = images()
+    state = State(digits_cnn(), task)
+    plain = copy.deepcopy(state.model)
+    run_step(Quantize(8, activation=MovingAverage()), state)
+    save_checkpoint(state, {}, tmp_path / "checkpoint", run={})
+    again = State(plain, task)
+    load_checkpoint(again, tmp_path / "checkpoint")
+    assert activations_of(again.model) == activations_of(state.model)
+    kept = again.model.state_dict()
+    assert kept.keys() == state.model.state_dict().keys()
+    for name, tensor in state.model.state_dict().items():
+        assert torch.equal(tensor, kept[name]), name
+
+
+def test_training_moves_learned_ranges_and_follows_averages() -> None:
+    task = images()
+    for activation in (LearnedClip(4), LearnedSpacing(4), MovingAverage(decay=0.5)):
+        state = State(digits_cnn(), task)
+        run_step(Quantize(activation=activation), state)
+        before = {n: t.clone() for n, t in state.model.state_dict().items() if "quantizers" in n}
+        run_step(Train(batch=16), state)
+        moved = [n for n, t in before.items() if not torch.equal(t, state.model.state_dict()[n])]
+        assert len(moved) >= 4, activation  # below a ReLU no number is low enough to move one
+
+
+def test_recalibration_finds_static_ranges_anew_and_keeps_learned_ones() -> None:
+    task = images()
+    for activation, changes in ((Percentile(share=90), True), (LearnedClip(4), False)):
+        state = State(digits_cnn(), task)
+        run_step(Quantize(activation=activation), state)
+        with torch.no_grad():
+            for module in state.model.modules():
+                if isinstance(module, Quantizer):
+                    module.high.fill_(0.5)
+        run_step(Recalibrate(2, batch=16), state)
+        highs = [m.high.item() for m in state.model.modules() if isinstance(m, Quantizer)]
+        assert all((high != 0.5) == changes for high in highs)
+
+
+def test_axes_are_found_behind_what_rounds() -> None:
+    model = bert()
+    rounding = quantized(Quantize(Ternary(), activation=8, scope=BODY), model)
+    kinds = [(axis.kind, axis.size, axis.frozen) for axis in find_axes(model, **texts())]
+    assert [(a.kind, a.size, a.frozen) for a in find_axes(rounding, **texts())] == kinds
+
+
+def test_what_takes_a_layers_place_rounds_its_input() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    attach_(model, {"0": {"input": MinMax(2)}})
+    replace_(model, "0", nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 4)))
+    assert activations_of(model) == {"0.0": {"input": MinMax(2)}}
+
+
+def test_inputs_may_be_given_by_name() -> None:
+    layer = nn.Linear(1, 1, bias=False)
+    attach_(layer, {"": {"input": MinMax(2)}})
+    assert layer(input=torch.tensor([[0.1], [1.0]])).tolist()[0] == [0.0]
+
+
+def test_a_run_quantises_trains_and_ships(tmp_path: Path) -> None:
+    task = images()
+    recipe = Recipe((Quantize(Ternary(), activation=LearnedSpacing(4)), Train(batch=16)))
+    result = compress(digits_cnn(), task, recipe, out=tmp_path / "run")
+    loaded = load(tmp_path / "run" / "model.safetensors")
+    batch = task.example_batch(16)
+    with torch.no_grad():
+        assert torch.equal(task.call(loaded, batch), task.call(result.model, batch))
+
+
+# ---------------------------------------------------------------------------- bad input
+
+
+def test_nothing_to_quantise_is_refused() -> None:
+    with pytest.raises(RecipeError, match="nothing is quantised"):
+        Quantize()
+    with pytest.raises(ScopeError, match="no weight of two or more dimensions"):
+        Quantize(4, scope="kind:norm").check(bert(), None)
+    with pytest.raises(ScopeError, match="no linear layer, convolution or attention"):
+        Quantize(activation=4, scope="kind:norm").check(bert(), None)
+
+
+def test_ranges_without_data_are_refused() -> None:
+    with pytest.raises(TaskError, match="needs data for the range of Percentile"):
+        Quantize(activation=Percentile()).check(digits_cnn(), None)
+    model = quantized(Quantize(activation=Percentile()), digits_cnn(), images())
+    with pytest.raises(TaskError, match="no examples to calibrate"):
+        calibrate(model, images(), [], [m for m in model.modules() if isinstance(m, Quantizer)])
+
+
+def test_places_that_are_not_there_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"no module 'fc9'.*did you mean"):
+        attach_(nn.ModuleDict({"fc1": nn.Linear(1, 1)}), {"fc9": {"input": MinMax()}})
+    with pytest.raises(ModelError, match="has no 'query' to round"):
+        attach_(nn.Sequential(nn.Linear(1, 1)), {"0": {"query": MinMax()}})
+
+
+def test_attention_that_cannot_be_exchanged_is_refused() -> None:
+    model = bert()
+    model._can_set_attn_implementation = lambda: False
+    with pytest.raises(ModelError, match="cannot be exchanged"):
+        Quantize(activation=8).apply(State(model))
+
+
+def test_a_hostile_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save(quantized(Quantize(activation=8), digits_cnn()), path)
+    manifest, blobs = read(path)
+    (place, *_) = manifest["activations"]
+    for activations in (
+        {"nowhere": {"input": "min_max"}},
+        {place: {"query": "min_max"}},
+        {place: {"input": {"min_max": {"bits": 64}}}},
+        {place: {"input": "os.system"}},
+        {place: {"input": {"learned_clip": {"bits": 8}}}},
+        {place: "min_max"},
+        [],
+        None,
+    ):
+        write(path, manifest | {"activations": activations}, blobs)
+        with pytest.raises(ArtifactError):
+            load(path)
+    write(path, {k: v for k, v in manifest.items() if k != "activations"}, blobs)
+    assert activations_of(load(path)) == {}
+
+
+def test_a_network_that_rounds_otherwise_is_no_plain_one(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save(quantized(Quantize(activation=8), digits_cnn()), path)
+    other = quantized(Quantize(activation=4), digits_cnn())
+    with pytest.raises(ArtifactError, match="rounds its activations otherwise"):
+        load(path, model=other)
+
+
+def test_an_ordinary_folder_cannot_round(tmp_path: Path) -> None:
+    from laconic.models import save_pretrained
+
+    with pytest.raises(ModelError, match="rounds what flows into it"):
+        save_pretrained(quantized(Quantize(activation=8), bert()), tmp_path / "folder")
