@@ -44,7 +44,7 @@ def encoder(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     task = glue(options, "MRPC")
     model = fine_tuned(options, "MRPC", task, seed=0).baked()
     optimizer = AdamW(RATE, clip=1.0, decay=Linear(warmup=0.1))
-    feed_forward = Scope("*.intermediate.dense", "*.layer.*.output.dense", exclude="*.attention.*")
+    feed_forward = Scope("*.intermediate.dense, *.layer.*.output.dense, !*.attention.*")
     for by in MATRICES:
         steps: tuple[Step, ...] = (
             Factorize(by, scope=feed_forward),

@@ -43,7 +43,7 @@ from laconic.structure import (
     Top,
 )
 from laconic.tasks import Task
-from laconic.weights import Quantize, Representation, Symmetric
+from laconic.weights import Activation, Percentile, Quantize, Representation, Symmetric
 
 PAGE = Path(__file__).parents[2] / "docs" / "chaining.md"
 
@@ -77,6 +77,8 @@ EXAMPLES: dict[str, dict[Step, bool]] = {
     "quantize": {
         Quantize(4): False,
         Quantize(Symmetric(4, rounding="stochastic")): True,
+        Quantize(4, activation=8): False,
+        Quantize(activation=Percentile(4)): True,
     },
     "recalibrate": {Recalibrate(2, batch=8): True},
     "reset": {Reset(): True},
@@ -109,6 +111,8 @@ def examples() -> Iterator[tuple[Step, bool]]:
 
 def built(kind: type[Value]) -> Any:
     """Return a value with its required fields filled."""
+    if kind is Quantize:  # of three fields it wants one
+        return Quantize(8, activation=8)
     required = {name: info for name, info in kind.model_fields.items() if info.is_required()}
     return kind(**{n: next(choices(i.annotation, i.metadata)) for n, i in required.items()})
 
@@ -418,6 +422,8 @@ def kinds() -> dict[str, Step]:
     known |= {name: built(kind) for name, kind in STEPS.items() if name not in names}
     for name, kind in ours(Representation).items():
         known[f"quantize: {name}"] = Quantize(built(kind))
+    for name, kind in ours(Activation).items():
+        known[f"round: {name}"] = Quantize(activation=kind(bits=4))
     return known
 
 
