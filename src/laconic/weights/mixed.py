@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -11,14 +10,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from laconic.curvature import top_eigenvalue
 from laconic.errors import ModelError, ScopeError
 from laconic.models.families import blocks_path
 from laconic.step import State, Step
 from laconic.tasks.task import needed
 from laconic.weights.laid import lay, mask_of, weights_of
 from laconic.weights.representation import Representation
-from laconic.weights.slopes import drawn, losses, probe
+from laconic.weights.slopes import drawn, eigenvalues, losses, probe
 from laconic.weights.uniform import Symmetric
 
 if TYPE_CHECKING:
@@ -150,22 +148,12 @@ class MixedPrecision(Step):
         """
         task = needed(state.task, f"{self.name} needs batches")
         network, tensors = probe(state.model, [n for names in blocks.values() for n in names])
-        found: dict[str, list[float]] = {block: [] for block in blocks}
-        batches = drawn(state, task, self.batches, self.batch, self.name)
-        for index, loss_function in enumerate(losses(network, task, batches)):
-            for block, names in blocks.items():
-                value = top_eigenvalue(
-                    loss_function,
-                    [tensors[name] for name in names],
-                    generator=state.generator(block, index),
-                    iterations=self.iterations,
-                )
-                if not math.isfinite(value):
-                    raise ModelError(
-                        f"{self.name}: the second derivative of the loss for '{block}' is not "
-                        "finite on the training batches; check the data and the model"
-                    )
-                found[block].append(value)
+        found = eigenvalues(
+            losses(network, task, drawn(state, task, self.batches, self.batch, self.name)),
+            {block: [tensors[name] for name in names] for block, names in blocks.items()},
+            seed=state.seed,
+            iterations=self.iterations,
+        )
         return {block: sensitivity(values) for block, values in found.items()}
 
     def _blocks(self, model: nn.Module) -> dict[str, list[str]]:
