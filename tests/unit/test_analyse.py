@@ -136,6 +136,15 @@ def test_parts_of_a_transformer_and_their_pool() -> None:
         parts_of(network, "nothing")
 
 
+def test_networks_of_different_parts_are_refused(
+    classify: tuple[nn.Module, Task, list[Batch]],
+) -> None:
+    network, task, batches = classify
+    networks = {"float": network, "other": nn.Sequential(nn.Linear(6, 3))}
+    with pytest.raises(ModelError, match="'other' and the first network differ in '3'"):
+        eigenvalues(networks, task, batches, iterations=1)
+
+
 def test_a_ratio_to_nothing_is_no_number() -> None:
     found = Eigenvalues({"float": {"fc": (0.0,)}, "binary": {"fc": (1.0,)}})
     assert math.isnan(found.ratio("binary", "fc"))

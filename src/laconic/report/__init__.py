@@ -12,6 +12,7 @@ _TABLE: dict[str, str] = {
     "loss_surface": "laconic.report.analyse",
     "terminal": "laconic.report.report",
     "trajectory": "laconic.report.analyse",
+    "write_analysis": "laconic.report.report",
     "write_report": "laconic.report.report",
 }
 

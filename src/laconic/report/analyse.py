@@ -172,7 +172,7 @@ def eigenvalues(
 
     Raises:
         TaskError: there is no batch.
-        ModelError: an eigenvalue is not finite.
+        ModelError: an eigenvalue is not finite, or the networks have different parts.
 
     >>> from laconic.models import digits_cnn
     >>> batch = Batch((torch.zeros(2, 1, 8, 8),), torch.tensor([0, 1]))
@@ -186,6 +186,11 @@ def eigenvalues(
     found: dict[str, dict[str, tuple[float, ...]]] = {}
     for name, network in networks.items():
         parts = parts_of(network, scope)
+        other = set(parts).symmetric_difference(next(iter(found.values()), parts))
+        if other:
+            raise ModelError(
+                f"'{name}' and the first network differ in '{min(other)}'; narrow scope"
+            )
         plain, tensors = probe(network, itertools.chain.from_iterable(parts.values()))
         values = eigenvalues_of(
             losses(plain, task, progress(iter(batches), f"eigenvalues: {name}", len(batches))),
@@ -231,7 +236,7 @@ def loss_surface(
     reach: float = 1.0,
     points: int = 11,
 ) -> LossSurface:
-    """Return the loss where ``w + x mean|w|`` stands for each of two weights, on a grid of x.
+    """Return the loss at ``w + x mean|w|`` for each of two weights w, on a grid of x.
 
     Latent weights are moved and then quantised (Bai et al. 2021, BinaryBERT, figure 2, with the
     value projections of the first two layers). A codebook that is trained hides what moves.
@@ -275,7 +280,7 @@ def loss_surface(
 
 @dataclass(frozen=True)
 class Trajectory(Analysis):
-    """The path of training in the plane in which it moved most, and the loss around its end.
+    """The path of training in the plane it moved most in, and the loss around its end.
 
     Attributes:
         path: (first, second) coordinate of every snapshot; the last one is the origin.
@@ -422,7 +427,7 @@ def bit_sensitivity(
     scope: Scope | str = "*",
     split: str = "validate",
 ) -> BitSensitivity:
-    """Return every score with one block after the other quantised, and the rest as it is.
+    """Return every score with one block after the other quantised, the rest as it is.
 
     A block is a layer of a list of layers; any other module stands alone.
 

@@ -17,7 +17,9 @@ __all__ = [
     "Axis",
     "Mark",
     "bar",
+    "caption",
     "histogram",
+    "leader_line",
     "line",
     "linear_ticks",
     "log_ticks",
@@ -116,9 +118,9 @@ def tradeoff(
         words(axis, 4, 14, "axis"),
         words("File size, logarithmic scale", area.right, height - 6, "axis", anchor="end"),
         node("polyline", {"points": path, "class": "path"}),
-        *(_leader_line(label) for label in labels if label is not None and label.leader),
+        *(leader_line(label) for label in labels if label is not None and label.leader),
         *(_dot(group, point, first=group[0] is marks[0]) for group, point in spots),
-        *(_label(label) for label in labels if label is not None),
+        *(caption(label) for label in labels if label is not None),
     )
 
 
@@ -241,7 +243,12 @@ def _dot(group: Sequence[Mark], point: tuple[float, float], *, first: bool) -> E
     return node("circle", {**place, "class": "dot first" if first else "dot"}, title)
 
 
-def _label(label: Label) -> Element:
+def caption(label: Label) -> Element:
+    """Return the text of a label where it was placed.
+
+    >>> caption(Label("a", (0.0, 0.0), Box(4, 0, 20, 15), None)).text
+    'a'
+    """
     box, x = label.box, label.point[0]
     y = box.bottom - 3.5
     # The box is as wide as the widest font needs: the text keeps to the side of its point.
@@ -252,7 +259,12 @@ def _label(label: Label) -> Element:
     return words(label.text, (box.left + box.right) / 2, y, "name", anchor="middle")
 
 
-def _leader_line(label: Label) -> Element:
+def leader_line(label: Label) -> Element:
+    """Return the line from a point to its label.
+
+    >>> leader_line(Label("a", (0, 0), Box(9, 0, 20, 15), ((0, 0), (9, 4)))).get("x2")
+    '9'
+    """
     (x0, y0), (x1, y1) = label.leader or (label.point, label.point)
     return line(x0, y0, x1, y1, "leader")
 
