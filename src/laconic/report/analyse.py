@@ -239,7 +239,8 @@ def loss_surface(
     """Return the loss at ``w + x mean|w|`` for each of two weights w, on a grid of x.
 
     Latent weights are moved and then quantised (Bai et al. 2021, BinaryBERT, figure 2, with the
-    value projections of the first two layers). A codebook that is trained hides what moves.
+    value projections of the first two layers). A codebook that is trained hides what moves, and
+    behind a LayerNorm of even gains a constant does nothing: its outputs add up to zero.
 
     Args:
         networks: by name; unchanged.
