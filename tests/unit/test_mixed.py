@@ -14,7 +14,7 @@ from laconic.step import State, run_step
 from laconic.tasks import Task
 from laconic.weights import Binary, FixedPoint, Float, MixedPrecision, Symmetric, lay
 from laconic.weights.laid import laid_tensors, latent_of
-from laconic.weights.mixed import blocks_of, most_sensitive, sensitivity
+from laconic.weights.mixed import blocks_of, most_sensitive
 
 # Power iteration stops when the eigenvalue changes by less.
 CLOSE = 1e-3
@@ -51,13 +51,6 @@ def bowls_task(values: Tensor | None = None) -> Task:
 
 def representations(model: nn.Module) -> dict[str, object]:
     return {name: layer.representation for name, (layer, _) in laid_tensors(model).items()}
-
-
-def test_sensitivity_is_the_mean_and_the_deviation() -> None:
-    """Shen et al. 2020: |(1 + 3) / 2| + 1."""
-    assert sensitivity([1.0, 3.0]) == 3.0
-    assert sensitivity([-1.0, -3.0]) == 3.0
-    assert sensitivity([-1.0, 1.0]) == 1.0
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.01, 1), (0.5, 2), (0.75, 3), (0.99, 3)])

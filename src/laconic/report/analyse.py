@@ -336,12 +336,13 @@ def trajectory(
     """
     _some(batches)
     moved = copied(network)
-    directions, explained, path = _principal([_flat(each, moved) for each in snapshots])
-    last, parameters = snapshots[-1], list(moved.parameters())
-    if isinstance(last, Mapping):
-        moved.load_state_dict(last, strict=False)
-    else:  # a copy: the parameters become views of it, and they will move
-        nn.utils.vector_to_parameters(last.detach().clone(), parameters)
+    vectors = [_flat(each, moved) for each in snapshots]
+    directions, explained, path = _principal(vectors)
+    if isinstance(snapshots[-1], Mapping):
+        moved.load_state_dict(snapshots[-1], strict=False)  # what is no parameter, too
+    parameters = list(moved.parameters())
+    # A copy: the parameters become views of it, and they will move.
+    nn.utils.vector_to_parameters(vectors[-1].clone(), parameters)
     sizes = [parameter.numel() for parameter in parameters]
     pieces = [
         [piece.view_as(w) for piece, w in zip(direction.split(sizes), parameters, strict=True)]

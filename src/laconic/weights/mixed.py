@@ -33,7 +33,7 @@ def sensitivity(eigenvalues: Sequence[float]) -> float:
     """Return ``|mean(lambda)| + std(lambda)``, the deviation that of all of them.
 
     How much a block's loss curves, and how much that differs over the data (Shen et al. 2020,
-    Q-BERT, equation 2).
+    Q-BERT, Hessian-based mixed precision).
 
     Args:
         eigenvalues: the largest of the block's Hessian, one per batch; not empty.
@@ -59,7 +59,7 @@ def most_sensitive(sensitivities: Mapping[str, float], share: float) -> list[str
 
 
 def blocks_of(model: nn.Module, tensors: Iterable[str]) -> dict[str, list[str]]:
-    """Return the tensors by block: a layer of the list of layers, else the module that owns them.
+    """Return tensors by block: a layer of a list of layers, else the module they are in.
 
     Args:
         model: with or without a list of layers (a ModuleList).
