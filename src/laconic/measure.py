@@ -19,6 +19,7 @@ from laconic.errors import RunError
 from laconic.scope import Scope
 from laconic.ship.artifact import save
 from laconic.ship.inventory import Inventory, inspect
+from laconic.sizes import SizeReport, size_report
 from laconic.weights.laid import Laid, laid_tensors, owner, weights_of
 from laconic.weights.representation import POSITION
 
@@ -29,6 +30,7 @@ __all__ = [
     "Layer",
     "LedgerRow",
     "Measurement",
+    "SizeReport",
     "Table",
     "bit_operations",
     "environment",
@@ -40,6 +42,7 @@ __all__ = [
     "macs",
     "measure",
     "peak_memory",
+    "size_report",
     "size_text",
 ]
 

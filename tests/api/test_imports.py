@@ -16,7 +16,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 ORDER = (
     "errors", "names", "_lazy", "machine", "progress", "scope", "budget", "step", "tasks", "models",
     "curvature", "ship/coding", "structure/surgery", "weights", "structure", "ship", "costs",
-    "measure", "recover", "search", "report", "recipe", "run", "cli", "__main__",
+    "sizes", "measure", "recover", "search", "report", "recipe", "run", "cli", "__main__",
 )  # fmt: skip
 # Parts that stand further left than the rest of their folder; ship's private files are coders.
 PARTS = {"ship/coding": "ship/coding", "structure/surgery": "structure/surgery"}

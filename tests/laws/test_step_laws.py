@@ -43,7 +43,14 @@ from laconic.structure import (
     Top,
 )
 from laconic.tasks import Task
-from laconic.weights import Activation, Percentile, Quantize, Representation, Symmetric
+from laconic.weights import (
+    Activation,
+    MixedPrecision,
+    Percentile,
+    Quantize,
+    Representation,
+    Symmetric,
+)
 
 PAGE = Path(__file__).parents[2] / "docs" / "chaining.md"
 
@@ -66,6 +73,7 @@ EXAMPLES: dict[str, dict[Step, bool]] = {
     },
     "ghost": {Ghost(ChannelGhosts()): False},
     "layer_drop": {LayerDrop(0.5, retrain=Train(batch=8)): True},
+    "mixed_precision": {MixedPrecision(batches=2, batch=8): False},
     "prune": {
         Prune("weights", keep=0.5): False,
         Prune("weights", keep=0.3, ranking="global", by=Taylor(batches=1, batch=8)): True,
@@ -95,6 +103,7 @@ PLACES = {
     "drop_layers": "blocks",
     "ghost": "conv",
     "layer_drop": "blocks",
+    "mixed_precision": "blocks",
     "recalibrate": "norm",
     "share_layers": "blocks",
 }

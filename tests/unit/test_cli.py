@@ -28,7 +28,7 @@ from laconic.structure import Prune
 from laconic.tasks import Task
 from laconic.weights import Quantize
 
-COMMANDS = ("demo", "compress", "measure", "report", "show", "verify", "list", "schema")
+COMMANDS = ("demo", "compress", "measure", "analyse", "report", "show", "verify", "list", "schema")
 HEAVY = ("torch", "numpy", "pydantic", "yaml", "sklearn", "laconic.step", "laconic.run")
 
 RECIPE = """\
@@ -399,6 +399,16 @@ def test_measure_of_a_file_counts_its_bytes(artefact: Path, folder: Path) -> Non
         "accuracy"
         in laconic("measure", artefact, "--task", f"{{npz: {folder / 'digits.npz'}}}").stdout
     )
+
+
+def test_analyse_writes_a_page(artefact: Path, folder: Path, tmp_path: Path) -> None:
+    task, path = f"{{npz: {folder / 'digits.npz'}}}", tmp_path / "page.html"
+    found = answer("analyse", artefact, "--task", task, "--batches", 1, "--out", path)
+    assert Path(found["report"]) == path
+    assert "<html" in path.read_text(encoding="utf-8").lower()
+    assert list(found["eigenvalues"]["values"][artefact.stem]) == list(found["bits"]["scores"])
+    assert set(found["bits"]["scores"]["conv1"]) == {"2 bit", "4 bit", "8 bit"}
+    assert "task" in refused("analyse", artefact)
 
 
 def test_report_writes_the_page_or_prints_the_tables(folder: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from laconic.curvature import (
     diagonal_hutchinson,
     gradients,
     hessian_vector_product,
+    largest_eigenvalue,
     top_eigenvalue,
 )
 
@@ -138,6 +139,20 @@ def test_top_eigenvalue_of_a_quadratic(seed: int) -> None:
         tolerance=1e-9,
     )
     assert found == pytest.approx(float(largest), rel=1e-5)
+
+
+@pytest.mark.parametrize("values", [[-5.0, 1.0, 3.0], [-1.0, 2.0, 4.0], [-4.0, -3.0, -1.0]])
+def test_the_largest_eigenvalue_has_its_sign(values: list[float]) -> None:
+    weight = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    spectrum = torch.tensor(values, dtype=torch.float64)
+    found = largest_eigenvalue(
+        lambda: 0.5 * (spectrum * weight.square()).sum(),
+        [weight],
+        generator=draws(),
+        iterations=1000,
+        tolerance=1e-9,
+    )
+    assert found == pytest.approx(max(values), rel=1e-3)
 
 
 def test_top_eigenvalue_of_a_flat_loss_is_zero() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,22 @@ from laconic.errors import LaconicError, nearest
 if TYPE_CHECKING:
     from torch import nn
 
+    from laconic.report.analyse import Analysis
     from laconic.ship.manifest import Manifest, TensorEntry
     from laconic.tasks import Task
 
-__all__ = ["bytes_by_part", "catalogue", "file_costs", "file_manifest", "tensor_rows"]
+__all__ = [
+    "bytes_by_part",
+    "catalogue",
+    "file_analyses",
+    "file_costs",
+    "file_manifest",
+    "tensor_rows",
+]
 
+# Examples of a batch that derivatives are taken on, and widths of codes that blocks are tried in.
+BATCH = 32
+WIDTHS = (2, 4, 8)
 PLURALS = {"criterion": "criteria", "during": "during"}
 CODERS = {
     "packed": "each in its own number of bits",
@@ -194,3 +206,28 @@ def file_costs(path: Path, *, model: nn.Module | None, task: Task | None) -> dic
         found["peak_memory_bytes"] = costs.peak_memory(network, batch, call=task.call)
         found["metrics"] = task.score(network)
     return found
+
+
+def file_analyses(
+    path: Path, *, model: nn.Module | None, task: Task, batches: int
+) -> dict[str, Analysis]:
+    """Return how the loss of an artefact's network curves, and what bits do to its blocks.
+
+    Args:
+        path: of the artefact.
+        model: the plain network, for a file whose builder is the user's own.
+        task: gives the loss, the scores and the examples.
+        batches: of training examples.
+
+    Raises:
+        ArtifactError: the file is damaged, or does not fit the model.
+    """
+    from laconic.report import bit_sensitivity, eigenvalues
+    from laconic.ship import load
+
+    network = load(path, model=model)
+    drawn = list(itertools.islice(task.train.plain().batches(BATCH, seed=0), batches))
+    return {
+        "eigenvalues": eigenvalues({path.stem: network}, task, drawn),
+        "bits": bit_sensitivity(network, task, {f"{bits} bit": bits for bits in WIDTHS}),
+    }

@@ -1,4 +1,4 @@
-"""The commands that say what there is: measure, report, show, verify, list and schema."""
+"""The commands that say what there is: measure, analyse, report, show, verify, list, schema."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from laconic.cli.command import DONE, command
 from laconic.cli.output import Output
 from laconic.cli.shared import Threads, ledger, network_of, task_of, use
 
-__all__ = ["list_", "measure", "report", "schema", "show", "verify"]
+__all__ = ["analyse", "list_", "measure", "report", "schema", "show", "verify"]
 
 Artefact = Annotated[Path, typer.Argument(metavar="FILE", help="An artefact.")]
 Plain = Annotated[
@@ -56,6 +56,41 @@ def measure(
     found = file_costs(target, model=network_of(model), task=task_of(task))
     output.event("result", **found)
     output.table(("Cost", "Amount"), _cost_rows(found))
+    return DONE
+
+
+@command("analyse model.safetensors --task digits --out analysis.html")
+def analyse(
+    output: Output,
+    file: Artefact,
+    task: Annotated[
+        str, typer.Option(metavar="YAML", help="Data to score on: digits, {mnist: folder}, ...")
+    ],
+    model: Plain = None,
+    batches: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Batches of training examples to derive on.")
+    ] = 4,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The HTML file; beside FILE by default.")
+    ] = None,
+    threads: Threads = None,
+) -> int:
+    """Say how the loss of a network curves.
+
+    The largest eigenvalue of every part's Hessian, and what fewer bits do to one block at a time,
+    as one HTML file that needs no other.
+    """
+    from laconic.cli.contents import file_analyses
+    from laconic.report import write_analysis
+    from laconic.tasks.task import needed
+
+    use(threads)
+    data = needed(task_of(task), "analyse needs batches")
+    with output.working():
+        found = file_analyses(file, model=network_of(model), task=data, batches=batches)
+    path = write_analysis(list(found.values()), out or file.with_suffix(".html"), title=file.name)
+    output.event("result", report=path, **{name: each.to_data() for name, each in found.items()})
+    output.line(str(path))
     return DONE
 
 

@@ -16,8 +16,8 @@ __all__ = ["FAMILIES", "SHAPE_ATTRIBUTES", "Family", "blocks_path", "family_of"]
 class Family:
     """The names that a family of Transformer encoders gives to its parts.
 
-    Paths of ``blocks`` and ``embeddings`` start at the base model (``bert``, ``vit``, ...), all
-    others at a block; an empty one means the family has no such part.
+    Paths of ``blocks``, ``embeddings``, ``words`` and ``pooler`` start at the base model (``bert``,
+    ``vit``, ...), all others at a block; an empty one means the family has no such part.
 
     Attributes:
         model_types: what the configurations of Hugging Face call the family.
@@ -28,6 +28,8 @@ class Family:
         output: the projection out of heads.
         inner: the projection into the neurons of the feed-forward part.
         outer: the projection out of them.
+        words: the embedding of tokens.
+        pooler: what makes one vector of the last block's output.
         shared: one block computes every layer, so a position in ``blocks`` is not a depth.
         attributes: what a forward reads -> the kind of axis that it counts.
         config: the field of the configuration -> the kind of axis that it counts.
@@ -43,6 +45,8 @@ class Family:
     output: str
     inner: str
     outer: str
+    words: str = "embeddings.word_embeddings"
+    pooler: str = "pooler"
     shared: bool = False
     attributes: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, str] = field(default_factory=dict)
@@ -128,6 +132,7 @@ VIT = Family(
     output="attention.o_proj",
     inner="mlp.fc1",
     outer="mlp.fc2",
+    words="",
     attributes={"num_attention_heads": "head", "head_dim": "head_dim"},
     config=_BERT_CONFIG,
 )

@@ -1,9 +1,18 @@
-"""What a run is shown as."""
+"""What a run is shown as, and analyses of a loss."""
 
 from laconic._lazy import attach
 
 _TABLE: dict[str, str] = {
+    "BitSensitivity": "laconic.report.analyse",
+    "Eigenvalues": "laconic.report.analyse",
+    "LossSurface": "laconic.report.analyse",
+    "Trajectory": "laconic.report.analyse",
+    "bit_sensitivity": "laconic.report.analyse",
+    "eigenvalues": "laconic.report.analyse",
+    "loss_surface": "laconic.report.analyse",
     "terminal": "laconic.report.report",
+    "trajectory": "laconic.report.analyse",
+    "write_analysis": "laconic.report.report",
     "write_report": "laconic.report.report",
 }
 

@@ -13,7 +13,20 @@ from laconic.measure import size_text
 from laconic.report.svg import Box, Label, drawing, node, number, place, shorten, text_width
 from laconic.report.tables import PARTS
 
-__all__ = ["Mark", "bar", "histogram", "linear_ticks", "log_ticks", "stacked_bar", "tradeoff"]
+__all__ = [
+    "Axis",
+    "Mark",
+    "bar",
+    "caption",
+    "histogram",
+    "leader_line",
+    "line",
+    "linear_ticks",
+    "log_ticks",
+    "stacked_bar",
+    "tradeoff",
+    "words",
+]
 
 FONT = 12.0
 DOT = 4.5
@@ -89,8 +102,8 @@ def tradeoff(
     """
     width, height = size
     area = Box(MARGIN.left, MARGIN.top, width - MARGIN.right, height - MARGIN.bottom)
-    across = _Axis.around([math.log10(mark.size) for mark in marks], 0.08, area.left, area.right)
-    up = _Axis.around([mark.score for mark in marks], 0.01, area.bottom, area.top)
+    across = Axis.around([math.log10(mark.size) for mark in marks], 0.08, area.left, area.right)
+    up = Axis.around([mark.score for mark in marks], 0.01, area.bottom, area.top)
     spots = _spots(marks, across, up)
     points = [point for _, point in spots]
     labels = place(
@@ -102,18 +115,22 @@ def tradeoff(
         {"viewBox": f"0 0 {width} {height}", **attributes},
         _size_axis(across, area),
         _score_axis(up, area),
-        _text(axis, 4, 14, "axis"),
-        _text("File size, logarithmic scale", area.right, height - 6, "axis", anchor="end"),
+        words(axis, 4, 14, "axis"),
+        words("File size, logarithmic scale", area.right, height - 6, "axis", anchor="end"),
         node("polyline", {"points": path, "class": "path"}),
-        *(_leader_line(label) for label in labels if label is not None and label.leader),
+        *(leader_line(label) for label in labels if label is not None and label.leader),
         *(_dot(group, point, first=group[0] is marks[0]) for group, point in spots),
-        *(_label(label) for label in labels if label is not None),
+        *(caption(label) for label in labels if label is not None),
     )
 
 
 @dataclass(frozen=True)
-class _Axis:
-    """Maps values from low to high onto pixels from start to end."""
+class Axis:
+    """Maps values from low to high onto pixels from start to end.
+
+    >>> Axis(0.0, 2.0, 100.0, 200.0).at(1.0)
+    150.0
+    """
 
     low: float
     high: float
@@ -121,12 +138,21 @@ class _Axis:
     end: float
 
     @classmethod
-    def around(cls, values: Sequence[float], least: float, start: float, end: float) -> _Axis:
+    def around(cls, values: Sequence[float], least: float, start: float, end: float) -> Axis:
+        """Return an axis with room on both sides of the values.
+
+        Args:
+            values: not empty.
+            least: room to each side, relative to the largest value.
+            start: pixels of the low end.
+            end: pixels of the high end.
+        """
         low, high = min(values), max(values)
         margin = max((high - low) * 0.08, least * max(abs(high), abs(low), 1e-9), 1e-12)
         return cls(low - margin, high + margin, start, end)
 
     def at(self, value: float) -> float:
+        """Return where a value stands, in pixels."""
         share = (value - self.low) / (self.high - self.low)
         return self.start + share * (self.end - self.start)
 
@@ -134,7 +160,7 @@ class _Axis:
 Spot = tuple[list[Mark], tuple[float, float]]
 
 
-def _spots(marks: Sequence[Mark], across: _Axis, up: _Axis) -> list[Spot]:
+def _spots(marks: Sequence[Mark], across: Axis, up: Axis) -> list[Spot]:
     """Return the dots: steps in a row that changed neither size nor score share one."""
     spots: list[Spot] = []
     for mark in marks:
@@ -155,7 +181,7 @@ def _wordings(group: Sequence[Mark]) -> list[str]:
     return [shorten(span + name, NAME_LENGTH), span]
 
 
-def _size_axis(across: _Axis, area: Box) -> Element:
+def _size_axis(across: Axis, area: Box) -> Element:
     ticks = [
         (across.at(math.log10(tick)), _size_tick(tick))
         for tick in log_ticks(10**across.low, 10**across.high)
@@ -170,8 +196,8 @@ def _size_axis(across: _Axis, area: Box) -> Element:
             shown.append((x, text))
     lines = []
     for x, text in sorted(shown):
-        lines.append(_line(x, area.top, x, area.bottom, "grid"))
-        lines.append(_text(text, x, area.bottom + 17, "tick", anchor="middle"))
+        lines.append(line(x, area.top, x, area.bottom, "grid"))
+        lines.append(words(text, x, area.bottom + 17, "tick", anchor="middle"))
     return node("g", None, *lines)
 
 
@@ -182,21 +208,31 @@ def _size_tick(size: float) -> str:
     return f"{size:.4g} B"
 
 
-def _score_axis(up: _Axis, area: Box) -> Element:
+def _score_axis(up: Axis, area: Box) -> Element:
     lines = []
     for tick in linear_ticks(up.low, up.high):
         y = up.at(tick)
-        lines.append(_line(area.left, y, area.right, y, "grid"))
-        lines.append(_text(f"{tick:.10g}", area.left - 8, y + 4, "tick", anchor="end"))
+        lines.append(line(area.left, y, area.right, y, "grid"))
+        lines.append(words(f"{tick:.10g}", area.left - 8, y + 4, "tick", anchor="end"))
     return node("g", None, *lines)
 
 
-def _line(x0: float, y0: float, x1: float, y1: float, kind: str) -> Element:
+def line(x0: float, y0: float, x1: float, y1: float, kind: str) -> Element:
+    """Return a line of a class, its ends in pixels.
+
+    >>> line(0, 0, 9.5, 1, "grid").get("x2")
+    '9.5'
+    """
     ends = {"x1": number(x0), "y1": number(y0), "x2": number(x1), "y2": number(y1)}
     return node("line", {**ends, "class": kind})
 
 
-def _text(text: str, x: float, y: float, kind: str, anchor: str = "start") -> Element:
+def words(text: str, x: float, y: float, kind: str, anchor: str = "start") -> Element:
+    """Return a text of a class that starts, ends or has its middle at a point in pixels.
+
+    >>> words("0.5", 10, 20, "tick").text
+    '0.5'
+    """
     place = {"x": number(x), "y": number(y), "text-anchor": anchor}
     return node("text", {**place, "class": kind}, text)
 
@@ -207,20 +243,30 @@ def _dot(group: Sequence[Mark], point: tuple[float, float], *, first: bool) -> E
     return node("circle", {**place, "class": "dot first" if first else "dot"}, title)
 
 
-def _label(label: Label) -> Element:
+def caption(label: Label) -> Element:
+    """Return the text of a label where it was placed.
+
+    >>> caption(Label("a", (0.0, 0.0), Box(4, 0, 20, 15), None)).text
+    'a'
+    """
     box, x = label.box, label.point[0]
     y = box.bottom - 3.5
     # The box is as wide as the widest font needs: the text keeps to the side of its point.
     if box.left >= x:
-        return _text(label.text, box.left + 2, y, "name")
+        return words(label.text, box.left + 2, y, "name")
     if box.right <= x:
-        return _text(label.text, box.right - 2, y, "name", anchor="end")
-    return _text(label.text, (box.left + box.right) / 2, y, "name", anchor="middle")
+        return words(label.text, box.right - 2, y, "name", anchor="end")
+    return words(label.text, (box.left + box.right) / 2, y, "name", anchor="middle")
 
 
-def _leader_line(label: Label) -> Element:
+def leader_line(label: Label) -> Element:
+    """Return the line from a point to its label.
+
+    >>> leader_line(Label("a", (0, 0), Box(9, 0, 20, 15), ((0, 0), (9, 4)))).get("x2")
+    '9'
+    """
     (x0, y0), (x1, y1) = label.leader or (label.point, label.point)
-    return _line(x0, y0, x1, y1, "leader")
+    return line(x0, y0, x1, y1, "leader")
 
 
 def stacked_bar(
@@ -298,7 +344,7 @@ def histogram(
         if any(values["counts"])
     ]
     frame = {"viewBox": "0 0 200 64", "preserveAspectRatio": "none", "class": "histogram"}
-    lines = [_line(100, 0, 100, 60, "grid"), _line(0, 60, 200, 60, "base")]
+    lines = [line(100, 0, 100, 60, "grid"), line(0, 60, 200, 60, "base")]
     return drawing(title, frame, *lines, *paths), bound
 
 

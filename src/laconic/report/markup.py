@@ -1,18 +1,51 @@
-"""Columns as an HTML table."""
+"""Pieces of a page in HTML: the document, its sections, columns as a table."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from xml.etree.ElementTree import Element
+from xml.etree.ElementTree import Element, tostring
 
+from laconic.report.style import STYLE
 from laconic.report.svg import breakable, node
 from laconic.report.tables import Column, heading
 
-__all__ = ["table"]
+__all__ = ["document", "section", "table"]
 
 # (group, title) of a column -> one drawing per row, in a column of its own to the right.
 Bars = Mapping[tuple[str, str], Sequence[Element | None]]
+
+
+def document(title: str, sections: Sequence[Element]) -> str:
+    """Return a page that needs nothing else, as text.
+
+    >>> document("sizes", [])[:15]
+    '<!doctype html>'
+    """
+    head = node(
+        "head",
+        None,
+        node("meta", {"charset": "utf-8"}),
+        node("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}),
+        node("title", None, title),
+        node("style", None, STYLE),
+    )
+    whole = node("html", {"lang": "en"}, head, node("body", None, node("main", None, *sections)))
+    for element in whole.iter():
+        # One row a line, so that two reports can be compared as text.
+        if element.tag in {"section", "tr", "li", "div", "dd"}:
+            element.tail = "\n"
+    return f"<!doctype html>\n{tostring(whole, encoding='unicode', method='html')}\n"
+
+
+def section(title: str, note: str, *children: Element, kind: str = "") -> Element:
+    """Return a section with a heading and a line below it.
+
+    >>> section("Sizes", "in bytes")[1].text
+    'in bytes'
+    """
+    found = [node("h2", None, title), node("p", {"class": "note"}, note), *children]
+    return node("section", {"class": kind} if kind else None, *found)
 
 
 def table(

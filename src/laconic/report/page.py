@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
-from xml.etree.ElementTree import Element, tostring
+from xml.etree.ElementTree import Element
 
 from laconic.measure import Layer, Measurement, size_text
 from laconic.report.charts import Mark, bar, histogram, stacked_bar, tradeoff
-from laconic.report.markup import table
-from laconic.report.style import STYLE
+from laconic.report.markup import document, section, table
 from laconic.report.summary import Tile, headline, sentences, tiles
 from laconic.report.svg import breakable, node
 from laconic.report.tables import (
@@ -48,14 +47,6 @@ def page(history: Sequence[Measurement], facts: Mapping[str, Any]) -> str:
     >>> page([measure(digits_cnn())], {})[:15]
     '<!doctype html>'
     """
-    head = node(
-        "head",
-        None,
-        node("meta", {"charset": "utf-8"}),
-        node("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}),
-        node("title", None, f"Laconic report: {headline(history, facts)}"),
-        node("style", None, STYLE),
-    )
     sections = [
         _header(history, facts),
         _ledger(history),
@@ -64,12 +55,7 @@ def page(history: Sequence[Measurement], facts: Mapping[str, Any]) -> str:
         *_weights(history),
         _conditions(facts),
     ]
-    document = node("html", {"lang": "en"}, head, node("body", None, node("main", None, *sections)))
-    for element in document.iter():
-        # One row a line, so that two reports can be compared as text.
-        if element.tag in {"section", "tr", "li", "div", "dd"}:
-            element.tail = "\n"
-    return f"<!doctype html>\n{tostring(document, encoding='unicode', method='html')}\n"
+    return document(f"Laconic report: {headline(history, facts)}", sections)
 
 
 def _header(history: Sequence[Measurement], facts: Mapping[str, Any]) -> Element:
@@ -98,13 +84,8 @@ def _tile(tile: Tile) -> Element:
     )
 
 
-def _section(title: str, note: str, *children: Element, kind: str = "") -> Element:
-    found = [node("h2", None, title), node("p", {"class": "note"}, note), *children]
-    return node("section", {"class": kind} if kind else None, *found)
-
-
 def _ledger(history: Sequence[Measurement]) -> Element:
-    return _section(
+    return section(
         "What every step gained",
         "Predicted counts the bits of codes and float parameters alone, as papers do; measured "
         "compares files on disk, with positions, tables and header. The factors of the steps "
@@ -126,7 +107,7 @@ def _work(history: Sequence[Measurement]) -> list[Element]:
     if len(columns) == 1:
         return []
     return [
-        _section(
+        section(
             "What one example takes",
             "Bit operations: multiply-accumulates (MACs) by the bits of both factors, pruned "
             "weights skipped. Memory: of a forward with plain weights.",
@@ -160,7 +141,7 @@ def _tradeoff(history: Sequence[Measurement]) -> list[Element]:
         for size, kind in ((WIDE, "tradeoff wide"), (NARROW, "tradeoff narrow"))
     ]
     better = "down" if metric.name == LOSS else "up"
-    return [_section(title, f"The steps in order; {better} and to the left is better.", *drawings)]
+    return [section(title, f"The steps in order; {better} and to the left is better.", *drawings)]
 
 
 def _bytes(history: Sequence[Measurement]) -> Element:
@@ -180,7 +161,7 @@ def _bytes(history: Sequence[Measurement]) -> Element:
         node("summary", None, "The same in numbers"),
         table(byte_columns(history), "Bytes of the file after every step"),
     )
-    return _section(
+    return section(
         "Where the bytes are",
         "Thin bars: file sizes, on one scale. Thick bars: what each file is made of.",
         _part_legend(history),
@@ -222,7 +203,7 @@ def _layers(history: Sequence[Measurement]) -> list[Element]:
         ("Size", "after"): [*(_layer_bar(one, most) for one in layers), *none],
     }
     return [
-        _section(
+        section(
             "Layer by layer",
             "Code bits are those of one surviving weight; stored bits are what the file spends on "
             "each number of the weight, with positions and tables. Sparsity is the share of zeros.",
@@ -256,7 +237,7 @@ def _weights(history: Sequence[Measurement]) -> list[Element]:
     legend = [("line", "now")] if alone else [("area", "before"), ("line", "after")]
     marks = [node("li", None, node("i", {"class": kind}), word) for kind, word in legend]
     return [
-        _section(
+        section(
             "Weights before and after" if not alone else "Weights",
             "Heights are square roots of the number of weights per unit of value, before and "
             "after on one scale. Zeros are left out.",
@@ -271,7 +252,7 @@ def _conditions(facts: Mapping[str, Any]) -> Element:
     for key, value in condition_rows(facts):
         rows += [node("dt", None, key), node("dd", None, value)]
     notes = [node("li", None, str(note)) for note in facts.get("notes") or ()]
-    return _section(
+    return section(
         "Recipe and conditions",
         "The same recipe, network, seed, versions, threads and precision give the same file, "
         "byte for byte.",

@@ -1,4 +1,4 @@
-"""The report of a run: one self-contained HTML file, and the same tables for the terminal."""
+"""What is written of a run and of analyses: HTML files, and the same tables for the terminal."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from laconic.errors import RunError
 from laconic.measure import Measurement
+from laconic.report.analyse import Analysis
+from laconic.report.analysis import analysis_page
 from laconic.report.page import page
 from laconic.report.summary import headline, sentences
 from laconic.report.tables import (
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, Group
     from rich.table import Table
 
-__all__ = ["terminal", "write_report"]
+__all__ = ["terminal", "write_analysis", "write_report"]
 
 GAP = 2  # between two columns of a terminal, in characters
 
@@ -55,10 +57,39 @@ def write_report(history: Sequence[Measurement], facts: Mapping[str, Any], path:
     'report.html'
     """
     _check(history)
+    return _written(page(history, facts), path)
+
+
+def write_analysis(
+    analyses: Sequence[Analysis], path: Path, *, title: str = "Analyses of a loss"
+) -> Path:
+    """Write analyses as one HTML file, in the look of the report, and return its path.
+
+    Args:
+        analyses: what ``eigenvalues``, ``loss_surface``, ... found, in the order of the page.
+        path: where to; an existing file is replaced.
+        title: of the page.
+
+    Raises:
+        RunError: there is no analysis.
+
+    >>> import tempfile
+    >>> from laconic.report import Eigenvalues
+    >>> found = Eigenvalues({"float": {"fc": (1.0, 3.0)}})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_analysis([found], Path(folder) / "analysis.html").name
+    'analysis.html'
+    """
+    if not analyses:
+        raise RunError("there is no analysis to write; make one first")
+    return _written(analysis_page(analyses, title), path)
+
+
+def _written(text: str, path: Path) -> Path:
     partial = path.with_name(f".{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     # A lone surrogate in a name is no reason to have no report.
-    partial.write_bytes(page(history, facts).encode("utf-8", "xmlcharrefreplace"))
+    partial.write_bytes(text.encode("utf-8", "xmlcharrefreplace"))
     replace_file(partial, path)
     return path
 

@@ -1,6 +1,6 @@
 """The style sheet of the report: light, dark and print."""
 
-__all__ = ["DARK", "LIGHT", "STYLE"]
+__all__ = ["DARK", "LIGHT", "SERIES", "STYLE"]
 
 # Every text reaches a contrast of 4.5 on what it stands on, every drawing 3 on the page; the
 # five parts of a file differ in hue and in lightness for every kind of colour vision.
@@ -48,6 +48,17 @@ DARK: dict[str, str] = {
 
 def _variables(colours: dict[str, str]) -> str:
     return "".join(f"--{name}:{value};" for name, value in colours.items())
+
+
+# What tells the series of a drawing apart, in order.
+SERIES = ("codes", "positions", "tables", "header", "dense")
+
+
+def _series() -> str:
+    return "".join(
+        f".series-{place}{{fill:var(--{name});stroke:var(--{name});background:var(--{name})}}\n"
+        for place, name in enumerate(SERIES)
+    )
 
 
 def _parts() -> str:
@@ -134,6 +145,15 @@ svg .tick,svg .axis{fill:var(--soft)}
 .leader{stroke:var(--past);stroke-width:1}
 .dot{fill:var(--accent);stroke:var(--paper);stroke-width:1.5}
 .dot.first{fill:var(--paper);stroke:var(--accent);stroke-width:2}
+.reference{stroke:var(--past);stroke-width:1.5;stroke-dasharray:4 3}
+.whisker{stroke-width:1.5}
+.cell{fill:var(--accent);stroke:none;shape-rendering:crispEdges}
+.panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(260px,1fr));gap:24px 32px;
+ list-style:none;margin:0 0 14px;padding:0}
+.panels li{break-inside:avoid;min-width:0;max-width:360px}
+.panels svg{width:100%;height:auto}
+.panels .name{font-weight:600;overflow-wrap:anywhere}
+.panels .range{color:var(--soft);font-size:13px}
 .legend{display:flex;flex-wrap:wrap;gap:4px 16px;list-style:none;margin:0 0 14px;padding:0;
  font-size:13px}
 .legend li{display:flex;align-items:center;gap:6px}
@@ -219,5 +239,5 @@ summary{cursor:pointer;color:var(--accent)}
 STYLE = (
     f":root{{{_variables(LIGHT)}}}\n"
     f"@media screen and (prefers-color-scheme:dark){{:root{{{_variables(DARK)}}}}}\n"
-    f"{_parts()}{_RULES}"
+    f"{_parts()}{_series()}{_RULES}"
 )

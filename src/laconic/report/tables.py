@@ -12,6 +12,7 @@ from laconic.measure import Layer, Measurement, factor_text, ledger
 __all__ = [
     "LOSS",
     "MINUS",
+    "NONE",
     "PARTS",
     "SHARE_GROUP",
     "SIZE_GROUPS",

@@ -14,7 +14,9 @@ from laconic.curvature import LossFunction, diagonal_fisher, diagonal_hutchinson
 from laconic.errors import RecipeError
 from laconic.step import State, Step, Value, members
 from laconic.structure.elements import Matrices, gather, matrices
-from laconic.structure.slopes import (
+from laconic.tasks.task import needed
+from laconic.weights.laid import mask_of, owner
+from laconic.weights.slopes import (
     Per,
     drawn,
     examples,
@@ -24,8 +26,6 @@ from laconic.structure.slopes import (
     probe,
     products,
 )
-from laconic.tasks.task import needed
-from laconic.weights.laid import mask_of, owner
 
 if TYPE_CHECKING:
     from laconic.structure.axes import Axis, Use

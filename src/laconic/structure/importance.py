@@ -13,8 +13,8 @@ from laconic.errors import AxisError
 from laconic.step import State
 from laconic.structure.criteria import Count, Criterion, first_order_means, grouped, used
 from laconic.structure.elements import matrices, roles
-from laconic.structure.slopes import Per
 from laconic.tasks.task import needed
+from laconic.weights.slopes import Per
 
 if TYPE_CHECKING:
     from laconic.structure.axes import Axis, Use

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from laconic.errors import ChainError, ModelError, ScopeError
 from laconic.step import State, Step
 from laconic.structure.criteria import Count, Criterion, second_order
-from laconic.structure.slopes import drawn, probe
 from laconic.tasks.task import evaluation, needed
 from laconic.weights.laid import (
     laid_tensors,
@@ -25,6 +24,7 @@ from laconic.weights.laid import (
 )
 from laconic.weights.quantize import Quantize
 from laconic.weights.representation import Float
+from laconic.weights.slopes import drawn, probe
 
 if TYPE_CHECKING:
     from laconic.tasks import Task

@@ -19,6 +19,7 @@ _TABLE: dict[str, str] = {
     "MinMax": "laconic.weights.activations",
     "MovingAverage": "laconic.weights.activations",
     "Percentile": "laconic.weights.activations",
+    "MixedPrecision": "laconic.weights.mixed",
     "Quantize": "laconic.weights.quantize",
     "Quantizer": "laconic.weights.quantizer",
     "Representation": "laconic.weights.representation",

@@ -1,18 +1,19 @@
-"""Gradients of the task's loss for named weights of a plain copy of a network."""
+"""Derivatives of the task's loss for named weights of a plain copy of a network."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from laconic.curvature import LossFunction, gradients
+from laconic.curvature import LossFunction, gradients, top_eigenvalue
 from laconic.errors import ModelError
 from laconic.progress import progress
-from laconic.step import State
+from laconic.step import State, derive
 from laconic.tasks.split import Batch, map_tensors
 from laconic.tasks.task import needed
 from laconic.weights.laid import bake, copied, owner
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Per",
     "drawn",
+    "eigenvalues",
     "examples",
     "finite",
     "losses",
@@ -124,6 +126,45 @@ def losses(network: nn.Module, task: Task, batches: Iterator[Batch]) -> Iterator
         return lambda: task.loss(task.call(network, batch), batch)
 
     return (of(batch) for batch in batches)
+
+
+def eigenvalues(
+    loss_functions: Iterable[LossFunction],
+    blocks: Mapping[Key, Sequence[Tensor]],
+    *,
+    seed: int,
+    iterations: int,
+    find: Callable[..., float] = top_eigenvalue,
+) -> dict[Key, list[float]]:
+    """Return an eigenvalue of every block's Hessian for every loss, by the block's name.
+
+    Args:
+        loss_functions: one per batch.
+        blocks: tensors that require gradients, by name.
+        seed: of the first vectors.
+        iterations: of the power iteration, at most.
+        find: ``top_eigenvalue`` or ``largest_eigenvalue``.
+
+    Raises:
+        ModelError: one is not finite.
+
+    >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
+    >>> found = eigenvalues([lambda: (w**2).sum()], {"w": [w]}, seed=0, iterations=9)
+    >>> [round(value, 3) for value in found["w"]]
+    [2.0]
+    """
+    found: dict[Key, list[float]] = {name: [] for name in blocks}
+    for index, loss_function in enumerate(loss_functions):
+        for name, tensors in blocks.items():
+            draws = torch.Generator().manual_seed(derive(seed, name, index))
+            value = find(loss_function, tensors, generator=draws, iterations=iterations)
+            if not math.isfinite(value):
+                raise ModelError(
+                    f"the second derivative of the loss for '{name}' is not finite; check the "
+                    "data and the model"
+                )
+            found[name].append(value)
+    return found
 
 
 def examples(batches: Iterator[Batch]) -> Iterator[Batch]:
