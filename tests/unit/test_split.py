@@ -317,9 +317,14 @@ def test_a_network_with_nothing_ternary_is_refused() -> None:
     ):
         with pytest.raises(ChainError, match=r"split: nothing in '\*' is ternary"):
             Split().check(model, None, earlier)
-    with pytest.raises(ChainError, match="nothing in"):
-        run_step(Split(), State(network()))
     Split().check(network(), None, (Quantize(4), Quantize(Ternary(), scope=Scope("3"))))
+
+
+def test_a_plan_without_ternary_parts_leaves_nothing_to_split() -> None:
+    model = network()
+    names = list(model.state_dict())
+    run_step(Split(), State(model))
+    assert list(model.state_dict()) == names
 
 
 class Recurrent(nn.Module):

@@ -116,7 +116,7 @@ class Gain(Value, ABC):
 
 
 class RandomGain(Gain):
-    """Choose parts at random, the middle baseline of BinaryBERT (Bai et al. 2021).
+    """Choose parts at random: the paper's middle baseline (Bai et al. 2021).
 
     >>> generator = torch.Generator().manual_seed(0)
     >>> sorted(RandomGain().order((0.0, 0.0, 0.0), (1, 1, 1), 2, generator))
@@ -134,9 +134,7 @@ class RandomGain(Gain):
 class MeasuredGain(Gain, ABC):
     """A choice by what each part gains when it alone is ternary and all else is binary.
 
-    ``u_i = max(0, metric(only part i ternary) - metric(all binary))``, before any training; the
-    same examples, drawn by the step's seed and not augmented, for every part. How the paper
-    measures is not published.
+    Every part is scored on the same examples, drawn by the step's seed and not augmented.
 
     Attributes:
         batches: at most so many; all examples if the split has fewer.
@@ -182,7 +180,9 @@ class MaximalGain(MeasuredGain):
     """Choose the parts that gain most together: adaptive splitting (Bai et al. 2021).
 
     ``max_s u^T s`` subject to ``c^T s <= C - C_0``, s in {0, 1}, solved exactly as a knapsack;
-    what is left of the budget goes to parts without a measured gain.
+    what is left of the budget goes to parts without a gain. The gain of part i is
+    ``u_i = max(0, metric(all binary but part i ternary) - metric(all binary))`` before any
+    training; how the paper measures it is not published.
 
     >>> MaximalGain().order((0.0, 3.0, 4.0), (1, 5, 6), 6, torch.Generator())
     [2, 1, 0]
@@ -197,7 +197,9 @@ class MaximalGain(MeasuredGain):
 
 
 class MinimalGain(MeasuredGain):
-    """Choose the parts that gain least, the lower baseline of BinaryBERT (Bai et al. 2021).
+    """Choose the parts that gain least: the paper's lower baseline (Bai et al. 2021).
+
+    Gains are measured as ``MaximalGain`` does.
 
     >>> MinimalGain().order((0.0, 4.0, 3.0), (1, 5, 6), 6, torch.Generator())
     [0, 2, 1]

@@ -16,7 +16,7 @@ from laconic.errors import BudgetError, ChainError, ModelError, ScopeError
 from laconic.models.families import blocks_path, family_of
 from laconic.models.halves import Halves
 from laconic.models.layers import describe
-from laconic.names import module_of, of_laid
+from laconic.names import PARAMETRIZED, module_of, of_laid
 from laconic.scope import Scope
 from laconic.step import State, Step
 from laconic.structure.depth import ShareLayers
@@ -149,17 +149,6 @@ def _check_module(model: nn.Module, path: str, step: str) -> None:
             f"{step}: '{tied[0]}' and '{tied[1]}' are one parameter, of which '{path}' cannot have "
             f"halves; untie them, or leave it out of the scope with '!{path}'"
         )
-    _refuse_attached(module, path, step)
-
-
-def _refuse_attached(module: nn.Module, path: str, step: str) -> None:
-    """Refuse a module that carries more than what is laid on its own tensors."""
-    attached = [name for name, _ in module.named_children() if name != "parametrizations"]
-    if attached:
-        raise ChainError(
-            f"{step}: '{path}' carries '{attached[0]}', which its halves would lose; attach it "
-            "after the split"
-        )
 
 
 def _check_shares(
@@ -182,11 +171,11 @@ def _check_shares(
 class Split(Step):
     """Turn every ternary layer into two binary ones that compute the same together.
 
-    Ternary weight splitting (Bai et al. 2021, BinaryBERT, section 3.1): a binary network twice
-    as wide starts where a trained ternary one stands, which is far better than where binary
-    training from scratch gets to. A Linear, Conv1d, Conv2d or Embedding whose weight is laid
-    with ``Ternary`` becomes ``Halves``: both halves are laid with ``Binary`` of the same
-    granularity and mask, and each has half of the bias. All else stays. Train again afterwards.
+    Ternary weight splitting (Bai et al. 2021, BinaryBERT, section 3.1): binary training starts
+    from what a trained ternary network computes, with twice its weights. A Linear, Conv1d, Conv2d
+    or Embedding whose weight is laid with ``Ternary`` becomes ``Halves``: both halves are laid
+    with ``Binary`` of the same granularity and mask, and each has half of the bias, as plain
+    numbers. All else stays. Train again afterwards.
 
     In a recipe::
 
@@ -220,14 +209,15 @@ class Split(Step):
         paths = self._targets(model, _ternary_after(model, earlier))
         unseen = any(_lays_ternary(step) and not _weights(model, step) for step in earlier)
         if not (paths or unseen or self._halves(model)):
-            raise self._nothing()
+            raise ChainError(
+                f"split: nothing in '{self.scope}' is ternary; put 'quantize: ternary' or "
+                "plan_split, and training, before it"
+            )
         _check_shares(model, paths, earlier, self.name)
 
     def apply(self, state: State) -> None:
         """Split every ternary layer of the scope."""
         paths = self._targets(state.model, _ternary_after(state.model))
-        if not (paths or self._halves(state.model)):
-            raise self._nothing()
         # All are computed before any is replaced: a refusal leaves the network as it was.
         made = {path: _halved(state.model, path) for path in paths}
         for path, halves in made.items():
@@ -243,15 +233,21 @@ class Split(Step):
         paths = [path for path in self.scope.select(model) if path in owners]
         for path in paths:
             _check_module(model, path, self.name)
+            _refuse_attached(model, path)
         return paths
 
     def _halves(self, model: nn.Module) -> bool:
         return any(isinstance(module, Halves) for module in self.scope.select(model).values())
 
-    def _nothing(self) -> ChainError:
-        return ChainError(
-            f"split: nothing in '{self.scope}' is ternary; put 'quantize: ternary' or plan_split, "
-            "and training, before it"
+
+def _refuse_attached(model: nn.Module, path: str) -> None:
+    """Refuse a module that carries more than what is laid on its own tensors."""
+    children = model.get_submodule(path).named_children()
+    attached = [name for name, _ in children if name != PARAMETRIZED]
+    if attached:
+        raise ChainError(
+            f"split: '{path}' carries '{attached[0]}', which its halves would lose; attach it "
+            "after the split"
         )
 
 
@@ -302,7 +298,7 @@ def _halved(model: nn.Module, path: str) -> Halves:
 
 
 def _lay_halves(model: nn.Module, path: str, ternary: Laid) -> None:
-    binary = Binary(cast("Ternary", ternary.representation).granularity)
+    binary = Binary(granularity=cast("Ternary", ternary.representation).granularity)
     for half in ("first", "second"):
         lay(model, f"{path}.{half}.weight", binary, mask=ternary.mask)
 
@@ -393,10 +389,10 @@ class PlanSplit(Step):
         for name in names:
             _check_module(model, module_of(name), self.name)
             table = isinstance(model.get_submodule(module_of(name)), nn.Embedding)
-            found[name] = Binary(self.embedding if table else self.weight)
+            found[name] = Binary(granularity=self.embedding if table else self.weight)
         return found
 
-    def _room(self, model: nn.Module, bits: Mapping[str, int]) -> int:
+    def _room(self, model: nn.Module, bits: dict[str, int]) -> int:
         """Return the bytes that may be spent on second copies of weights of so many bits."""
         now, plain = _stored_bits(model)
         limits = self.budget.limits({"size_bytes": plain / BYTE})
@@ -454,9 +450,11 @@ def _labelled(model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:
     heads |= {family.value: "value, output", family.output: "value, output"}
     found: dict[str, list[str]] = {}
     for name in names:
-        block, _, inner = module_of(name).removeprefix(f"{blocks}.").partition(".")
-        within = (heads[path] for path in heads if f"{inner}.".startswith(f"{path}."))
-        label = next((f"{blocks}.{block}: {part}" for part in within), module_of(name))
+        label = module_of(name)
+        if label.startswith(f"{blocks}."):
+            block, _, inner = label.removeprefix(f"{blocks}.").partition(".")
+            own = (part for path, part in heads.items() if f"{inner}.".startswith(f"{path}."))
+            label = next((f"{blocks}.{block}: {part}" for part in own), label)
         found.setdefault(label, []).append(name)
     return found
 
@@ -466,7 +464,9 @@ def _part(model: nn.Module, names: Sequence[str], bits: int) -> Part:
     laid = laid_tensors(model)
     binary = {name: laid[name][0] for name in names}
     ternary = {
-        name: Laid(Ternary(cast("Binary", layer.representation).granularity), layer.mask)
+        name: Laid(
+            Ternary(granularity=cast("Binary", layer.representation).granularity), layer.mask
+        )
         for name, layer in binary.items()
     }
     biases = (bias_of(model.get_submodule(module_of(name))) for name in names)
