@@ -298,7 +298,6 @@ def test_only_what_is_ternary_in_the_scope_is_split() -> None:
 
 def test_what_may_move_and_modes_stay() -> None:
     model = ternary_network().train()
-    model[3].weight  # noqa: B018  parametrized: still there
     model[3].parametrizations.weight.original.requires_grad_(False)
     model[6].bias.requires_grad_(False)
     after(Split(), model)
