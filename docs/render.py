@@ -17,7 +17,7 @@ from pydantic_core import PydanticUndefined
 from laconic import models, tasks
 from laconic.recover import Decay, LayerMap, Objective, Optimizer, Penalty
 from laconic.step import During, Step, Value, members
-from laconic.structure import Criterion, Depth, Factorization, Ghosts, Schedule
+from laconic.structure import Criterion, Depth, Factorization, Gain, Ghosts, Schedule
 from laconic.weights import Representation
 
 __all__ = ["main", "methods", "results"]
@@ -37,6 +37,7 @@ FAMILIES: dict[type[Value], tuple[str, str]] = {
     Depth: ("Depths", "Which layers stay: `drop_layers: {by: ...}`."),
     Factorization: ("Factorisations", "What a layer becomes: `factorize: {method: ...}`."),
     Ghosts: ("Ghosts", "What imitates the parts that were cut: `ghost: {by: ...}`."),
+    Gain: ("Gains", "Which parts are split: `plan_split: {choose: ...}`."),
     Objective: (
         "Objectives",
         "What training minimises: `train: {objective: ...}`; a list is a sum.",

@@ -19,6 +19,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from torch import Tensor, nn
 
 from laconic import measure as measuring
+from laconic.budget import Budget
 from laconic.errors import ChainError
 from laconic.recipe import Recipe
 from laconic.recover import SGD, Recalibrate, Reset, Train
@@ -34,10 +35,14 @@ from laconic.structure import (
     Factorize,
     Ghost,
     LayerDrop,
+    MaximalGain,
+    PlanSplit,
     Prune,
     Random,
+    RandomGain,
     Rewire,
     ShareLayers,
+    Split,
     Taylor,
     TensorTrain,
     Top,
@@ -50,6 +55,7 @@ from laconic.weights import (
     Quantize,
     Representation,
     Symmetric,
+    Ternary,
 )
 
 PAGE = Path(__file__).parents[2] / "docs" / "chaining.md"
@@ -74,6 +80,10 @@ EXAMPLES: dict[str, dict[Step, bool]] = {
     "ghost": {Ghost(ChannelGhosts()): False},
     "layer_drop": {LayerDrop(0.5, retrain=Train(batch=8)): True},
     "mixed_precision": {MixedPrecision(batches=2, batch=8): False},
+    "plan_split": {
+        PlanSplit("size <= 0.2x", choose=RandomGain()): False,
+        PlanSplit("size <= 1x", choose=MaximalGain(batches=1, batch=8)): False,
+    },
     "prune": {
         Prune("weights", keep=0.5): False,
         Prune("weights", keep=0.3, ranking="global", by=Taylor(batches=1, batch=8)): True,
@@ -92,6 +102,7 @@ EXAMPLES: dict[str, dict[Step, bool]] = {
     "reset": {Reset(): True},
     "rewire": {Rewire("channels"): False},
     "share_layers": {ShareLayers("mean"): False},
+    "split": {Split(): False},
     "train": {
         Train(batch=8, optimizer=SGD(0.1)): True,
         Train(batch=8, during=(Prune("weights", keep=0.5),)): True,
@@ -107,6 +118,9 @@ PLACES = {
     "recalibrate": "norm",
     "share_layers": "blocks",
 }
+
+# What must have run before a step.
+BEFORE: dict[str, tuple[Step, ...]] = {"split": (Quantize(Ternary()),)}
 
 
 def examples() -> Iterator[tuple[Step, bool]]:
@@ -151,6 +165,8 @@ def plain_choices(kind: type, metadata: list[Any], depth: int) -> Iterator[Any]:
     """Yield values of a class that is no union, literal or list."""
     if kind is Scope:
         yield Scope("kind:linear, !last")
+    elif kind is Budget:
+        yield from (Budget("size <= 0.5x"), Budget("size <= 1 KiB"))
     elif kind is bool:
         yield from (False, True)
     elif kind is int:
@@ -228,7 +244,7 @@ def test_equal_fields_are_equal_and_hash_alike(name: str) -> None:
 def test_a_step_prints_as_the_code_that_makes_it(name: str) -> None:
     from laconic.recipe import families
 
-    known: dict[str, Any] = {"Scope": Scope}
+    known: dict[str, Any] = {"Budget": Budget, "Scope": Scope}
     queue = [*families()]
     while queue:
         kind = queue.pop()
@@ -278,12 +294,14 @@ class Tiny(nn.Module):
         return self.last(self.middle(hidden))
 
 
-def tiny_network() -> Tiny:
-    """Return a network in which every kind of step finds something to do."""
+def tiny_network(step: Step | None = None) -> Tiny:
+    """Return a network in which a step, of whatever kind, finds something to do."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = Tiny()
     network.middle.bias.requires_grad_(False)
+    for before in BEFORE.get(step.name, ()) if step is not None else ():
+        run_step(before, State(network))
     return network.eval()
 
 
@@ -304,7 +322,7 @@ def bytes_of(model: nn.Module) -> dict[str, bytes]:
 
 def after(step: Step, seed: int = 0, *, train_mode: bool = False) -> nn.Module:
     """Return the tiny network after a step."""
-    state = State(tiny_network().train(train_mode), tiny_task(), seed=seed)
+    state = State(tiny_network(step).train(train_mode), tiny_task(), seed=seed)
     step.check(state.model, state.task)
     run_step(step, state)
     assert state.position == [] and state.saved == [] and state.training == {}
@@ -323,7 +341,7 @@ def test_the_same_seed_gives_the_same_bytes(step: Step, draws: bool) -> None:
 
 @each_step
 def test_a_step_changes_the_network_and_may_be_repeated(step: Step, draws: bool) -> None:
-    state = State(tiny_network(), tiny_task())
+    state = State(tiny_network(step), tiny_task())
     before = bytes_of(state.model)
     run_step(step, state)
     assert bytes_of(state.model) != before
@@ -339,6 +357,8 @@ def narrowed(step: Step, scope: Scope) -> Step:
             changed[name] = narrowed(value, scope)
         elif isinstance(value, tuple):
             changed[name] = tuple(narrowed(item, scope) for item in value)
+        elif isinstance(value, Budget):  # what is outside takes more than it may allow
+            changed[name] = Budget("size <= 1x")
     return step.model_copy(update=changed)
 
 
@@ -347,7 +367,7 @@ def test_what_is_outside_the_scope_stays(step: Step, draws: bool) -> None:
     if getattr(step, "axes", "weights") != "weights":
         pytest.skip("an axis goes through tensors outside the scope, and they change with it")
     inside = PLACES.get(step.name, "last")
-    before = bytes_of(tiny_network())
+    before = bytes_of(tiny_network(step))
     found = bytes_of(after(narrowed(step, Scope(f"{inside}*"))))
     for name, content in before.items():
         if not name.startswith(f"{inside}."):
@@ -359,7 +379,8 @@ def test_what_is_outside_the_scope_stays(step: Step, draws: bool) -> None:
 def test_gradients_and_what_may_move_are_left_as_found(step: Step, draws: bool) -> None:
     model = after(step)
     frozen = {name for name, tensor in model.named_parameters() if not tensor.requires_grad}
-    assert frozen == {"middle.bias"}
+    # Its halves, once it is split.
+    assert frozen in ({"middle.bias"}, {"middle.first.bias", "middle.second.bias"})
     assert all(tensor.grad is None for tensor in model.parameters())
 
 
@@ -394,7 +415,7 @@ def test_the_callers_model_and_generators_are_untouched(
     model.train()
     model.norm.eval()  # type: ignore[union-attr]
     standing = generators()
-    result = compress(model, tiny_task(), [step], device="cpu")
+    result = compress(model, tiny_task(), [*BEFORE.get(step.name, ()), step], device="cpu")
     assert generators() == standing
     assert bytes_of(model) == before
     assert [module.training for module in model.modules()] == modes
@@ -426,6 +447,7 @@ def kinds() -> dict[str, Step]:
         "layer_drop": LayerDrop(0.5, retrain=Train(batch=8)),
         "ghost": Ghost(ChannelGhosts()),
         "rewire": Rewire("channels"),
+        "plan_split": PlanSplit("size <= 0.4x", choose=RandomGain()),
     }
     names = {step.name for step in known.values()} | {"quantize"}
     known |= {name: built(kind) for name, kind in STEPS.items() if name not in names}
@@ -442,8 +464,9 @@ PAIRS = [(first, then) for first in KINDS for then in KINDS]
 
 def refused(first: str, then: str) -> str:
     """Return why a recipe of the two is refused before any work; empty: it is not."""
+    before = BEFORE.get(KINDS[first].name, ())
     try:
-        Recipe([KINDS[first], KINDS[then]]).check(tiny_network(), tiny_task())
+        Recipe([*before, KINDS[first], KINDS[then]]).check(tiny_network(), tiny_task())
     except ChainError as error:
         return str(error)
     return ""
@@ -461,7 +484,7 @@ def zeros(model: nn.Module) -> dict[str, Tensor]:
 
 @functools.cache
 def run_first(first: str) -> State:
-    state = State(tiny_network(), tiny_task(), seed=3)
+    state = State(tiny_network(KINDS[first]), tiny_task(), seed=3)
     run_step(KINDS[first], state)
     return state
 
@@ -499,6 +522,7 @@ INTRODUCTION = """# Chaining
 Any step may follow any other. The few orders that cannot work are refused before anything is
 trained, with the reason. The table is a test: every pair is run on a small network, what was pruned
 must stay pruned, and the file that is saved must compute the same as the network, bit for bit.
+A first `split` stands for `quantize: ternary` and the split.
 
 A row is the first step, a column the one after it; *yes* means that it runs.
 """

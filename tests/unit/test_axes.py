@@ -416,6 +416,26 @@ def test_kinds_are_told_by_what_operations_do() -> None:
     ]
 
 
+def stepped(model: Any, hidden: Tensor) -> Tensor:
+    return hidden + model.step(hidden)
+
+
+@pytest.mark.parametrize(
+    ("forward", "kind"),
+    [
+        (lambda m, x: m.last((m.first(x) + m.second(x)).relu()), "neuron"),
+        (lambda m, x: m.last((m.first(x) + m.second(x) + m.third(x)).relu()), "neuron"),
+        (lambda m, x: m.last(m.step(m.first(x)) + m.first(x)), "hidden"),
+        (lambda m, x: m.last(stepped(m, m.first(x) + m.second(x))), "hidden"),
+    ],
+    ids=["two", "three", "stream", "stream of two"],
+)
+def test_a_sum_is_a_stream_once_one_of_its_terms_was_read(forward: Any, kind: str) -> None:
+    made = {name: nn.Linear(5, 7) for name in ("first", "second", "third")}
+    model = Network(forward, **made, step=nn.Linear(7, 7), last=nn.Linear(7, 2))
+    assert kind in {axis.kind for axis in free(find_axes(model, example()))}
+
+
 def test_what_reads_an_axis_is_marked() -> None:
     model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     axes = free(find_axes(model, torch.ones(2, 5).long()))

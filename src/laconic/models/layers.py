@@ -23,6 +23,7 @@ OWN: dict[str, str] = {
     "BlockTermLinear": "laconic.models.factored:BlockTermLinear",
     "GhostConv2d": "laconic.models.ghosts:GhostConv2d",
     "GhostProjection": "laconic.models.ghosts:GhostProjection",
+    "Halves": "laconic.models.halves:Halves",
     "Reorder": "laconic.models.factored:Reorder",
     "TTLinear": "laconic.models.factored:TTLinear",
 }

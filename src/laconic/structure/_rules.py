@@ -108,10 +108,15 @@ def pointwise(recording: Recording, call: Call) -> None:
 
 
 def _meet(one: Dim, other: Dim, role: str | None) -> None:
-    known = one.roots() == other.roots()
+    known = one.roots() == other.roots() or (role == "residual" and _fresh(one) and _fresh(other))
     unify(one, other)
     if role is not None and not known:
         mark(other, role)
+
+
+def _fresh(dim: Dim) -> bool:
+    """Return whether a linear layer has just made it: two such are halves, and no stream."""
+    return all("made" in atom.roles and "read" not in atom.roles for atom in dim.leaves())
 
 
 def _role(recording: Recording, call: Call) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ from torch.nn.utils import parametrize
 
 from laconic.errors import ModelError
 from laconic.names import module_of
-from laconic.step import Value
+from laconic.step import State, Value
 from laconic.structure.decompose import energy_rank
+from laconic.tasks.task import evaluation
 from laconic.weights.laid import latent_of, owners_of
 
 __all__ = [
@@ -28,11 +30,13 @@ __all__ = [
     "Spectral",
     "break_even",
     "chain",
+    "check_runs",
     "convolution",
     "geometry_of",
     "groups_of",
     "latent",
     "linear",
+    "refuse_needed",
     "refuse_several",
     "shape_of",
 ]
@@ -43,6 +47,8 @@ Portion = Annotated[float, Field(gt=0, lt=1)]
 Pair = tuple[int, int]
 Layer = TypeVar("Layer", bound=nn.Module)
 
+# Modules of torch that compute with the weights of their children themselves.
+READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 # What is kept of a layer's weights where nothing decides the rank.
 HALF = 0.5
 
@@ -54,6 +60,25 @@ def latent(module: nn.Module) -> nn.Parameter:
     torch.Size([2, 3])
     """
     return cast("nn.Parameter", latent_of(module, "weight")[1])
+
+
+def refuse_needed(model: nn.Module, path: str, step: str) -> None:
+    """Refuse to replace the network itself, or a layer whose parent reads its weight.
+
+    Raises:
+        ModelError: it is one of the two.
+    """
+    if not path:
+        raise ModelError(
+            f"{step}: the network is a single layer, which nothing holds; put it in a Sequential"
+        )
+    parent = path.rpartition(".")[0]
+    if isinstance(model.get_submodule(parent), READERS):
+        kind = type(model.get_submodule(parent)).__name__
+        raise ModelError(
+            f"{step}: '{parent}' is a {kind}, which computes with the weight of '{path}' "
+            f"itself; leave it out of the scope with '!{path}'"
+        )
 
 
 def refuse_tied(model: nn.Module, path: str, step: str) -> None:
@@ -69,6 +94,27 @@ def refuse_tied(model: nn.Module, path: str, step: str) -> None:
             f"{step}: the weight of '{path}' is also that of '{others[0]}', which its parts "
             f"could not be; untie them, or leave it out of the scope with '!{path}'"
         )
+
+
+def check_runs(state: State, step: str) -> None:
+    """Refuse a network that asks layers that were taken apart for what their parts do not have.
+
+    Raises:
+        ModelError: its forward reads such an attribute; without a task it is not run.
+    """
+    if state.task is None:
+        return
+    batch = state.task.example_batch().to(state.device)
+    try:
+        with evaluation(state.model):
+            state.task.call(state.model, batch)
+    except AttributeError as error:
+        lines = traceback.extract_tb(error.__traceback__)
+        asking = next(line for line in reversed(lines) if line.name != "__getattr__")
+        raise ModelError(
+            f"{step}: the network runs no more: {error}, which '{asking.line}' asks of a layer "
+            "that was split; leave that one out of the scope"
+        ) from error
 
 
 def bias_of(module: nn.Module) -> nn.Parameter | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -22,9 +21,11 @@ from laconic.structure.factorization import (
     Factorization,
     Source,
     break_even,
+    check_runs,
     geometry_of,
     groups_of,
     latent,
+    refuse_needed,
     refuse_tied,
     shape_of,
 )
@@ -39,9 +40,7 @@ __all__ = ["Factorize"]
 
 _log = logging.getLogger(__name__)
 
-# Modules of torch that compute with the weights of their children themselves.
 MOMENTS = "factorize needs batches for moments of inputs"
-READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 
 class Factorize(Step):
@@ -129,7 +128,7 @@ class Factorize(Step):
             before = latent(targets[name]).numel()
             replace_(state.model, name, module)
             _log.info("factorize: '%s': %d weights are now %d", name, before, _weights(module))
-        _check_runs(state)
+        check_runs(state, "factorize")
 
     def _targets(self, model: nn.Module) -> dict[str, nn.Module]:
         """Return the layers to split by name, each checked."""
@@ -153,7 +152,8 @@ class Factorize(Step):
         return chosen
 
     def _check(self, model: nn.Module, name: str, module: nn.Module) -> None:
-        _check_place(model, name, module)
+        refuse_needed(model, name, "factorize")
+        refuse_tied(model, name, "factorize")
         try:
             self.method.check(module)
         except ModelError as error:
@@ -202,42 +202,9 @@ class Factorize(Step):
         return {name: moment.cpu() for name, moment in moments.items()}
 
 
-def _check_runs(state: State) -> None:
-    """Refuse a network that asks the layers that were for what their parts do not have."""
-    if state.task is None:
-        return
-    batch = state.task.example_batch().to(state.device)
-    try:
-        with evaluation(state.model):
-            state.task.call(state.model, batch)
-    except AttributeError as error:
-        lines = traceback.extract_tb(error.__traceback__)
-        asking = next(line for line in reversed(lines) if line.name != "__getattr__")
-        raise ModelError(
-            f"factorize: the network runs no more: {error}, which '{asking.line}' asks of a layer "
-            "that was split; leave that one out of the scope"
-        ) from error
-
-
 def _weights(module: nn.Module) -> int:
     named = module.named_parameters()
     return sum(p.numel() for name, p in named if name.rpartition(".")[2] != "bias")
-
-
-def _check_place(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Refuse a layer that others depend on, or that cannot be replaced."""
-    if not name:
-        raise ModelError(
-            "factorize: the network is a single layer, which nothing holds; put it in a Sequential"
-        )
-    parent = name.rpartition(".")[0]
-    if isinstance(model.get_submodule(parent), READERS):
-        kind = type(model.get_submodule(parent)).__name__
-        raise ModelError(
-            f"factorize: '{parent}' is a {kind}, which computes with the weight of '{name}' "
-            f"itself; leave it out of the scope with '!{name}'"
-        )
-    refuse_tied(model, name, "factorize")
 
 
 @contextlib.contextmanager
