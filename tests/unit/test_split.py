@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import laconic
 from laconic.errors import ChainError, LaconicError, ModelError
 from laconic.measure import macs, measure
-from laconic.models import layers
+from laconic.models import digits_cnn, layers
 from laconic.models.halves import Halves
 from laconic.recover import SGD, Train
 from laconic.scope import Scope
@@ -24,7 +24,15 @@ from laconic.step import State, Step, run_step
 from laconic.structure import Prune, ShareLayers, Split, find_axes, slice_, split_ternary
 from laconic.structure.surgery import apply_edits_, edits_of
 from laconic.tasks import Task
-from laconic.weights import Binary, Float, Quantize, Representation, Symmetric, Ternary
+from laconic.weights import (
+    Binary,
+    Float,
+    Quantize,
+    Representation,
+    Symmetric,
+    Ternary,
+    activations_of,
+)
 from laconic.weights.laid import laid_tensors, lay, mask_of, tie_
 
 # A few hundred float64 roundings of numbers near one.
@@ -570,3 +578,23 @@ def test_halves_may_be_shared_afterwards(transformers: ModuleType) -> None:
 def test_an_independent_copy(transformers: ModuleType) -> None:
     model = after(Split(), ternarize(encoder(transformers)))
     assert torch.equal(logits(copy.deepcopy(model)), logits(model))
+
+
+def test_halves_round_the_input_that_their_layer_did() -> None:
+    model = digits_cnn()
+    after(Quantize(Ternary(), activation=4), model)
+    images = drawn(8, 1, 8, 8)
+    before, places = model.eval()(images), activations_of(model)
+    after(Split(), model)
+    assert activations_of(model) == places
+    torch.testing.assert_close(model.eval()(images), before, rtol=0, atol=LOGITS)
+    after(Quantize(activation=8), model)
+    assert activations_of(model).keys() == places.keys()
+
+
+def test_only_what_is_ternary_by_its_kind_is_split() -> None:
+    step, model = Quantize(Binary(), embedding=Ternary("row")), nn.Sequential(nn.Embedding(3, 2))
+    model.append(nn.Linear(2, 2))
+    with pytest.raises(ChainError, match="nothing in"):
+        Split(scope="kind:linear").check(model, None, (step,))
+    Split().check(model, None, (step,))

@@ -16,7 +16,7 @@ from laconic.errors import BudgetError, ChainError, ModelError, ScopeError
 from laconic.models.families import blocks_path, family_of
 from laconic.models.halves import Halves
 from laconic.models.layers import describe
-from laconic.names import PARAMETRIZED, module_of, of_laid
+from laconic.names import PARAMETRIZED, QUANTIZERS, module_of, of_laid
 from laconic.scope import Scope
 from laconic.step import State, Step
 from laconic.structure.depth import ShareLayers
@@ -207,7 +207,7 @@ class Split(Step):
         """
         super().check(model, task, earlier)
         paths = self._targets(model, _ternary_after(model, earlier))
-        unseen = any(_lays_ternary(step) and not _weights(model, step) for step in earlier)
+        unseen = any((True, set()) in _laid_by(model, step) for step in earlier)
         if not (paths or unseen or self._halves(model)):
             raise ChainError(
                 f"split: nothing in '{self.scope}' is ternary; put 'quantize: ternary' or "
@@ -241,9 +241,9 @@ class Split(Step):
 
 
 def _refuse_attached(model: nn.Module, path: str) -> None:
-    """Refuse a module that carries more than what is laid on its own tensors."""
+    """Refuse a module that carries more than what is laid on it or rounds its input."""
     children = model.get_submodule(path).named_children()
-    attached = [name for name, _ in children if name != PARAMETRIZED]
+    attached = [name for name, _ in children if name not in (PARAMETRIZED, QUANTIZERS)]
     if attached:
         raise ChainError(
             f"split: '{path}' carries '{attached[0]}', which its halves would lose; attach it "
@@ -259,24 +259,22 @@ def _ternary_after(model: nn.Module, earlier: Iterable[Step] = ()) -> set[str]:
         if isinstance(laid.representation, Ternary) and latent.dim() > 1
     }
     for step in earlier:
-        if isinstance(step, Quantize | PlanSplit):
-            laid_anew = {*_weights(model, step)}
-            names = names | laid_anew if _lays_ternary(step) else names - laid_anew
+        for ternary, laid_anew in _laid_by(model, step):
+            names = names | laid_anew if ternary else names - laid_anew
     return names
 
 
-def _lays_ternary(step: Step) -> bool:
-    return isinstance(step, PlanSplit) or (
-        isinstance(step, Quantize) and isinstance(step.weight, Ternary)
-    )
-
-
-def _weights(model: nn.Module, step: Step) -> Iterable[str]:
-    """Return the weights of a step's scope, as far as they are there yet."""
+def _laid_by(model: nn.Module, step: Step) -> list[tuple[bool, set[str]]]:
+    """Return whether a step lays ternary, and on which weights, as far as they are there yet."""
     try:
-        return weights_of(model, step.scope)
-    except ScopeError:
-        return ()
+        if isinstance(step, PlanSplit):
+            return [(True, set(weights_of(model, step.scope)))]
+        if isinstance(step, Quantize):
+            laid = step.represented(model)
+            return [(isinstance(each, Ternary), set(weights)) for each, weights in laid]
+    except ScopeError:  # of what another step will put there
+        return [(True, set())]
+    return []
 
 
 def _halved(model: nn.Module, path: str) -> Halves:

@@ -10,6 +10,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from laconic.errors import ScopeError
+from laconic.models.halves import Halves
 from laconic.models.rounding import INPUT, OPERANDS
 from laconic.scope import KINDS
 from laconic.step import State, Step
@@ -108,7 +109,8 @@ class Quantize(Step):
         chosen, attentions = self.scope.select(model), set(attention_paths(model))
         found: dict[str, dict[str, Activation]] = {}
         for path, module in chosen.items():
-            if isinstance(module, (*KINDS["linear"], *KINDS["conv"])):
+            half = isinstance(model.get_submodule(path.rpartition(".")[0]), Halves)
+            if isinstance(module, (*KINDS["linear"], *KINDS["conv"], Halves)) and not half:
                 found[path] = {INPUT: self.activation}
             elif self.operands and path in attentions:
                 found[path] = dict.fromkeys(OPERANDS, self.activation)
