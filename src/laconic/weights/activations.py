@@ -39,7 +39,7 @@ FIRST_SPACING = {"symmetric": 2.0, "asymmetric": 4.0}
 def grid(low: Tensor, high: Tensor, bits: int, levels: Levels) -> tuple[Tensor, Tensor, Tensor]:
     """Return spacing, first and last level of a grid that spans a range and has a level at 0.
 
-    A number x becomes ``scale * clip(round(x / scale), first, last)``. Symmetric: last =
+    A number x becomes ``scale * clip(round(x * (1 / scale)), first, last)``. Symmetric: last =
     2^(bits-1) - 1 = -first and ``scale = max(-low, high) / last``. Asymmetric: there are 2^bits
     levels, ``scale = (high - low) / (2^bits - 1)``, and the zero point ``round(-low / scale)`` is
     -first (Jacob et al. 2018, section 2.1).
@@ -104,6 +104,11 @@ def least_error_range(numbers: Tensor, bits: int, levels: Levels) -> tuple[Tenso
     return low * kept, high * kept
 
 
+def _levels(tensor: Tensor, scale: Tensor, first: Tensor, last: Tensor) -> Tensor:
+    # Times the reciprocal: a division of every number takes twice as long.
+    return (tensor * scale.reciprocal()).round_().clamp_min_(first).clamp_max_(last)
+
+
 class Activation(Value, ABC):
     """How activations are rounded: a frozen value; what it learns is a state outside of it.
 
@@ -162,7 +167,7 @@ class Activation(Value, ABC):
         """
         with torch.no_grad():
             scale, first, last = self.grid_of(tensor, state)
-            levels = (tensor / scale).round_().clamp_min_(first).clamp_max_(last).mul_(scale)
+            levels = _levels(tensor, scale, first, last).mul_(scale)
         return ste(levels, self.surrogate(tensor, state))
 
     @final
@@ -174,7 +179,7 @@ class Activation(Value, ABC):
             zero point [], the code of 0.
         """
         scale, first, last = self.grid_of(tensor, state)
-        level = (tensor / scale).round_().clamp_min_(first).clamp_max_(last)
+        level = _levels(tensor, scale, first, last)
         return (level - first).to(torch.uint8), scale, -first
 
 
