@@ -130,28 +130,28 @@ def _countable() -> Iterator[None]:
         torch.backends.mkldnn.enabled = onednn
 
 
-def bit_operations(layers: Sequence[Layer], macs: int, *, activation_bits: int = FLOAT_BITS) -> int:
+def bit_operations(layers: Sequence[Layer], macs: int, *, operand_bits: int = FLOAT_BITS) -> int:
     """Return the bit-operations of one forward, pruned weights skipped.
 
-    ``sum_l macs_l * (survivors_l / parameters_l) * bits_l * activation_bits``, and
-    32 * 32 for every MAC without a weight (attention). ``macs_l`` is dense; bits are those
-    of the stored code, so a codebook of 32 values counts 5 bits.
+    ``sum_l macs_l * (survivors_l / parameters_l) * bits_l * input_bits_l``, and the square of
+    ``operand_bits`` for every MAC without a weight (attention). ``macs_l`` is dense; bits are
+    those of the stored code, so a codebook of 32 values counts 5 bits.
 
     Args:
         layers: the weights, with their MACs.
         macs: of the whole forward.
-        activation_bits: width of the numbers the weights are multiplied with.
+        operand_bits: width of the numbers that attention multiplies.
 
     >>> bit_operations([], 10)
     10240
     """
     weighted = sum(
-        layer.macs * layer.survivors / layer.parameters * layer.bits * activation_bits
+        layer.macs * layer.survivors / layer.parameters * layer.bits * layer.input_bits
         for layer in layers
         if layer.macs
     )
     without = macs - sum(layer.macs or 0 for layer in layers)
-    return round(weighted + without * FLOAT_BITS * FLOAT_BITS)
+    return round(weighted + without * operand_bits * operand_bits)
 
 
 def latency(

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,11 +16,14 @@ from torch import Tensor, nn
 from laconic import costs
 from laconic.costs import bit_operations, environment, float_bytes, latency, macs, peak_memory
 from laconic.errors import RunError
+from laconic.models.rounding import INPUT
+from laconic.names import module_of
 from laconic.scope import Scope
 from laconic.ship.artifact import save
 from laconic.ship.inventory import Inventory, inspect
 from laconic.sizes import SizeReport, size_report
 from laconic.weights.laid import Laid, laid_tensors, owner, weights_of
+from laconic.weights.quantizer import activations_of, attention_paths
 from laconic.weights.representation import POSITION
 
 if TYPE_CHECKING:
@@ -65,6 +68,7 @@ class Layer:
         dense_bytes: its share of the file as plain numbers, while it is not.
         macs: multiply-accumulates of one example; None: not measured.
         histogram: of the non-zero values: ``counts`` [41] from ``low`` to ``high``.
+        input_bits: width of the numbers it is multiplied with.
 
     >>> from laconic.models import digits_cnn
     >>> measure(digits_cnn()).layers[0].name
@@ -84,6 +88,7 @@ class Layer:
     dense_bytes: int
     macs: int | None
     histogram: Mapping[str, Any]
+    input_bits: int = costs.FLOAT_BITS
 
     @property
     def size_bytes(self) -> int:
@@ -209,7 +214,7 @@ def measure(
         header_bytes=inventory.header_bytes,
         nominal_bits=_nominal_bits(plain, layers),
         macs=total,
-        bit_operations=None if total is None else costs.bit_operations(layers, total),
+        bit_operations=None if total is None else _bit_operations(model, layers, total),
         latency_ms=forward.get("latency_ms"),
         peak_memory_bytes=forward.get("peak_memory_bytes"),
         metrics={} if task is None else task.score(model, split),
@@ -245,10 +250,12 @@ def _layers(
         if name not in weights:
             module, attribute = owner(plain, name)
             weights[name] = getattr(module, attribute)
-    return tuple(
+    rounded = _input_bits(model)
+    found = (
         _layer(name, weight, laid.get(name), inventory, counts.get(name))
         for name, weight in weights.items()
     )
+    return tuple(replace(each, input_bits=_bits_into(rounded, each.name)) for each in found)
 
 
 def _layer(
@@ -275,6 +282,29 @@ def _layer(
         macs=count,
         histogram=_histogram(weight),
     )
+
+
+def _bit_operations(model: nn.Module, layers: Sequence[Layer], macs: int) -> int:
+    operands = [places for places in activations_of(model).values() if INPUT not in places]
+    every = len(operands) == len(attention_paths(model)) and operands
+    widths = (activation.bits for places in operands for activation in places.values())
+    bits = max(widths) if every else costs.FLOAT_BITS
+    return costs.bit_operations(layers, macs, operand_bits=bits)
+
+
+def _input_bits(model: nn.Module) -> dict[str, int]:
+    """Return the width of what goes into each module that rounds it."""
+    return {
+        path: places[INPUT].bits
+        for path, places in activations_of(model).items()
+        if INPUT in places
+    }
+
+
+def _bits_into(rounded: Mapping[str, int], name: str) -> int:
+    """Return the width of what a weight is multiplied with; halves see what their layer does."""
+    path = module_of(name)
+    return rounded.get(path, rounded.get(path.rpartition(".")[0], costs.FLOAT_BITS))
 
 
 def _code(weight: Tensor, laid: tuple[Laid, Tensor] | None) -> tuple[int, float, str]:

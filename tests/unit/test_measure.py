@@ -291,9 +291,10 @@ def layer_of(**fields: Any) -> Layer:
 def test_bit_operations_by_hand() -> None:
     assert bit_operations([layer_of()], 320) == 320 * 32 * 32
     half_of_it = layer_of(survivors=16, bits=2.0)
-    assert bit_operations([half_of_it], 320, activation_bits=8) == 320 * 0.5 * 2 * 8
+    assert bit_operations([layer_of(survivors=16, bits=2.0, input_bits=8)], 320) == 320 * 8
     attention = 100
     assert bit_operations([half_of_it], 320 + attention) == 320 * 0.5 * 2 * 32 + 100 * 1024
+    assert bit_operations([half_of_it], 420, operand_bits=4) == 320 * 0.5 * 2 * 32 + 100 * 16
     assert bit_operations([layer_of(macs=None), layer_of(macs=0)], 0) == 0
 
 

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from laconic import load, save
 from laconic.errors import ArtifactError, ModelError, RecipeError, ScopeError, TaskError
+from laconic.measure import measure
 from laconic.models import digits_cnn
 from laconic.models.capture import capture
 from laconic.recipe import Recipe
 from laconic.recover import Recalibrate, Train
+from laconic.report.tables import heading, layer_columns
 from laconic.run import compress
 from laconic.ship.checkpoint import load_checkpoint, save_checkpoint
 from laconic.ship.container import read, write
@@ -312,3 +314,12 @@ def test_an_ordinary_folder_cannot_round(tmp_path: Path) -> None:
 
     with pytest.raises(ModelError, match="rounds what flows into it"):
         save_pretrained(quantized(Quantize(activation=8), bert()), tmp_path / "folder")
+
+
+def test_operations_count_the_bits_of_both_sides() -> None:
+    task = images()
+    found = measure(quantized(Quantize(Ternary(), activation=8), digits_cnn()), task, latency=False)
+    assert {layer.input_bits for layer in found.layers} == {8}
+    assert found.bit_operations == found.macs * 2 * 8
+    columns = {heading(column) for column in layer_columns([found, found])}
+    assert "Bits of inputs" in columns

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from laconic.costs import FLOAT_BITS
 from laconic.measure import Layer, Measurement, factor_text, ledger
 
 __all__ = [
@@ -363,10 +364,13 @@ def layer_columns(history: Sequence[Measurement]) -> list[Column]:
     sizes = _sizes(first.size_bytes, last.size_bytes, scale)
     rows.append(("file", "", "", "", bits, zeros, *sizes))
     cells = list(zip(*rows, strict=True))
+    inputs = (*(f"{layer.input_bits}" for layer in last.layers), "", "")
+    rounded = any(layer.input_bits < FLOAT_BITS for layer in last.layers)
     return [
         Column("Layer", cells[0], number=False),
         Column("Shape", cells[1], number=False),
         Column("Representation", cells[2], number=False),
+        *([Column("Bits of inputs", inputs)] if rounded else []),
         Column("code", cells[3], group="Bits per weight"),
         Column("stored", cells[4], group="Bits per weight"),
         Column("Sparsity", cells[5], "%"),
