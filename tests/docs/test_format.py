@@ -22,6 +22,7 @@ from laconic.weights import (
     Float,
     KMeans,
     Logarithmic,
+    LossAware,
     Symmetric,
     Ternary,
 )
@@ -207,6 +208,9 @@ def decoded(written: object, streams: dict, tables: dict, shape: list[int]) -> n
     for row, symbols in enumerate(streams.values()):
         dense[row, mask] = symbols
     code = dense[0]
+    if name == "loss_aware":
+        name = "binary" if fields.get("bits", 2) == 1 else "symmetric"
+        fields = {"bits": 2, **fields}
     granularity = fields.get("granularity", "tensor")
     groups = {"tensor": 1, "row": shape[0]}.get(granularity) or mask.size // granularity
     own = {key: np.repeat(table, mask.size // groups) for key, table in tables.items()
@@ -266,6 +270,7 @@ def pieces(manifest: dict, tensors: dict[str, np.ndarray]) -> Iterator[tuple[str
 REPRESENTATIONS = [
     Symmetric(4, granularity="row"), Symmetric(3, levels="full"), Affine(2), Affine(8, 4),
     FixedPoint(5), Logarithmic(4), KMeans(3), Binary("row"), Ternary(8),
+    LossAware(1), LossAware(granularity="row"), LossAware(4),
 ]  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from laconic.weights import (
     FixedPoint,
     KMeans,
     Laid,
+    LossAware,
     Representation,
     Symmetric,
     Ternary,
@@ -52,6 +53,7 @@ EXTRA: dict[str, list[Representation]] = {
     ],
     "dynamic_fixed_point": [DynamicFixedPoint(2, choose="mse", rounding="equal")],
     "ternary": [Ternary("row", threshold="exact")],
+    "loss_aware": [LossAware(4, granularity="row"), LossAware(granularity="row", solver="exact")],
     "k_means": [KMeans(2, start="random"), KMeans(3, start="density", iterations=1)],
 }
 

@@ -12,6 +12,7 @@ _TABLE: dict[str, str] = {
     "KMeans": "laconic.weights.codebook",
     "Laid": "laconic.weights.laid",
     "Logarithmic": "laconic.weights.uniform",
+    "LossAware": "laconic.weights.lossaware",
     "Quantize": "laconic.weights.quantize",
     "Representation": "laconic.weights.representation",
     "Stream": "laconic.weights.representation",

@@ -78,9 +78,16 @@ class Laid(nn.Module):
         with torch.no_grad():
             return self.representation.encode(weight, mask=self.mask, state=self.state)
 
-    def update(self) -> None:
-        """Advance what changes with every optimiser step."""
+    def update(self, curvature: Tensor | None = None) -> None:
+        """Advance what changes with every optimiser step.
+
+        Args:
+            curvature: of the loss, for a representation that needs it [shape of the weight];
+                None: what is known of it stays.
+        """
         with torch.no_grad():
+            if curvature is not None:
+                self.state["curvature"].copy_(curvature)
             self.representation.update(self.state)
 
     def sliced(self, dim: int, index: Tensor, weight: Tensor) -> Laid:

@@ -19,6 +19,9 @@ from laconic.weights.representation import (
 
 __all__ = ["Binary", "Ternary", "optimal_support", "ternary_threshold"]
 
+# What a float64 is divided by at least.
+SMALLEST = 1e-300
+
 
 def _count(size: Tensor, mask: Tensor | None, granularity: Granularity) -> Tensor | int:
     # A group without survivors divides by one: its scale is 0, not NaN.
@@ -75,24 +78,25 @@ def ternary_threshold(size: Tensor, count: Tensor | int) -> Tensor:
     return 0.7 * (size.sum(1) / count)
 
 
-def optimal_support(size: Tensor) -> Tensor:
+def optimal_support(size: Tensor, curvature: Tensor | None = None) -> Tensor:
     """Return which weights the best ternary keeps, bool [groups, size].
 
-    The k largest, with ``k = argmax (sum of the k largest)^2 / k``; found by sorting. Equal
-    weights are never parted, because the objective is convex in how many of them are taken.
+    The k largest, with ``k = argmax (sum of D |w|)^2 / (sum of D)`` over the k largest; found by
+    sorting. Equal weights are never parted: the objective is convex in how many are taken.
 
     Args:
         size: |w| [groups, size]; zero where pruned.
+        curvature: D [groups, size], by which squared errors are weighed; None: all alike.
 
     >>> optimal_support(torch.tensor([[1.0, 0.1, 0.9]])).tolist()
     [[True, False, True]]
     """
-    ordered = size.sort(dim=1, descending=True).values
+    ordered, places = size.sort(dim=1, descending=True)
     # In float64 and in units of the largest, so that squares neither overflow nor vanish.
-    sums = (ordered.double() / ordered[:, :1].double().clamp(min=1e-300)).cumsum(1)
-    places = torch.arange(1, size.shape[1] + 1, dtype=torch.float64, device=size.device)
-    last = (sums.square() / places).argmax(1, keepdim=True)
-    return size >= ordered.gather(1, last)
+    units = ordered.double() / ordered[:, :1].double().clamp(min=SMALLEST)
+    weights = torch.ones_like(units) if curvature is None else curvature.gather(1, places).double()
+    gain = (weights * units).cumsum(1).square_() / weights.cumsum(1).clamp_(min=SMALLEST)
+    return size >= ordered.gather(1, gain.argmax(1, keepdim=True))
 
 
 class Ternary(Representation):

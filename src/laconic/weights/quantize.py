@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import nn
 
 from laconic.errors import ScopeError
+from laconic.scope import Scope
 from laconic.step import State, Step
-from laconic.weights.laid import lay, mask_of, weights_of
+from laconic.weights.laid import laid_tensors, lay, mask_of, weights_of
 from laconic.weights.representation import Representation
 
 if TYPE_CHECKING:
     from laconic.tasks import Task
 
-__all__ = ["Quantize"]
+__all__ = ["Quantize", "planned"]
 
 
 class Quantize(Step):
@@ -49,3 +50,21 @@ class Quantize(Step):
         }
         for name, representation in self.weight.resolve(survivors).items():
             lay(state.model, name, representation)
+
+
+def planned(model: nn.Module, scope: Scope, earlier: tuple[Step, ...]) -> dict[str, Representation]:
+    """Return what the weights of a scope will be stored in after some steps.
+
+    Args:
+        model: the network before them; those that are plain then and stay so are left out.
+        scope: of the weights.
+        earlier: the steps.
+
+    >>> planned(nn.Sequential(nn.Linear(2, 2)), Scope("*"), (Quantize(4),))
+    {'0.weight': Symmetric(4)}
+    """
+    found = {name: layer.representation for name, (layer, _) in laid_tensors(model).items()}
+    for step in earlier:
+        if isinstance(step, Quantize):
+            found |= dict.fromkeys(weights_of(model, step.scope), step.weight)
+    return {name: found[name] for name in weights_of(model, scope) if name in found}

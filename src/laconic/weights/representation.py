@@ -119,7 +119,7 @@ class Representation(Value, ABC):
     only look-up, +, - and * (``pow`` and ``exp2`` differ between math libraries).
 
     Attributes:
-        needs: what ``fit`` must be given besides the weight ("curvature", "calibration").
+        needs: what training brings up to date in the state after every update ("curvature").
         learned: names of the state's tensors that training optimises.
         idempotent: encoding a decoded weight gives the same codes.
     """
