@@ -20,6 +20,7 @@ from laconic.weights import (
     Binary,
     FixedPoint,
     Float,
+    Groups,
     KMeans,
     Logarithmic,
     LossAware,
@@ -212,7 +213,10 @@ def decoded(written: object, streams: dict, tables: dict, shape: list[int]) -> n
         name = "binary" if fields.get("bits", 2) == 1 else "symmetric"
         fields = {"bits": 2, **fields}
     granularity = fields.get("granularity", "tensor")
-    groups = {"tensor": 1, "row": shape[0]}.get(granularity) or mask.size // granularity
+    if isinstance(granularity, dict):
+        groups = granularity["groups"]
+    else:
+        groups = {"tensor": 1, "row": shape[0]}.get(granularity) or mask.size // granularity
     own = {key: np.repeat(table, mask.size // groups) for key, table in tables.items()
            if table.size == groups}  # fmt: skip
     if name == "float":
@@ -270,7 +274,7 @@ def pieces(manifest: dict, tensors: dict[str, np.ndarray]) -> Iterator[tuple[str
 REPRESENTATIONS = [
     Symmetric(4, granularity="row"), Symmetric(3, levels="full"), Affine(2), Affine(8, 4),
     FixedPoint(5), Logarithmic(4), KMeans(3), Binary("row"), Ternary(8),
-    LossAware(1), LossAware(granularity="row"), LossAware(4),
+    LossAware(1), LossAware(granularity="row"), LossAware(4), Affine(3, Groups(6)),
 ]  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from laconic.weights import (
     Codes,
     DynamicFixedPoint,
     FixedPoint,
+    Groups,
     KMeans,
     Laid,
     LossAware,
@@ -348,8 +349,27 @@ def test_groups_of_a_number_of_weights(representation: Representation) -> None:
     flat = laid_on(by_three, blocks.reshape(4, 6)).encode(blocks.reshape(4, 6))
     for key, table in expected.tables.items():
         assert same_bytes(table, flat.tables[key])
-    with pytest.raises(ModelError, match="do not divide"):
+    with pytest.raises(ModelError, match="groups of 3 do not divide"):
         laid_on(by_three, normal(4, 7)).encode(normal(4, 7))
+
+
+@every
+def test_a_number_of_groups(representation: Representation) -> None:
+    if "granularity" not in type(representation).model_fields:
+        return
+    two = type(representation)(**{**dict(representation), "granularity": {"groups": 2}})
+    twelve = representation.model_copy(update={"granularity": 12})
+    assert two == representation.model_copy(update={"granularity": Groups(2)})
+    assert Representation.coerce(yaml.safe_load(yaml.safe_dump(two.to_data()))) == two
+    for mask in masks((4, 6)).values():
+        check_exact(two, normal(4, 6), mask)
+        found = []
+        for each in (two, twelve):
+            torch.manual_seed(0)
+            found.append(laid_on(each, normal(4, 6), mask).encode(normal(4, 6)))
+        assert same_codes(*found)
+    with pytest.raises(ModelError, match="2 groups do not divide"):
+        laid_on(two, normal(3, 7)).encode(normal(3, 7))
 
 
 @every

@@ -14,9 +14,38 @@ from torch import Tensor
 from laconic.errors import ModelError
 from laconic.step import Value
 
-__all__ = ["Codes", "Float", "Granularity", "Representation", "Stream", "grouped", "ste"]
+__all__ = [
+    "Codes",
+    "Float",
+    "Granularity",
+    "Groups",
+    "Representation",
+    "Stream",
+    "grouped",
+    "ste",
+]
 
-Granularity = Literal["tensor", "row"] | Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Groups(Value):
+    """A granularity: so many groups of consecutive weights in every tensor.
+
+    The 128 groups of Q-BERT (Shen et al. 2020, section 3.2) are ``Groups(128)``.
+
+    Attributes:
+        groups: how many; they divide the weight.
+
+    >>> grouped(torch.arange(6.0), Groups(2)).tolist()
+    [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ("groups",)
+
+    groups: Count
+
+
+Granularity = Literal["tensor", "row"] | Count | Groups
 
 POSITION = "position"
 
@@ -91,8 +120,8 @@ def grouped(weight: Tensor, granularity: Granularity) -> Tensor:
 
     Args:
         weight: [rows, ...].
-        granularity: "tensor" (one group), "row" (one per slice of the first dimension) or
-            a number of consecutive weights.
+        granularity: "tensor" (one group), "row" (one per slice of the first dimension), a
+            number of consecutive weights, or ``Groups``: so many of them.
 
     Raises:
         ModelError: the number does not divide the weight.
@@ -101,12 +130,15 @@ def grouped(weight: Tensor, granularity: Granularity) -> Tensor:
         return weight.reshape(1, -1)
     if granularity == "row":
         return weight.reshape(weight.shape[0], -1)
-    if weight.numel() % granularity:
+    counted = isinstance(granularity, Groups)
+    number = granularity.groups if counted else granularity
+    if weight.numel() % number:
+        words = f"{number} groups" if counted else f"groups of {number}"
         raise ModelError(
-            f"groups of {granularity} do not divide a weight {tuple(weight.shape)} of "
-            f"{weight.numel()} numbers; choose a divisor, 'row' or 'tensor'"
+            f"{words} do not divide a weight {tuple(weight.shape)} of {weight.numel()} numbers; "
+            "choose a divisor, 'row' or 'tensor'"
         )
-    return weight.reshape(-1, granularity)
+    return weight.reshape(number, -1) if counted else weight.reshape(-1, number)
 
 
 class Representation(Value, ABC):
