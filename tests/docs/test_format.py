@@ -22,6 +22,7 @@ from laconic.weights import (
     Float,
     Groups,
     KMeans,
+    LearnedStep,
     Logarithmic,
     LossAware,
     Symmetric,
@@ -212,6 +213,8 @@ def decoded(written: object, streams: dict, tables: dict, shape: list[int]) -> n
     if name == "loss_aware":
         name = "binary" if fields.get("bits", 2) == 1 else "symmetric"
         fields = {"bits": 2, **fields}
+    if name == "learned_step":
+        name, fields = "symmetric", {"bits": 4, "levels": "full", **fields}
     granularity = fields.get("granularity", "tensor")
     if isinstance(granularity, dict):
         groups = granularity["groups"]
@@ -275,6 +278,7 @@ REPRESENTATIONS = [
     Symmetric(4, granularity="row"), Symmetric(3, levels="full"), Affine(2), Affine(8, 4),
     FixedPoint(5), Logarithmic(4), KMeans(3), Binary("row"), Ternary(8),
     LossAware(1), LossAware(granularity="row"), LossAware(4), Affine(3, Groups(6)),
+    LearnedStep(3, granularity="row"), LearnedStep(),
 ]  # fmt: skip
 
 

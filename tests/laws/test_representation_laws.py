@@ -24,6 +24,7 @@ from laconic.weights import (
     Groups,
     KMeans,
     Laid,
+    LearnedStep,
     LossAware,
     Representation,
     Symmetric,
@@ -54,6 +55,7 @@ EXTRA: dict[str, list[Representation]] = {
     ],
     "dynamic_fixed_point": [DynamicFixedPoint(2, choose="mse", rounding="equal")],
     "ternary": [Ternary("row", threshold="exact")],
+    "learned_step": [LearnedStep(3, granularity="row")],
     "loss_aware": [LossAware(4, granularity="row"), LossAware(granularity="row", solver="exact")],
     "k_means": [KMeans(2, start="random"), KMeans(3, start="density", iterations=1)],
 }

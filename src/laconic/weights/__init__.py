@@ -12,6 +12,7 @@ _TABLE: dict[str, str] = {
     "Groups": "laconic.weights.representation",
     "KMeans": "laconic.weights.codebook",
     "Laid": "laconic.weights.laid",
+    "LearnedStep": "laconic.weights.uniform",
     "Logarithmic": "laconic.weights.uniform",
     "LossAware": "laconic.weights.lossaware",
     "Quantize": "laconic.weights.quantize",

@@ -13,6 +13,7 @@ from laconic.weights.representation import (
     Granularity,
     Representation,
     Stream,
+    group_sizes,
     grouped,
     masked,
 )
@@ -21,11 +22,6 @@ __all__ = ["Binary", "Ternary", "optimal_support", "ternary_threshold"]
 
 # What a float64 is divided by at least.
 SMALLEST = 1e-300
-
-
-def _count(size: Tensor, mask: Tensor | None, granularity: Granularity) -> Tensor | int:
-    # A group without survivors divides by one: its scale is 0, not NaN.
-    return size.shape[1] if mask is None else grouped(mask, granularity).sum(1).clamp(min=1)
 
 
 class Binary(Representation):
@@ -48,7 +44,7 @@ class Binary(Representation):
     def codes(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor]) -> Codes:
         """Return 1 for positive, 0 for negative, and the scale [groups]."""
         size = grouped(masked(weight, mask).abs(), self.granularity)
-        scale = size.sum(1) / _count(size, mask, self.granularity)
+        scale = size.sum(1) / group_sizes(size, mask, self.granularity)
         streams = {"code": Stream((weight >= 0).to(torch.uint8), 1)}
         return Codes(streams, {"scale": scale}, weight.shape, weight.dtype)
 
@@ -126,7 +122,7 @@ class Ternary(Representation):
         if self.threshold == "exact":
             support = optimal_support(size)
         else:
-            count = _count(size, mask, self.granularity)
+            count = group_sizes(size, mask, self.granularity)
             support = size > ternary_threshold(size, count)[:, None]
         scale = masked(size, support).sum(1) / support.sum(1).clamp(min=1)
         support = support.reshape(weight.shape)

@@ -21,6 +21,7 @@ __all__ = [
     "Groups",
     "Representation",
     "Stream",
+    "group_sizes",
     "grouped",
     "ste",
 ]
@@ -139,6 +140,20 @@ def grouped(weight: Tensor, granularity: Granularity) -> Tensor:
             "choose a divisor, 'row' or 'tensor'"
         )
     return weight.reshape(number, -1) if counted else weight.reshape(-1, number)
+
+
+def group_sizes(groups: Tensor, mask: Tensor | None, granularity: Granularity) -> Tensor | int:
+    """Return how many survivors a mean over each group divides by: [groups], at least 1.
+
+    Args:
+        groups: weights [groups, size].
+        mask: bool [shape of the weight], or None: all survive.
+        granularity: of the groups.
+
+    >>> group_sizes(torch.ones(2, 2), torch.tensor([[True, False], [False, False]]), "row").tolist()
+    [1, 1]
+    """
+    return groups.shape[1] if mask is None else grouped(mask, granularity).sum(1).clamp(min=1)
 
 
 class Representation(Value, ABC):
