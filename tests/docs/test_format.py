@@ -20,6 +20,7 @@ from laconic.weights import (
     Binary,
     FixedPoint,
     Float,
+    Gobo,
     Groups,
     KMeans,
     LearnedStep,
@@ -241,6 +242,9 @@ def decoded(written: object, streams: dict, tables: dict, shape: list[int]) -> n
         powers = [2.0**-n for n in range(count)]
         ladder = np.array([-p for p in powers] + [0.0] + powers[::-1], np.float32)
         result = ladder[code] * tables["scale"]
+    elif name == "gobo":
+        result = tables["codebook"][code]
+        result[dense[1] == 1] = tables["outliers"]
     elif name == "kmeans":
         result = tables["codebook"][code]
     else:
@@ -278,7 +282,7 @@ REPRESENTATIONS = [
     Symmetric(4, granularity="row"), Symmetric(3, levels="full"), Affine(2), Affine(8, 4),
     FixedPoint(5), Logarithmic(4), KMeans(3), Binary("row"), Ternary(8),
     LossAware(1), LossAware(granularity="row"), LossAware(4), Affine(3, Groups(6)),
-    LearnedStep(3, granularity="row"), LearnedStep(),
+    LearnedStep(3, granularity="row"), LearnedStep(), Gobo(2, threshold=0.0),
 ]  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from laconic.weights import (
     Codes,
     DynamicFixedPoint,
     FixedPoint,
+    Gobo,
     Groups,
     KMeans,
     Laid,
@@ -57,6 +58,7 @@ EXTRA: dict[str, list[Representation]] = {
     "ternary": [Ternary("row", threshold="exact")],
     "learned_step": [LearnedStep(3, granularity="row")],
     "loss_aware": [LossAware(4, granularity="row"), LossAware(granularity="row", solver="exact")],
+    "gobo": [Gobo(2, threshold=-1.0), Gobo(4, threshold=3.0)],
     "k_means": [KMeans(2, start="random"), KMeans(3, start="density", iterations=1)],
 }
 

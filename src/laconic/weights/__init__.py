@@ -9,6 +9,7 @@ _TABLE: dict[str, str] = {
     "DynamicFixedPoint": "laconic.weights.uniform",
     "FixedPoint": "laconic.weights.uniform",
     "Float": "laconic.weights.representation",
+    "Gobo": "laconic.weights.outliers",
     "Groups": "laconic.weights.representation",
     "KMeans": "laconic.weights.codebook",
     "Laid": "laconic.weights.laid",
