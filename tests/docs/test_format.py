@@ -26,6 +26,7 @@ from laconic.weights import (
     LearnedStep,
     Logarithmic,
     LossAware,
+    Product,
     Symmetric,
     Ternary,
 )
@@ -206,6 +207,8 @@ def decoded(written: object, streams: dict, tables: dict, shape: list[int]) -> n
     name, fields = (written, {}) if isinstance(written, str) else next(iter(written.items()))
     streams = dict(streams)
     position = streams.pop("position", None)
+    if name == "product":
+        return product(fields, streams, tables, shape, position)
     mask = np.ones(math.prod(shape), bool) if position is None else np.array(position, bool)
     dense = np.zeros((max(1, len(streams)), mask.size), np.int64)
     for row, symbols in enumerate(streams.values()):
@@ -253,6 +256,22 @@ def decoded(written: object, streams: dict, tables: dict, shape: list[int]) -> n
     return np.where(mask, result, np.float32(0)).reshape(shape)
 
 
+def product(
+    fields: dict, streams: dict, tables: dict, shape: list[int], position: list[int] | None
+) -> np.ndarray:
+    rows, length = (1, shape[0]) if len(shape) == 1 else (shape[0], math.prod(shape[1:]))
+    width = min(fields.get("block", 8), length)
+    codebook = tables["codebook"].reshape(2 ** fields.get("bits", 8), width)
+    each = math.ceil(length / width)
+    found = np.zeros((rows, each * width), np.float32)
+    for place, code in enumerate(streams["index"]):
+        row, block = divmod(place, each)
+        found[row, block * width : (block + 1) * width] = codebook[code]
+    result = found[:, :length].reshape(shape)
+    mask = True if position is None else np.array(position, bool).reshape(shape)
+    return np.where(mask, result, np.float32(0))
+
+
 def pieces(manifest: dict, tensors: dict[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
     """Yield every tensor of the state dict by name."""
     place = dict.fromkeys(tensors, 0)
@@ -283,6 +302,7 @@ REPRESENTATIONS = [
     FixedPoint(5), Logarithmic(4), KMeans(3), Binary("row"), Ternary(8),
     LossAware(1), LossAware(granularity="row"), LossAware(4), Affine(3, Groups(6)),
     LearnedStep(3, granularity="row"), LearnedStep(), Gobo(2, threshold=0.0),
+    Product(3, block=5), Product(2, block=20),
 ]  # fmt: skip
 
 

@@ -16,6 +16,7 @@ _TABLE: dict[str, str] = {
     "LearnedStep": "laconic.weights.uniform",
     "Logarithmic": "laconic.weights.uniform",
     "LossAware": "laconic.weights.lossaware",
+    "Product": "laconic.weights.product",
     "Quantize": "laconic.weights.quantize",
     "Representation": "laconic.weights.representation",
     "Stream": "laconic.weights.representation",

@@ -46,6 +46,7 @@ class KMeans(Representation):
 
     positional: ClassVar[tuple[str, ...]] = ("bits",)
     learned: ClassVar[frozenset[str]] = frozenset({"codebook"})
+    fixed: ClassVar[bool] = True
 
     bits: Annotated[int, Field(ge=1, le=8)] = 5
     start: Start = "linear"

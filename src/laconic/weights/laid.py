@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from laconic.errors import ModelError, nearest
 from laconic.names import joined, of_laid
 from laconic.scope import Scope
-from laconic.weights.representation import Codes, Float, Representation, grouped, masked, ste
+from laconic.weights.representation import Codes, Float, Representation, masked, ste
 
 __all__ = [
     "Laid",
@@ -109,39 +109,9 @@ class Laid(nn.Module):
         tensor([[ True, False]])
         """
         mask = None if self.mask is None else self.mask.index_select(dim, index)
-        state = {name: tensor.detach() for name, tensor in self.state.items()}
-        groups = _groups(self.representation, weight.shape) if state else None
-        places = None if groups is None else _sliced_groups(self.representation, groups, dim, index)
-        for name, tensor in state.items():
-            if tensor.shape == weight.shape:
-                state[name] = tensor.index_select(dim, index)
-            elif groups is None or tensor.shape[:1] != (int(groups.max()) + 1,):
-                continue
-            elif places is not None:
-                state[name] = tensor.index_select(0, places)
-            else:
-                left = weight.detach().index_select(dim, index)
-                state[name] = self.representation.fit(left, mask)[name]
+        with torch.no_grad():
+            state = self.representation.sliced(self.state, dim, index, weight.detach(), mask)
         return Laid(self.representation, mask, state)
-
-
-def _groups(representation: Representation, shape: torch.Size) -> Tensor | None:
-    """Return the group of every weight [shape], or None where all of them are one."""
-    granularity = dict(representation).get("granularity", "tensor")
-    if granularity == "tensor":
-        return None
-    rows = grouped(torch.zeros(shape, dtype=torch.int64), granularity)
-    return (rows + torch.arange(len(rows))[:, None]).reshape(shape)
-
-
-def _sliced_groups(
-    representation: Representation, groups: Tensor, dim: int, index: Tensor
-) -> Tensor | None:
-    """Return the old group of every new one, or None where they are mixed."""
-    left = groups.index_select(dim, index.cpu())
-    mixed = grouped(left, dict(representation)["granularity"])
-    places = mixed[:, 0]
-    return places.to(index.device) if bool((mixed == places[:, None]).all()) else None
 
 
 def owner(model: nn.Module, tensor: str) -> tuple[nn.Module, str]:

@@ -23,6 +23,7 @@ __all__ = [
     "Stream",
     "group_sizes",
     "grouped",
+    "rows_of",
     "ste",
 ]
 
@@ -56,7 +57,8 @@ class Stream:
     """Unsigned integers of a fixed width.
 
     Attributes:
-        tensor: uint8, of the weight's shape or, once masked, [survivors].
+        tensor: uint8, of the weight's shape or, once masked, [survivors]; of another shape
+            where the representation says so (``stream_shape``).
         bits: width of each integer, 1 to 8.
 
     >>> Stream(torch.tensor([3, 0, 1], dtype=torch.uint8), bits=2).bits
@@ -142,6 +144,15 @@ def grouped(weight: Tensor, granularity: Granularity) -> Tensor:
     return weight.reshape(number, -1) if counted else weight.reshape(-1, number)
 
 
+def rows_of(shape: torch.Size) -> tuple[int, int]:
+    """Return how many rows a weight has, and how long they are; a vector is one row.
+
+    >>> rows_of(torch.Size([4, 3, 3])), rows_of(torch.Size([5]))
+    ((4, 9), (1, 5))
+    """
+    return (1, shape.numel()) if len(shape) < 2 else (shape[0], shape[1:].numel())
+
+
 def group_sizes(groups: Tensor, mask: Tensor | None, granularity: Granularity) -> Tensor | int:
     """Return how many survivors a mean over each group divides by: [groups], at least 1.
 
@@ -160,7 +171,7 @@ class Representation(Value, ABC):
     """How numbers are stored: a frozen value with pure ``encode`` and ``decode``.
 
     A subclass writes the dense pair ``codes`` and ``values``; masking is done here, once:
-    with a mask, streams hold survivors only, plus the 1-bit "position" stream.
+    with a mask, streams of the weight's shape hold survivors only, plus the 1-bit "position".
 
     Laws: the forward of ``Laid`` equals ``decode(encode(weight))`` bit for bit; ``values`` uses
     only look-up, +, - and * (``pow`` and ``exp2`` differ between math libraries).
@@ -169,11 +180,13 @@ class Representation(Value, ABC):
         needs: what training brings up to date in the state after every update ("curvature").
         learned: names of the state's tensors that training optimises.
         idempotent: encoding a decoded weight gives the same codes.
+        fixed: the streams stay as they were laid; training moves tables alone.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     learned: ClassVar[frozenset[str]] = frozenset()
     idempotent: ClassVar[bool] = False
+    fixed: ClassVar[bool] = False
 
     def resolve(self, weights: Mapping[str, Tensor]) -> dict[str, Representation]:
         """Return the representation of each weight of a scope, shared choices made.
@@ -201,6 +214,46 @@ class Representation(Value, ABC):
     def surrogate(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         """Return what stands in for the decoded weight in the backward pass."""
         return weight
+
+    def stream_shape(self, stream: str, shape: torch.Size) -> torch.Size:
+        """Return how many symbols a stream has, and in which shape, before a mask is applied.
+
+        Args:
+            stream: its name.
+            shape: of the weight.
+        """
+        return shape
+
+    def sliced(
+        self,
+        state: Mapping[str, Tensor],
+        dim: int,
+        index: Tensor,
+        weight: Tensor,
+        mask: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """Return the state of a weight of which some places are left.
+
+        Args:
+            state: before that.
+            dim: of the weight.
+            index: int64 [new size], the places along it.
+            weight: latent, before it is sliced [any shape].
+            mask: of what is left [its shape].
+        """
+        groups = _groups(self, weight.shape) if state else None
+        places = None if groups is None else _sliced_groups(self, groups, dim, index)
+        left = dict(state)
+        for name, tensor in state.items():
+            if tensor.shape == weight.shape:
+                left[name] = tensor.index_select(dim, index)
+            elif groups is None or tensor.shape[:1] != (int(groups.max()) + 1,):
+                continue
+            elif places is not None:
+                left[name] = tensor.index_select(0, places)
+            else:
+                left[name] = self.fit(weight.index_select(dim, index), mask)[name]
+        return left
 
     @final
     def encode(
@@ -230,19 +283,23 @@ class Representation(Value, ABC):
 
     def _drop(self, codes: Codes, mask: Tensor) -> Codes:
         streams = {
-            name: Stream(stream.tensor[mask], stream.bits) for name, stream in codes.streams.items()
+            name: Stream(stream.tensor[mask], stream.bits) if self._follows(name, codes) else stream
+            for name, stream in codes.streams.items()
         }
         streams[POSITION] = Stream(mask.to(torch.uint8), 1)
         return Codes(streams, codes.tables, codes.shape, codes.dtype)
 
     def _scatter(self, codes: Codes, mask: Tensor) -> Codes:
-        streams = {}
-        for name, stream in codes.streams.items():
-            if name != POSITION:
+        streams = {name: s for name, s in codes.streams.items() if name != POSITION}
+        for name, stream in streams.items():
+            if self._follows(name, codes):
                 dense = torch.zeros(codes.shape, dtype=torch.uint8, device=mask.device)
                 dense[mask] = stream.tensor
                 streams[name] = Stream(dense, stream.bits)
         return Codes(streams, codes.tables, codes.shape, codes.dtype)
+
+    def _follows(self, stream: str, codes: Codes) -> bool:
+        return self.stream_shape(stream, codes.shape) == codes.shape
 
     @classmethod
     def shorthand(cls, value: Any) -> tuple[str, Any] | None:
@@ -283,3 +340,22 @@ class Float(Representation):
         dense = torch.zeros(codes.shape, dtype=codes.dtype, device=mask.device)
         dense[mask] = codes.tables["values"]
         return Codes({}, {"values": dense}, codes.shape, codes.dtype)
+
+
+def _groups(representation: Representation, shape: torch.Size) -> Tensor | None:
+    """Return the group of every weight [shape], or None where all of them are one."""
+    granularity = dict(representation).get("granularity", "tensor")
+    if granularity == "tensor":
+        return None
+    rows = grouped(torch.zeros(shape, dtype=torch.int64), granularity)
+    return (rows + torch.arange(len(rows))[:, None]).reshape(shape)
+
+
+def _sliced_groups(
+    representation: Representation, groups: Tensor, dim: int, index: Tensor
+) -> Tensor | None:
+    """Return the old group of every new one, or None where they are mixed."""
+    left = groups.index_select(dim, index.cpu())
+    mixed = grouped(left, dict(representation)["granularity"])
+    places = mixed[:, 0]
+    return places.to(index.device) if bool((mixed == places[:, None]).all()) else None
