@@ -43,7 +43,7 @@ from laconic.structure import (
     Top,
 )
 from laconic.tasks import Task
-from laconic.weights import Quantize, Representation, Symmetric
+from laconic.weights import Quantize, QuantNoise, Representation, Symmetric
 
 PAGE = Path(__file__).parents[2] / "docs" / "chaining.md"
 
@@ -74,6 +74,7 @@ EXAMPLES: dict[str, dict[Step, bool]] = {
         Prune("channels", keep=0.5): False,
         Prune("neurons", keep=0.5, by=Taylor(batches=1, batch=8), ranking="global"): True,
     },
+    "quant_noise": {QuantNoise(0.5, proxy="zero", retrain=Train(batch=8)): True},
     "quantize": {
         Quantize(4): False,
         Quantize(Symmetric(4, rounding="stochastic")): True,
@@ -411,6 +412,7 @@ def kinds() -> dict[str, Step]:
         "drop_layers": DropLayers(Top(1)),
         "factorize": Factorize(SVD(), scope=Scope("kind:linear")),
         "layer_drop": LayerDrop(0.5, retrain=Train(batch=8)),
+        "quant_noise": QuantNoise(0.5, proxy="zero", retrain=Train(batch=8)),
         "ghost": Ghost(ChannelGhosts()),
         "rewire": Rewire("channels"),
     }

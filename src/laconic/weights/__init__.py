@@ -17,6 +17,7 @@ _TABLE: dict[str, str] = {
     "Logarithmic": "laconic.weights.uniform",
     "LossAware": "laconic.weights.lossaware",
     "Product": "laconic.weights.product",
+    "QuantNoise": "laconic.weights.noise",
     "Quantize": "laconic.weights.quantize",
     "Representation": "laconic.weights.representation",
     "Stream": "laconic.weights.representation",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, MutableMapping
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from laconic.errors import ModelError, nearest
 from laconic.names import joined, of_laid
 from laconic.scope import Scope
 from laconic.weights.representation import Codes, Float, Representation, masked, ste
+
+if TYPE_CHECKING:
+    from laconic.weights.noise import QuantNoise
 
 __all__ = [
     "Laid",
@@ -38,11 +41,15 @@ class Laid(nn.Module):
     where the mask is False, so a pruned weight never revives. It changes only through
     ``update`` (after an optimiser step) and the optimiser itself (learned tables).
 
+    Attributes:
+        quant_noise: in training, which blocks alone are quantised; set by that step, never stored.
+
     >>> Laid(Float(), mask=torch.tensor([True, False]))(torch.tensor([1.0, 2.0]))
     tensor([1., 0.])
     """
 
     mask: Tensor | None
+    quant_noise: QuantNoise | None = None
 
     def __init__(
         self,
@@ -71,7 +78,10 @@ class Laid(nn.Module):
         with torch.no_grad():
             codes = self.representation.codes(weight.detach(), self.mask, state)
             decoded = self.representation.values(codes)
-        return masked(ste(decoded, self.representation.surrogate(weight, state)), self.mask)
+        surrogate = self.representation.surrogate(weight, state)
+        if self.quant_noise is not None and self.training:
+            decoded, surrogate = self.quant_noise.mixed(weight, decoded, surrogate)
+        return masked(ste(decoded, surrogate), self.mask)
 
     def encode(self, weight: Tensor) -> Codes:
         """Return the codes that are shipped for this latent weight."""
