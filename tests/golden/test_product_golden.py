@@ -60,6 +60,8 @@ def test_blocks_are_neighbours_of_a_row() -> None:
         ((6, 2, 3, 3), 9, (6, 2), 9),
         ((20,), 8, (1, 3), 8),
         ((5, 7), 1, (5, 7), 1),
+        ((3, 2, 2, 2), 1, (3, 2, 2, 2), 1),
+        ((9, 1), 8, (9, 1), 1),
     ],
 )
 def test_an_index_stands_for_a_block(

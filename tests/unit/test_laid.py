@@ -368,6 +368,14 @@ def test_groups_that_slicing_leaves_whole_keep_their_scale() -> None:
     assert torch.equal(laid.sliced(0, mixed, weight).scale, fitted)
 
 
+def test_a_codebook_as_long_as_its_weight_is_not_sliced_with_it() -> None:
+    weight, kept = torch.randn(8), torch.tensor([6, 1])
+    laid = Laid(KMeans(3), None, KMeans(3).fit(weight))
+    sliced = laid.sliced(0, kept, weight)
+    assert torch.equal(sliced.codebook, laid.codebook)
+    assert torch.equal(sliced(weight[kept]), laid(weight)[kept])
+
+
 # The step.
 
 

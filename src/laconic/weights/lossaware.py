@@ -182,5 +182,5 @@ class LossAware(Representation):
 
     def _grid(self) -> Representation:
         if self.bits == 1:
-            return Binary(self.granularity)
-        return Symmetric(self.bits, granularity=self.granularity)
+            return Binary(granularity=self.granularity)
+        return Symmetric(bits=self.bits, granularity=self.granularity)

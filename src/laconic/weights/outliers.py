@@ -128,7 +128,7 @@ class Gobo(Representation):
         outlier = codes.streams["outlier"].tensor.reshape(codes.shape).bool()
         codebook = codes.table("codebook", 2**self.bits)
         values = codebook.index_select(0, index.flatten().int()).reshape(codes.shape)
-        values[outlier] = codes.table("outliers", int(outlier.sum()))
+        values[outlier] = codes.table("outliers", int(outlier.count_nonzero()))
         return values
 
     def surrogate(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:

@@ -133,15 +133,18 @@ def grouped(weight: Tensor, granularity: Granularity) -> Tensor:
         return weight.reshape(1, -1)
     if granularity == "row":
         return weight.reshape(weight.shape[0], -1)
-    counted = isinstance(granularity, Groups)
-    number = granularity.groups if counted else granularity
+    if isinstance(granularity, Groups):
+        number, shape = granularity.groups, (granularity.groups, -1)
+        words = f"{number} groups"
+    else:
+        number, shape = granularity, (-1, granularity)
+        words = f"groups of {number}"
     if weight.numel() % number:
-        words = f"{number} groups" if counted else f"groups of {number}"
         raise ModelError(
             f"{words} do not divide a weight {tuple(weight.shape)} of {weight.numel()} numbers; "
             "choose a divisor, 'row' or 'tensor'"
         )
-    return weight.reshape(number, -1) if counted else weight.reshape(-1, number)
+    return weight.reshape(shape)
 
 
 def rows_of(shape: torch.Size) -> tuple[int, int]:
@@ -245,7 +248,7 @@ class Representation(Value, ABC):
         places = None if groups is None else _sliced_groups(self, groups, dim, index)
         left = dict(state)
         for name, tensor in state.items():
-            if tensor.shape == weight.shape:
+            if tensor.shape == weight.shape and name not in self.learned:
                 left[name] = tensor.index_select(dim, index)
             elif groups is None or tensor.shape[:1] != (int(groups.max()) + 1,):
                 continue

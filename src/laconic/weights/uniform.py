@@ -296,7 +296,7 @@ class LearnedStep(Representation):
         return self._grid().values(codes)
 
     def _grid(self) -> Symmetric:
-        return Symmetric(self.bits, granularity=self.granularity, range="mse", levels="full")
+        return Symmetric(bits=self.bits, granularity=self.granularity, range="mse", levels="full")
 
     def surrogate(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         """Return what has the gradients of the weight and of the scale."""
