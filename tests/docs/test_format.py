@@ -20,8 +20,13 @@ from laconic.weights import (
     Binary,
     FixedPoint,
     Float,
+    Gobo,
+    Groups,
     KMeans,
+    LearnedStep,
     Logarithmic,
+    LossAware,
+    Product,
     Symmetric,
     Ternary,
 )
@@ -202,13 +207,23 @@ def decoded(written: object, streams: dict, tables: dict, shape: list[int]) -> n
     name, fields = (written, {}) if isinstance(written, str) else next(iter(written.items()))
     streams = dict(streams)
     position = streams.pop("position", None)
+    if name == "product":
+        return product(fields, streams, tables, shape, position)
     mask = np.ones(math.prod(shape), bool) if position is None else np.array(position, bool)
     dense = np.zeros((max(1, len(streams)), mask.size), np.int64)
     for row, symbols in enumerate(streams.values()):
         dense[row, mask] = symbols
     code = dense[0]
+    if name == "loss_aware":
+        name = "binary" if fields.get("bits", 2) == 1 else "symmetric"
+        fields = {"bits": 2, **fields}
+    if name == "learned_step":
+        name, fields = "symmetric", {"bits": 4, "levels": "full", **fields}
     granularity = fields.get("granularity", "tensor")
-    groups = {"tensor": 1, "row": shape[0]}.get(granularity) or mask.size // granularity
+    if isinstance(granularity, dict):
+        groups = granularity["groups"]
+    else:
+        groups = {"tensor": 1, "row": shape[0]}.get(granularity) or mask.size // granularity
     own = {key: np.repeat(table, mask.size // groups) for key, table in tables.items()
            if table.size == groups}  # fmt: skip
     if name == "float":
@@ -230,12 +245,31 @@ def decoded(written: object, streams: dict, tables: dict, shape: list[int]) -> n
         powers = [2.0**-n for n in range(count)]
         ladder = np.array([-p for p in powers] + [0.0] + powers[::-1], np.float32)
         result = ladder[code] * tables["scale"]
+    elif name == "gobo":
+        result = tables["codebook"][code]
+        result[dense[1] == 1] = tables["outliers"]
     elif name == "kmeans":
         result = tables["codebook"][code]
     else:
         signs = {"binary": 2 * code - 1, "ternary": code - 1}[name]
         result = signs.astype(np.float32) * own["scale"]
     return np.where(mask, result, np.float32(0)).reshape(shape)
+
+
+def product(
+    fields: dict, streams: dict, tables: dict, shape: list[int], position: list[int] | None
+) -> np.ndarray:
+    rows, length = (1, shape[0]) if len(shape) == 1 else (shape[0], math.prod(shape[1:]))
+    width = min(fields.get("block", 8), length)
+    codebook = tables["codebook"].reshape(2 ** fields.get("bits", 8), width)
+    each = math.ceil(length / width)
+    found = np.zeros((rows, each * width), np.float32)
+    for place, code in enumerate(streams["index"]):
+        row, block = divmod(place, each)
+        found[row, block * width : (block + 1) * width] = codebook[code]
+    result = found[:, :length].reshape(shape)
+    mask = True if position is None else np.array(position, bool).reshape(shape)
+    return np.where(mask, result, np.float32(0))
 
 
 def pieces(manifest: dict, tensors: dict[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
@@ -266,6 +300,9 @@ def pieces(manifest: dict, tensors: dict[str, np.ndarray]) -> Iterator[tuple[str
 REPRESENTATIONS = [
     Symmetric(4, granularity="row"), Symmetric(3, levels="full"), Affine(2), Affine(8, 4),
     FixedPoint(5), Logarithmic(4), KMeans(3), Binary("row"), Ternary(8),
+    LossAware(1), LossAware(granularity="row"), LossAware(4), Affine(3, Groups(6)),
+    LearnedStep(3, granularity="row"), LearnedStep(), Gobo(2, threshold=0.0),
+    Product(3, block=5), Product(2, block=20),
 ]  # fmt: skip
 
 

@@ -21,8 +21,13 @@ from laconic.weights import (
     Codes,
     DynamicFixedPoint,
     FixedPoint,
+    Gobo,
+    Groups,
     KMeans,
     Laid,
+    LearnedStep,
+    LossAware,
+    Product,
     Representation,
     Symmetric,
     Ternary,
@@ -52,7 +57,11 @@ EXTRA: dict[str, list[Representation]] = {
     ],
     "dynamic_fixed_point": [DynamicFixedPoint(2, choose="mse", rounding="equal")],
     "ternary": [Ternary("row", threshold="exact")],
-    "k_means": [KMeans(2, start="random"), KMeans(3, start="density", iterations=1)],
+    "learned_step": [LearnedStep(3, granularity="row")],
+    "loss_aware": [LossAware(4, granularity="row"), LossAware(granularity="row", solver="exact")],
+    "gobo": [Gobo(2, threshold=-1.0), Gobo(4, threshold=3.0)],
+    "product": [Product(1, block=3), Product(3, block=2, iterations=1)],
+    "kmeans": [KMeans(2, start="random"), KMeans(3, start="density", iterations=1)],
 }
 
 
@@ -185,12 +194,18 @@ def check_exact(representation: Representation, weight: Tensor, mask: Tensor | N
         assert not bool(decoded[~mask].any())
 
 
-def check_streams(codes: Codes, weight: Tensor, mask: Tensor | None) -> None:
-    shape = weight.shape if mask is None else torch.Size([int(mask.sum())])
+def check_streams(
+    representation: Representation, weight: Tensor, mask: Tensor | None = None
+) -> None:
+    codes = laid_on(representation, weight, mask).encode(weight)
+    survivors = weight.shape if mask is None else torch.Size([int(mask.sum())])
     for name, stream in codes.streams.items():
         assert 1 <= stream.bits <= 8
         assert stream.tensor.dtype == torch.uint8
-        assert stream.tensor.shape == (weight.shape if name == "position" else shape)
+        shape = representation.stream_shape(name, weight.shape)
+        assert shape.numel() <= weight.numel()
+        follows = name != "position" and shape == weight.shape
+        assert stream.tensor.shape == (survivors if follows else shape)
         if stream.tensor.numel():
             assert int(stream.tensor.max()) < 2**stream.bits
     assert ("position" in codes.streams) == (mask is not None)
@@ -244,7 +259,7 @@ def test_codes_are_in_range_and_streams_hold_the_survivors(
 ) -> None:
     for name, weight, mask in cases(shape):
         try:
-            check_streams(laid_on(representation, weight, mask).encode(weight), weight, mask)
+            check_streams(representation, weight, mask)
         except AssertionError as error:
             raise AssertionError(name) from error
 
@@ -324,11 +339,28 @@ def test_a_declared_idempotent_representation_is(representation: Representation)
 
 
 @every
+def test_a_declared_fixed_representation_is(representation: Representation) -> None:
+    weight, mask = normal(4, 7), masks((4, 7))["half"]
+    laid = laid_on(representation, weight, mask)
+    codes, others = laid.encode(weight), laid.encode(normal(7, 4).t() * 3 + 1)
+    moved = {
+        name
+        for name, stream in codes.streams.items()
+        if not same_bytes(stream.tensor, others.streams[name].tensor)
+    }
+    if representation.fixed:
+        assert not moved
+    elif representation == type(representation)():
+        assert moved or codes.streams.keys() == {"position"}
+
+
+@every
 def test_distinct_values_fit_the_bits(representation: Representation) -> None:
     weight = normal(40, 50)
     laid = laid_on(representation, weight)
     streams = list(laid.encode(weight).streams.values())
-    if len(streams) == 1 and getattr(representation, "granularity", "tensor") == "tensor":
+    one_each = len(streams) == 1 and streams[0].tensor.shape == weight.shape
+    if one_each and getattr(representation, "granularity", "tensor") == "tensor":
         assert laid(weight).unique().numel() <= 2 ** streams[0].bits
     else:
         assert laid(weight).unique().numel() <= weight.numel()
@@ -340,7 +372,7 @@ def test_other_float_types_are_exact_too(representation: Representation, dtype: 
     weight = normal(4, 7).to(dtype)
     check_exact(representation, weight, None)
     check_exact(representation, weight, masks((4, 7))["half"])
-    check_streams(laid_on(representation, weight).encode(weight), weight, None)
+    check_streams(representation, weight)
 
 
 @every
@@ -359,8 +391,27 @@ def test_groups_of_a_number_of_weights(representation: Representation) -> None:
     flat = laid_on(by_three, blocks.reshape(4, 6)).encode(blocks.reshape(4, 6))
     for key, table in expected.tables.items():
         assert same_bytes(table, flat.tables[key])
-    with pytest.raises(ModelError, match="do not divide"):
+    with pytest.raises(ModelError, match="groups of 3 do not divide"):
         laid_on(by_three, normal(4, 7)).encode(normal(4, 7))
+
+
+@every
+def test_a_number_of_groups(representation: Representation) -> None:
+    if "granularity" not in type(representation).model_fields:
+        return
+    two = type(representation)(**{**dict(representation), "granularity": {"groups": 2}})
+    twelve = representation.model_copy(update={"granularity": 12})
+    assert two == representation.model_copy(update={"granularity": Groups(2)})
+    assert Representation.coerce(yaml.safe_load(yaml.safe_dump(two.to_data()))) == two
+    for mask in masks((4, 6)).values():
+        check_exact(two, normal(4, 6), mask)
+        found = []
+        for each in (two, twelve):
+            torch.manual_seed(0)
+            found.append(laid_on(each, normal(4, 6), mask).encode(normal(4, 6)))
+        assert same_codes(*found)
+    with pytest.raises(ModelError, match="2 groups do not divide"):
+        laid_on(two, normal(3, 7)).encode(normal(3, 7))
 
 
 @every

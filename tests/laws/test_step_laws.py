@@ -53,6 +53,7 @@ from laconic.weights import (
     MixedPrecision,
     Percentile,
     Quantize,
+    QuantNoise,
     Representation,
     Symmetric,
     Ternary,
@@ -92,6 +93,7 @@ EXAMPLES: dict[str, dict[Step, bool]] = {
         Prune("channels", keep=0.5): False,
         Prune("neurons", keep=0.5, by=Taylor(batches=1, batch=8), ranking="global"): True,
     },
+    "quant_noise": {QuantNoise(0.5, proxy="zero", retrain=Train(batch=8)): True},
     "quantize": {
         Quantize(4): False,
         Quantize(Symmetric(4, rounding="stochastic")): True,
@@ -445,6 +447,7 @@ def kinds() -> dict[str, Step]:
         "drop_layers": DropLayers(Top(1)),
         "factorize": Factorize(SVD(), scope=Scope("kind:linear")),
         "layer_drop": LayerDrop(0.5, retrain=Train(batch=8)),
+        "quant_noise": QuantNoise(0.5, proxy="zero", retrain=Train(batch=8)),
         "ghost": Ghost(ChannelGhosts()),
         "rewire": Rewire("channels"),
         "plan_split": PlanSplit("size <= 0.4x", choose=RandomGain()),

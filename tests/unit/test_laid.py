@@ -19,6 +19,7 @@ from laconic.weights import (
     DynamicFixedPoint,
     FixedPoint,
     Float,
+    Groups,
     KMeans,
     Laid,
     Quantize,
@@ -348,6 +349,31 @@ def test_weights_of_one_shape_do_not_share_their_noise() -> None:
     for name in ("0.weight", "1.weight"):
         lay(model, name, Symmetric(2, rounding="stochastic"))
     assert not torch.equal(model[0].weight, model[1].weight)
+
+
+def test_groups_that_slicing_leaves_whole_keep_their_scale() -> None:
+    weight = torch.randn(4, 6)
+    representation = Symmetric(2, range="mse", granularity=Groups(2))
+    scale = torch.tensor([5.0, 7.0])
+    laid = Laid(representation, None, {"scale": scale})
+    kept = {
+        "a row of each": (0, [0, 2], [5.0, 7.0]),
+        "the rows of one": (0, [0, 1], [5.0, 5.0]),
+        "some columns": (1, [5, 0, 3], [5.0, 7.0]),
+    }
+    for name, (dim, places, expected) in kept.items():
+        assert laid.sliced(dim, torch.tensor(places), weight).scale.tolist() == expected, name
+    mixed = torch.tensor([0, 1, 2])
+    fitted = representation.fit(weight[mixed])["scale"]
+    assert torch.equal(laid.sliced(0, mixed, weight).scale, fitted)
+
+
+def test_a_codebook_as_long_as_its_weight_is_not_sliced_with_it() -> None:
+    weight, kept = torch.randn(8), torch.tensor([6, 1])
+    laid = Laid(KMeans(3), None, KMeans(3).fit(weight))
+    sliced = laid.sliced(0, kept, weight)
+    assert torch.equal(sliced.codebook, laid.codebook)
+    assert torch.equal(sliced(weight[kept]), laid(weight)[kept])
 
 
 # The step.

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from laconic.step import Value
 
@@ -24,7 +24,11 @@ __all__ = [
     "Milestones",
     "Optimizer",
     "Stop",
+    "curvature_of",
 ]
+
+# Added to a curvature, so that a weight whose gradient was always zero counts for something.
+EPSILON = 1e-8
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -121,9 +125,11 @@ class Optimizer(Value, ABC):
         weight_decay: as torch defines it for this optimiser.
         decay: the learning rate over training.
         clip: largest global norm of the gradient; None: not clipped.
+        second_moment: whether it keeps the mean square of every gradient, as Adam.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("lr",)
+    second_moment: ClassVar[bool] = False
 
     lr: Positive = 1e-3
     weight_decay: NotNegative = 0.0
@@ -158,6 +164,8 @@ class AdamW(Optimizer):
     AdamW(2e-05)
     """
 
+    second_moment: ClassVar[bool] = True
+
     weight_decay: NotNegative = 0.01
 
     def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -171,6 +179,8 @@ class Adam(Optimizer):
     >>> Adam(1e-3, clip=1.0).clip
     1.0
     """
+
+    second_moment: ClassVar[bool] = True
 
     def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Return torch.optim.Adam."""
@@ -195,6 +205,32 @@ class SGD(Optimizer):
     def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Return torch.optim.SGD."""
         return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)
+
+
+def curvature_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Tensor | None:
+    """Return the loss's diagonal curvature as Adam knows it, or None where it did not move.
+
+    ``D = sqrt(v / (1 - beta2^t)) + 1e-8`` with the second moment v after t updates (Hou and
+    Kwok 2018, section 2.2).
+
+    Args:
+        optimizer: torch's Adam or AdamW.
+        parameter: one of those it moves [any shape].
+
+    >>> weight = nn.Parameter(torch.zeros(2))
+    >>> adam = torch.optim.Adam([weight])
+    >>> (weight * torch.tensor([3.0, -4.0])).sum().backward()
+    >>> adam.step()
+    >>> [round(number, 4) for number in curvature_of(adam, weight).tolist()]
+    [3.0, 4.0]
+    """
+    slots = optimizer.state.get(parameter)
+    if not slots:
+        return None
+    ours = (g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
+    _, beta2 = next(ours)["betas"]
+    moment: Tensor = slots["exp_avg_sq"]
+    return (moment / (1 - beta2 ** float(slots["step"]))).sqrt_().add_(EPSILON)
 
 
 class Stop(Value):

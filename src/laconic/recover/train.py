@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
@@ -14,19 +14,20 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.utils import parametrize
 
-from laconic.errors import RunError, ScopeError, TaskError
+from laconic.errors import ChainError, RunError, ScopeError, TaskError
 from laconic.models.capture import Features
 from laconic.names import module_of, plain_name
 from laconic.progress import progress
 from laconic.recover.lesson import Lesson
 from laconic.recover.objectives import Label, Objective
-from laconic.recover.optimize import AdamW, Optimizer, Stop
+from laconic.recover.optimize import AdamW, Optimizer, Stop, curvature_of
 from laconic.recover.penalties import Penalty
 from laconic.scope import Scope
 from laconic.step import During, State, Step, derive
 from laconic.tasks.split import map_tensors
 from laconic.tasks.task import needed
 from laconic.weights.laid import Laid, copied, laid_tensors
+from laconic.weights.quantize import planned
 
 if TYPE_CHECKING:
     from laconic.tasks import Batch, Task
@@ -42,7 +43,8 @@ class Train(Step):
     What is outside the scope stays as it is: a BatchNorm there normalises with the statistics
     it has. Teachers answer in evaluation mode, in the precision of the training; they never
     change. What an objective learns beside the network (projections, peers) moves with it and is
-    not kept. A last batch of one example that BatchNorm cannot normalise is passed over.
+    not kept. A last batch of one example that BatchNorm cannot normalise is passed over. What a
+    representation needs of the loss's curvature is Adam's second moment, after every update.
 
     Attributes:
         scope: modules whose parameters move.
@@ -69,7 +71,7 @@ class Train(Step):
     during: tuple[During, ...] = ()
 
     def check(self, model: nn.Module, task: Task | None, earlier: tuple[Step, ...] = ()) -> None:
-        """Refuse to train without a task, or nothing."""
+        """Refuse to train without a task, nothing, or with the wrong optimiser."""
         super().check(model, task, earlier)
         needed(task, "train needs data")
         if not _parameters(model, self.scope):
@@ -78,6 +80,7 @@ class Train(Step):
             _trained(self, model)  # refuses a scope where all is frozen
         if self.penalty is not None:
             self.penalty.tensors(model, self.scope)  # refuses a scope without what it is of
+        _check_curvature(self, model, earlier)
         for index, step in enumerate(self.during):
             step.check(model, task, (*earlier, *self.during[:index]))
 
@@ -99,6 +102,7 @@ class _Loop:
         self.networks += [_learning(peer) for peer in self.lesson.peers.values()]
         self.parameters = [*itertools.chain.from_iterable(self.networks)]
         self.optimizer = train.optimizer.build(self.parameters)
+        _check_curvature(train, self.model, ())
         self.per_epoch = self.task.train.batch_count(train.batch)
         self.updates = train.epochs * self.per_epoch
         self.epoch = self.batch = self.stale = 0
@@ -175,8 +179,9 @@ class _Loop:
             for parameters in self.networks:
                 nn.utils.clip_grad_norm_(parameters, self.train.optimizer.clip)
         self.optimizer.step()
-        for laid in self.laid():
-            laid.update()
+        for laid, latent in self.laid().items():
+            asked = "curvature" in laid.representation.needs
+            laid.update(curvature_of(self.optimizer, latent) if asked else None)
 
     def learnable(self, batch: Batch) -> bool:
         """Return whether BatchNorm can normalise a batch; one example may be too few.
@@ -196,13 +201,13 @@ class _Loop:
             )
         return False
 
-    def laid(self) -> Iterable[Laid]:
-        """Return what is laid on the weights of the scope, once where weights are tied."""
-        return dict.fromkeys(
-            layer
-            for name, (layer, _) in laid_tensors(self.model).items()
+    def laid(self) -> dict[Laid, Tensor]:
+        """Return what is laid on the weights of the scope, once where they are tied, and these."""
+        return {
+            layer: latent
+            for name, (layer, latent) in laid_tensors(self.model).items()
             if name.rpartition(".")[0] in self.scope
-        )
+        }
 
     def refuse(self, loss: float, where: str) -> None:
         """Stop at a loss that is not finite."""
@@ -324,6 +329,18 @@ def _normalised(task: Task, model: nn.Module, batch: Batch) -> bool:
             raise
         return False
     return True
+
+
+def _check_curvature(train: Train, model: nn.Module, earlier: tuple[Step, ...]) -> None:
+    """Refuse an optimiser without a second moment where a representation needs one."""
+    if train.optimizer.second_moment:
+        return
+    for name, representation in planned(model, train.scope, earlier).items():
+        if "curvature" in representation.needs:
+            raise ChainError(
+                f"train with {train.optimizer.name} after quantize ({representation.name}) at "
+                f"'{name}': that needs Adam's second moment of the weight; use adam or adamw"
+            )
 
 
 def _learning(network: nn.Module) -> list[nn.Parameter]:

@@ -199,7 +199,8 @@ def _encode(name: str, representation: Representation, codes: Codes) -> _Encoded
     streams, listing = [], {}
     for key in sorted(codes.streams):
         bits, symbols = codes.streams[key].bits, codes.streams[key].tensor.flatten().numpy()
-        coded = _code(symbols, bits)
+        layout = representation.stream_shape(key, codes.shape)
+        coded = _code(symbols, bits, weights=codes.shape.numel() // max(layout.numel(), 1))
         listing[key] = [bits, coded.coder, symbols.size, coded.data.size]
         streams.append(torch.from_numpy(coded.data))
     entry = {
@@ -220,11 +221,17 @@ def _on_cpu(codes: Codes) -> Codes:
     return Codes(streams, tables, codes.shape, codes.dtype)
 
 
-def _code(symbols: np.ndarray, bits: int) -> coding.Coded:
-    """Return the smallest code whose size still tells how many symbols a file may claim."""
+def _code(symbols: np.ndarray, bits: int, *, weights: int = 1) -> coding.Coded:
+    """Return the smallest code whose size still tells how many weights a file may claim.
+
+    Args:
+        symbols: uint8 [count].
+        bits: of each.
+        weights: that each stands for.
+    """
     for coders in (None, ["huffman", "packed"]):
         coded = coding.encode(symbols, bits, coders=coders)
-        if not too_good(symbols.size, coded.data.size):
+        if not too_good(symbols.size * weights, coded.data.size):
             return coded
     return coding.encode(symbols, bits, coders=["packed"])
 

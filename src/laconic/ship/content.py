@@ -177,19 +177,18 @@ def decode_piece(path: Path, piece: Piece) -> Tensor:
 
 
 def _decode(representation: Representation, piece: Piece) -> Tensor:
-    entry = piece.entry
+    entry, shape = piece.entry, torch.Size(piece.entry.shape)
+    thinned = _thinned(representation, entry)
     streams = {}
     for key, (bits, coder, count, _) in entry.streams.items():
+        layout = representation.stream_shape(key, shape)
+        if key not in thinned and count != layout.numel():
+            raise ArtifactError(f"{list(shape)} cannot have {count} {key!r} symbols")
         data = piece.streams[key].numpy()
         symbols = torch.from_numpy(coding.decode(data, coder, bits=bits, count=count))
-        streams[key] = Stream(symbols, bits)
-    shape = torch.Size(entry.shape)
-    position = streams.get(POSITION)
-    if position is None:
-        streams = {key: Stream(s.tensor.reshape(shape), s.bits) for key, s in streams.items()}
-    else:
-        _check_survivors(int(position.tensor.count_nonzero()), streams, piece.tables)
-        streams[POSITION] = Stream(position.tensor.reshape(shape), 1)
+        streams[key] = Stream(symbols if key in thinned else symbols.reshape(layout), bits)
+    if POSITION in streams:
+        _check_survivors(streams, thinned, piece.tables)
     decoded = representation.decode(Codes(streams, piece.tables, shape, DTYPES[entry.dtype]))
     if decoded.shape != shape or decoded.dtype != DTYPES[entry.dtype]:
         raise ArtifactError(f"it decodes to {decoded.dtype} {tuple(decoded.shape)}")
@@ -198,10 +197,21 @@ def _decode(representation: Representation, piece: Piece) -> Tensor:
     return decoded
 
 
+def _thinned(representation: Representation, entry: TensorEntry) -> set[str]:
+    """Return the streams that hold survivors only: of a masked weight, those of its shape."""
+    if POSITION not in entry.streams:
+        return set()
+    shape = torch.Size(entry.shape)
+    whole = {key for key in entry.streams if representation.stream_shape(key, shape) != shape}
+    return entry.streams.keys() - whole - {POSITION}
+
+
 def _check_survivors(
-    survivors: int, streams: Mapping[str, Stream], tables: Mapping[str, Tensor]
+    streams: Mapping[str, Stream], thinned: set[str], tables: Mapping[str, Tensor]
 ) -> None:
-    dense = {key: stream.tensor for key, stream in streams.items() if key != POSITION}
-    for key, values in (dense or tables).items():
+    survivors = int(streams[POSITION].tensor.count_nonzero())
+    # A weight that is float has no streams but a table of its values.
+    lists = {key: streams[key].tensor for key in thinned} if len(streams) > 1 else tables
+    for key, values in lists.items():
         if values.shape != (survivors,):
             raise ArtifactError(f"{key!r} is {tuple(values.shape)} for {survivors} survivors")

@@ -233,10 +233,9 @@ def _bound(manifest: Manifest, stored: int, where: str) -> None:
     total = 0 if manifest.tokenizer is None else manifest.tokenizer[2]
     for name, entry in manifest.tensors.items():
         numbers = math.prod(entry.shape)
-        position = entry.streams.get("position")
         for stream, (_, _, count, _) in entry.streams.items():
-            dense = position is None or stream == "position"
-            if count > numbers or (dense and count != numbers):
+            # That it is as many as the representation takes is checked before it is decoded.
+            if count > numbers:
                 raise ArtifactError(
                     f"{where}: {name!r} {list(entry.shape)} cannot have {count} {stream!r} symbols"
                 )

@@ -22,7 +22,7 @@ from laconic.weights.laid import (
     owner,
     owners_of,
 )
-from laconic.weights.quantize import Quantize
+from laconic.weights.quantize import planned
 from laconic.weights.representation import Float
 from laconic.weights.slopes import drawn, probe
 
@@ -216,13 +216,7 @@ class OBS(Criterion):
         self, model: nn.Module, names: Iterable[str], earlier: Sequence[Step] = ()
     ) -> None:
         """Refuse weights of other layers, and those that will have been quantised."""
-        quantized = {
-            name: representation
-            for step in earlier
-            if isinstance(step, Quantize)
-            for representation, weights in step.represented(model)
-            for name in weights
-        } | {name: layer.representation for name, (layer, _) in laid_tensors(model).items()}
+        quantized = planned(model, Scope("*"), earlier)
         for name in names:
             module, _ = owner(model, name)
             if not isinstance(module, LAYERS):

@@ -13,7 +13,14 @@ from torch import Tensor
 
 from laconic.weights.representation import Codes, Representation, Stream
 
-__all__ = ["KMeans", "lloyd", "optimal_clusters", "start_centroids"]
+__all__ = [
+    "KMeans",
+    "cluster_means",
+    "lloyd",
+    "nearest_edges",
+    "optimal_clusters",
+    "start_centroids",
+]
 
 Start = Literal["linear", "density", "random"]
 
@@ -39,6 +46,7 @@ class KMeans(Representation):
 
     positional: ClassVar[tuple[str, ...]] = ("bits",)
     learned: ClassVar[frozenset[str]] = frozenset({"codebook"})
+    fixed: ClassVar[bool] = True
 
     bits: Annotated[int, Field(ge=1, le=8)] = 5
     start: Start = "linear"
@@ -102,16 +110,41 @@ def lloyd(numbers: np.ndarray, centroids: np.ndarray, iterations: int) -> np.nda
     """
     sums = np.concatenate([[0.0], np.cumsum(numbers)])
     for _ in range(iterations):
-        cuts = np.searchsorted(numbers, (centroids[1:] + centroids[:-1]) / 2)
-        edges = np.concatenate([[0], cuts, [numbers.size]])
-        sizes = np.diff(edges)
-        means = np.divide(
-            sums[edges[1:]] - sums[edges[:-1]], sizes, out=centroids.copy(), where=sizes > 0
-        )
+        means = cluster_means(sums, nearest_edges(numbers, centroids), centroids)
         if np.array_equal(means, centroids):
             break
         centroids = means
     return centroids
+
+
+def nearest_edges(numbers: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """Return where the cluster of each centroid begins, and where the last one ends [k + 1].
+
+    Args:
+        numbers: sorted float64 [n].
+        centroids: ascending [k]; a number belongs to the nearest.
+
+    >>> nearest_edges(np.array([0.0, 0.1, 1.0, 5.0]), np.array([0.0, 4.0])).tolist()
+    [0, 3, 4]
+    """
+    cuts = np.searchsorted(numbers, (centroids[1:] + centroids[:-1]) / 2)
+    return np.concatenate([[0], cuts, [numbers.size]])
+
+
+def cluster_means(sums: np.ndarray, edges: np.ndarray, empty: np.ndarray) -> np.ndarray:
+    """Return the mean of each cluster [k], or what stands for one that is empty.
+
+    Args:
+        sums: of the first 0, 1, ..., n sorted numbers [n + 1].
+        edges: as ``nearest_edges`` returns them [k + 1].
+        empty: stands for empty clusters [k].
+
+    >>> cluster_means(np.array([0.0, 1.0, 3.0]), np.array([0, 2, 2]), np.array([9.0, 9.0])).tolist()
+    [1.5, 9.0]
+    """
+    sizes = np.diff(edges)
+    means: np.ndarray = empty.copy()
+    return np.divide(sums[edges[1:]] - sums[edges[:-1]], sizes, out=means, where=sizes > 0)
 
 
 def optimal_clusters(numbers: np.ndarray, count: int) -> tuple[np.ndarray, float]:

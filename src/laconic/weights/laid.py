@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, MutableMapping
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,10 @@ from torch.nn.utils import parametrize
 from laconic.errors import ModelError, nearest
 from laconic.names import joined, of_laid
 from laconic.scope import Scope
-from laconic.weights.representation import Codes, Float, Representation, grouped, masked, ste
+from laconic.weights.representation import Codes, Float, Representation, masked, ste
+
+if TYPE_CHECKING:
+    from laconic.weights.noise import QuantNoise
 
 __all__ = [
     "Laid",
@@ -38,11 +41,15 @@ class Laid(nn.Module):
     where the mask is False, so a pruned weight never revives. It changes only through
     ``update`` (after an optimiser step) and the optimiser itself (learned tables).
 
+    Attributes:
+        quant_noise: in training, which blocks alone are quantised; set by that step, never stored.
+
     >>> Laid(Float(), mask=torch.tensor([True, False]))(torch.tensor([1.0, 2.0]))
     tensor([1., 0.])
     """
 
     mask: Tensor | None
+    quant_noise: QuantNoise | None = None
 
     def __init__(
         self,
@@ -70,16 +77,26 @@ class Laid(nn.Module):
         state = self.state
         with torch.no_grad():
             decoded = self.representation.quantized(weight.detach(), self.mask, state)
-        return masked(ste(decoded, self.representation.surrogate(weight, state)), self.mask)
+        surrogate = self.representation.surrogate(weight, state)
+        if self.quant_noise is not None and self.training:
+            decoded, surrogate = self.quant_noise.mixed(weight, decoded, surrogate)
+        return masked(ste(decoded, surrogate), self.mask)
 
     def encode(self, weight: Tensor) -> Codes:
         """Return the codes that are shipped for this latent weight."""
         with torch.no_grad():
             return self.representation.encode(weight, mask=self.mask, state=self.state)
 
-    def update(self) -> None:
-        """Advance what changes with every optimiser step."""
+    def update(self, curvature: Tensor | None = None) -> None:
+        """Advance what changes with every optimiser step.
+
+        Args:
+            curvature: of the loss, for a representation that needs it [shape of the weight];
+                None: what is known of it stays.
+        """
         with torch.no_grad():
+            if curvature is not None:
+                self.state["curvature"].copy_(curvature)
             self.representation.update(self.state)
 
     def sliced(self, dim: int, index: Tensor, weight: Tensor) -> Laid:
@@ -101,39 +118,9 @@ class Laid(nn.Module):
         tensor([[ True, False]])
         """
         mask = None if self.mask is None else self.mask.index_select(dim, index)
-        state = {name: tensor.detach() for name, tensor in self.state.items()}
-        groups = _groups(self.representation, weight.shape) if state else None
-        places = None if groups is None else _sliced_groups(self.representation, groups, dim, index)
-        for name, tensor in state.items():
-            if tensor.shape == weight.shape:
-                state[name] = tensor.index_select(dim, index)
-            elif groups is None or tensor.shape[:1] != (int(groups.max()) + 1,):
-                continue
-            elif places is not None:
-                state[name] = tensor.index_select(0, places)
-            else:
-                left = weight.detach().index_select(dim, index)
-                state[name] = self.representation.fit(left, mask)[name]
+        with torch.no_grad():
+            state = self.representation.sliced(self.state, dim, index, weight.detach(), mask)
         return Laid(self.representation, mask, state)
-
-
-def _groups(representation: Representation, shape: torch.Size) -> Tensor | None:
-    """Return the group of every weight [shape], or None where all of them are one."""
-    granularity = dict(representation).get("granularity", "tensor")
-    if granularity == "tensor":
-        return None
-    rows = grouped(torch.zeros(shape, dtype=torch.int64), granularity)
-    return (rows + torch.arange(len(rows))[:, None]).reshape(shape)
-
-
-def _sliced_groups(
-    representation: Representation, groups: Tensor, dim: int, index: Tensor
-) -> Tensor | None:
-    """Return the old group of every new one, or None where they are mixed."""
-    left = groups.index_select(dim, index.cpu())
-    mixed = grouped(left, dict(representation)["granularity"])
-    places = mixed[:, 0]
-    return places.to(index.device) if bool((mixed == places[:, None]).all()) else None
 
 
 def owner(model: nn.Module, tensor: str) -> tuple[nn.Module, str]:

@@ -13,19 +13,17 @@ from laconic.weights.representation import (
     Granularity,
     Representation,
     Stream,
+    group_sizes,
     grouped,
     masked,
 )
 
 __all__ = ["Binary", "Ternary", "optimal_support", "ternary_threshold"]
 
+# What a float64 is divided by at least.
+SMALLEST = 1e-300
 # A float32 counts no further one by one.
 COUNTABLE = 1 << 24
-
-
-def _count(size: Tensor, mask: Tensor | None, granularity: Granularity) -> Tensor | int:
-    # A group without survivors divides by one: its scale is 0, not NaN.
-    return size.shape[1] if mask is None else grouped(mask, granularity).sum(1).clamp(min=1)
 
 
 class Binary(Representation):
@@ -52,7 +50,7 @@ class Binary(Representation):
 
     def _scale(self, weight: Tensor, mask: Tensor | None) -> Tensor:
         size = grouped(masked(weight, mask).abs(), self.granularity)
-        return size.sum(1) / _count(size, mask, self.granularity)
+        return size.sum(1) / group_sizes(size, mask, self.granularity)
 
     def shortcut(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor]) -> Tensor:
         """Return +-scale without the codes."""
@@ -85,24 +83,25 @@ def ternary_threshold(size: Tensor, count: Tensor | int) -> Tensor:
     return 0.7 * (size.sum(1) / count)
 
 
-def optimal_support(size: Tensor) -> Tensor:
+def optimal_support(size: Tensor, curvature: Tensor | None = None) -> Tensor:
     """Return which weights the best ternary keeps, bool [groups, size].
 
-    The k largest, with ``k = argmax (sum of the k largest)^2 / k``; found by sorting. Equal
-    weights are never parted, because the objective is convex in how many of them are taken.
+    The k largest, with ``k = argmax (sum of D |w|)^2 / (sum of D)`` over the k largest; found by
+    sorting. Equal weights are never parted: the objective is convex in how many are taken.
 
     Args:
         size: |w| [groups, size]; zero where pruned.
+        curvature: D [groups, size], by which squared errors are weighed; None: all alike.
 
     >>> optimal_support(torch.tensor([[1.0, 0.1, 0.9]])).tolist()
     [[True, False, True]]
     """
-    ordered = size.sort(dim=1, descending=True).values
+    ordered, places = size.sort(dim=1, descending=True)
     # In float64 and in units of the largest, so that squares neither overflow nor vanish.
-    sums = (ordered.double() / ordered[:, :1].double().clamp(min=1e-300)).cumsum(1)
-    places = torch.arange(1, size.shape[1] + 1, dtype=torch.float64, device=size.device)
-    last = (sums.square() / places).argmax(1, keepdim=True)
-    return size >= ordered.gather(1, last)
+    units = ordered.double() / ordered[:, :1].double().clamp(min=SMALLEST)
+    weights = torch.ones_like(units) if curvature is None else curvature.gather(1, places).double()
+    gain = (weights * units).cumsum(1).square_() / weights.cumsum(1).clamp_(min=SMALLEST)
+    return size >= ordered.gather(1, gain.argmax(1, keepdim=True))
 
 
 class Ternary(Representation):
@@ -138,7 +137,7 @@ class Ternary(Representation):
         if self.threshold == "exact":
             above = optimal_support(size)
         else:
-            count = _count(size, mask, self.granularity)
+            count = group_sizes(size, mask, self.granularity)
             above = size > ternary_threshold(size, count)[:, None]
         support = above.to(weight.dtype)
         # Adding up floats is faster, while they can count one by one.

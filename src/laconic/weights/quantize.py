@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import model_validator
@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from laconic.errors import ScopeError
 from laconic.models.halves import Halves
 from laconic.models.rounding import INPUT, OPERANDS
-from laconic.scope import KINDS
+from laconic.scope import KINDS, Scope
 from laconic.step import State, Step
 from laconic.tasks.task import needed
 from laconic.weights.activations import Activation
-from laconic.weights.laid import lay, mask_of, weights_of
+from laconic.weights.laid import laid_tensors, lay, mask_of, weights_of
 from laconic.weights.quantizer import Quantizer, attach_, attention_paths, calibrate
 from laconic.weights.representation import Representation
 
 if TYPE_CHECKING:
     from laconic.tasks import Task
 
-__all__ = ["Quantize"]
+__all__ = ["Quantize", "planned"]
 
 # Batches, and examples in each, that give activations their first range.
 FIRST_LOOK = (8, 32)
@@ -125,3 +125,22 @@ def _lay(model: nn.Module, weights: Mapping[str, Tensor], representation: Repres
     }
     for name, chosen in representation.resolve(survivors).items():
         lay(model, name, chosen)
+
+
+def planned(model: nn.Module, scope: Scope, earlier: Sequence[Step]) -> dict[str, Representation]:
+    """Return what the weights of a scope will be stored in after some steps.
+
+    Args:
+        model: the network before them; those that are plain then and stay so are left out.
+        scope: of the weights.
+        earlier: the steps.
+
+    >>> planned(nn.Sequential(nn.Linear(2, 2)), Scope("*"), (Quantize(4),))
+    {'0.weight': Symmetric(4)}
+    """
+    found = {name: layer.representation for name, (layer, _) in laid_tensors(model).items()}
+    for step in earlier:
+        if isinstance(step, Quantize):
+            for representation, weights in step.represented(model):
+                found |= dict.fromkeys(weights, representation)
+    return {name: found[name] for name in weights_of(model, scope) if name in found}

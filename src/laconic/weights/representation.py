@@ -14,9 +14,40 @@ from torch import Tensor
 from laconic.errors import ModelError
 from laconic.step import Value
 
-__all__ = ["Codes", "Float", "Granularity", "Representation", "Stream", "grouped", "ste"]
+__all__ = [
+    "Codes",
+    "Float",
+    "Granularity",
+    "Groups",
+    "Representation",
+    "Stream",
+    "group_sizes",
+    "grouped",
+    "rows_of",
+    "ste",
+]
 
-Granularity = Literal["tensor", "row"] | Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Groups(Value):
+    """A granularity: so many groups of consecutive weights in every tensor.
+
+    The 128 groups of Q-BERT (Shen et al. 2020, section 3.2) are ``Groups(128)``.
+
+    Attributes:
+        groups: how many; they divide the weight.
+
+    >>> grouped(torch.arange(6.0), Groups(2)).tolist()
+    [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ("groups",)
+
+    groups: Count
+
+
+Granularity = Literal["tensor", "row"] | Count | Groups
 
 POSITION = "position"
 # Numbers that are decoded together: a core's cache holds them with all that is made of them.
@@ -28,7 +59,8 @@ class Stream:
     """Unsigned integers of a fixed width.
 
     Attributes:
-        tensor: uint8, of the weight's shape or, once masked, [survivors].
+        tensor: uint8, of the weight's shape or, once masked, [survivors]; of another shape
+            where the representation says so (``stream_shape``).
         bits: width of each integer, 1 to 8.
 
     >>> Stream(torch.tensor([3, 0, 1], dtype=torch.uint8), bits=2).bits
@@ -103,8 +135,8 @@ def grouped(weight: Tensor, granularity: Granularity) -> Tensor:
 
     Args:
         weight: [rows, ...].
-        granularity: "tensor" (one group), "row" (one per slice of the first dimension) or
-            a number of consecutive weights.
+        granularity: "tensor" (one group), "row" (one per slice of the first dimension), a
+            number of consecutive weights, or ``Groups``: so many of them.
 
     Raises:
         ModelError: the number does not divide the weight.
@@ -113,32 +145,63 @@ def grouped(weight: Tensor, granularity: Granularity) -> Tensor:
         return weight.reshape(1, -1)
     if granularity == "row":
         return weight.reshape(weight.shape[0], -1)
-    if weight.numel() % granularity:
+    if isinstance(granularity, Groups):
+        number, shape = granularity.groups, (granularity.groups, -1)
+        words = f"{number} groups"
+    else:
+        number, shape = granularity, (-1, granularity)
+        words = f"groups of {number}"
+    if weight.numel() % number:
         raise ModelError(
-            f"groups of {granularity} do not divide a weight {tuple(weight.shape)} of "
-            f"{weight.numel()} numbers; choose a divisor, 'row' or 'tensor'"
+            f"{words} do not divide a weight {tuple(weight.shape)} of {weight.numel()} numbers; "
+            "choose a divisor, 'row' or 'tensor'"
         )
-    return weight.reshape(-1, granularity)
+    return weight.reshape(shape)
+
+
+def rows_of(shape: torch.Size) -> tuple[int, int]:
+    """Return how many rows a weight has, and how long they are; a vector is one row.
+
+    >>> rows_of(torch.Size([4, 3, 3])), rows_of(torch.Size([5]))
+    ((4, 9), (1, 5))
+    """
+    return (1, shape.numel()) if len(shape) < 2 else (shape[0], shape[1:].numel())
+
+
+def group_sizes(groups: Tensor, mask: Tensor | None, granularity: Granularity) -> Tensor | int:
+    """Return how many survivors a mean over each group divides by: [groups], at least 1.
+
+    Args:
+        groups: weights [groups, size].
+        mask: bool [shape of the weight], or None: all survive.
+        granularity: of the groups.
+
+    >>> group_sizes(torch.ones(2, 2), torch.tensor([[True, False], [False, False]]), "row").tolist()
+    [1, 1]
+    """
+    return groups.shape[1] if mask is None else grouped(mask, granularity).sum(1).clamp(min=1)
 
 
 class Representation(Value, ABC):
     """How numbers are stored: a frozen value with pure ``encode`` and ``decode``.
 
     A subclass writes the dense pair ``codes`` and ``values``; masking is done here, once:
-    with a mask, streams hold survivors only, plus the 1-bit "position" stream.
+    with a mask, streams of the weight's shape hold survivors only, plus the 1-bit "position".
 
     Laws: the forward of ``Laid`` equals ``decode(encode(weight))`` bit for bit; ``values`` uses
     only look-up, +, - and * (``pow`` and ``exp2`` differ between math libraries).
 
     Attributes:
-        needs: what ``fit`` must be given besides the weight ("curvature", "calibration").
+        needs: what training brings up to date in the state after every update ("curvature").
         learned: names of the state's tensors that training optimises.
         idempotent: encoding a decoded weight gives the same codes.
+        fixed: the streams stay as they were laid; training moves tables alone.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     learned: ClassVar[frozenset[str]] = frozenset()
     idempotent: ClassVar[bool] = False
+    fixed: ClassVar[bool] = False
 
     def resolve(self, weights: Mapping[str, Tensor]) -> dict[str, Representation]:
         """Return the representation of each weight of a scope, shared choices made.
@@ -166,6 +229,46 @@ class Representation(Value, ABC):
     def surrogate(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         """Return what stands in for the decoded weight in the backward pass."""
         return weight
+
+    def stream_shape(self, stream: str, shape: torch.Size) -> torch.Size:
+        """Return how many symbols a stream has, and in which shape, before a mask is applied.
+
+        Args:
+            stream: its name.
+            shape: of the weight.
+        """
+        return shape
+
+    def sliced(
+        self,
+        state: Mapping[str, Tensor],
+        dim: int,
+        index: Tensor,
+        weight: Tensor,
+        mask: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """Return the state of a weight of which some places are left.
+
+        Args:
+            state: before that.
+            dim: of the weight.
+            index: int64 [new size], the places along it.
+            weight: latent, before it is sliced [any shape].
+            mask: of what is left [its shape].
+        """
+        groups = _groups(self, weight.shape) if state else None
+        places = None if groups is None else _sliced_groups(self, groups, dim, index)
+        left = dict(state)
+        for name, tensor in state.items():
+            if tensor.shape == weight.shape and name not in self.learned:
+                left[name] = tensor.index_select(dim, index)
+            elif groups is None or tensor.shape[:1] != (int(groups.max()) + 1,):
+                continue
+            elif places is not None:
+                left[name] = tensor.index_select(0, places)
+            else:
+                left[name] = self.fit(weight.index_select(dim, index), mask)[name]
+        return left
 
     @final
     def quantized(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor]) -> Tensor:
@@ -215,19 +318,23 @@ class Representation(Value, ABC):
 
     def _drop(self, codes: Codes, mask: Tensor) -> Codes:
         streams = {
-            name: Stream(stream.tensor[mask], stream.bits) for name, stream in codes.streams.items()
+            name: Stream(stream.tensor[mask], stream.bits) if self._follows(name, codes) else stream
+            for name, stream in codes.streams.items()
         }
         streams[POSITION] = Stream(mask.to(torch.uint8), 1)
         return Codes(streams, codes.tables, codes.shape, codes.dtype)
 
     def _scatter(self, codes: Codes, mask: Tensor) -> Codes:
-        streams = {}
-        for name, stream in codes.streams.items():
-            if name != POSITION:
+        streams = {name: s for name, s in codes.streams.items() if name != POSITION}
+        for name, stream in streams.items():
+            if self._follows(name, codes):
                 dense = torch.zeros(codes.shape, dtype=torch.uint8, device=mask.device)
                 dense[mask] = stream.tensor
                 streams[name] = Stream(dense, stream.bits)
         return Codes(streams, codes.tables, codes.shape, codes.dtype)
+
+    def _follows(self, stream: str, codes: Codes) -> bool:
+        return self.stream_shape(stream, codes.shape) == codes.shape
 
     @classmethod
     def shorthand(cls, value: Any) -> tuple[str, Any] | None:
@@ -268,3 +375,22 @@ class Float(Representation):
         dense = torch.zeros(codes.shape, dtype=codes.dtype, device=mask.device)
         dense[mask] = codes.tables["values"]
         return Codes({}, {"values": dense}, codes.shape, codes.dtype)
+
+
+def _groups(representation: Representation, shape: torch.Size) -> Tensor | None:
+    """Return the group of every weight [shape], or None where all of them are one."""
+    granularity = dict(representation).get("granularity", "tensor")
+    if granularity == "tensor":
+        return None
+    rows = grouped(torch.zeros(shape, dtype=torch.int64), granularity)
+    return (rows + torch.arange(len(rows))[:, None]).reshape(shape)
+
+
+def _sliced_groups(
+    representation: Representation, groups: Tensor, dim: int, index: Tensor
+) -> Tensor | None:
+    """Return the old group of every new one, or None where they are mixed."""
+    left = groups.index_select(dim, index.cpu())
+    mixed = grouped(left, dict(representation)["granularity"])
+    places = mixed[:, 0]
+    return places.to(index.device) if bool((mixed == places[:, None]).all()) else None

@@ -15,6 +15,7 @@ from laconic.weights.representation import (
     Granularity,
     Representation,
     Stream,
+    group_sizes,
     grouped,
     masked,
 )
@@ -23,11 +24,13 @@ __all__ = [
     "Affine",
     "DynamicFixedPoint",
     "FixedPoint",
+    "LearnedStep",
     "Logarithmic",
     "Symmetric",
     "affine_range",
     "choose_fraction",
     "clipped",
+    "first_step",
     "fraction_for",
     "level_range",
     "mse_scale",
@@ -236,6 +239,90 @@ class Symmetric(Representation):
         scale = state["scale"][:, None]
         groups = grouped(weight, self.granularity)
         return clipped(groups, scale * low, scale * high).reshape(weight.shape)
+
+
+def first_step(mean: Tensor, high: int) -> Tensor:
+    """Return the scale that learning starts from, ``2 mean|w| / sqrt(high)``; 1 for zeros.
+
+    Esser et al. 2020, Learned Step Size Quantization, section 2.1.
+
+    Args:
+        mean: mean|w| [groups].
+        high: the largest level.
+
+    >>> first_step(torch.tensor([0.75, 0.0]), 1).tolist()
+    [1.5, 1.0]
+    """
+    scale = mean * (2 / math.sqrt(high))
+    return torch.where(scale < torch.finfo(scale.dtype).tiny, 1.0, scale)
+
+
+class LearnedStep(Representation):
+    """Linear grid whose scale is trained with the weights (LSQ).
+
+    ``scale * clip(round(w / scale), low, high)`` with ``low = -2^(bits-1)`` and
+    ``high = 2^(bits-1) - 1``. With g the gradient of the quantised weight, that of w is g
+    where ``low <= w / scale <= high`` and 0 outside; that of the scale is the sum over a
+    group of ``g (round(w / scale) - w / scale)`` inside and of ``g low`` or ``g high``
+    outside, times ``1 / sqrt(size of the group * high)`` (Esser et al. 2020, Learned Step
+    Size Quantization, equations 3 and 5, section 2.2).
+
+    A scale that training has brought below the smallest normal number is taken for that, so it
+    is positive whatever the optimiser does, and its gradient can bring it back.
+
+    Attributes:
+        bits: width of a code, 2 to 8.
+        granularity: how many weights share a scale.
+
+    >>> weight = torch.tensor([-0.5, 0.2, 0.8, 1.0])
+    >>> representation = LearnedStep(4)
+    >>> state = representation.fit(weight)
+    >>> round(state["scale"].item(), 6)
+    0.472456
+    >>> (representation.encode(weight, state=state).streams["code"].tensor.int() - 8).tolist()
+    [-1, 0, 2, 2]
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ("bits",)
+    learned: ClassVar[frozenset[str]] = frozenset({"scale"})
+
+    bits: Bits = 4
+    granularity: Granularity = "tensor"
+
+    def fit(self, weight: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the scale to start from [groups]."""
+        size = grouped(masked(weight, mask).abs(), self.granularity)
+        mean = size.sum(1) / group_sizes(size, mask, self.granularity)
+        return {"scale": first_step(mean, level_range(self.bits, "full")[1])}
+
+    def update(self, state: Mapping[str, Tensor]) -> None:
+        """Bring a scale back that the optimiser has moved below zero."""
+        state["scale"].copy_(_positive(state["scale"]))
+
+    def codes(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor]) -> Codes:
+        """Return the levels, counted from the lowest, and the scale [groups] as trained."""
+        return self._grid().codes(weight, mask, {"scale": _positive(state["scale"].detach())})
+
+    def values(self, codes: Codes) -> Tensor:
+        """Return scale * level."""
+        return self._grid().values(codes)
+
+    def _grid(self) -> Symmetric:
+        return Symmetric(bits=self.bits, granularity=self.granularity, range="mse", levels="full")
+
+    def surrogate(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        """Return what has the gradients of the weight and of the scale."""
+        low, high = level_range(self.bits, "full")
+        groups = grouped(weight, self.granularity)
+        ratio = groups.detach() / _positive(state["scale"].detach())[:, None]
+        inside = (ratio >= low) & (ratio <= high)
+        slope = ratio.round().clamp_(low, high) - masked(ratio, inside)
+        slope *= 1 / math.sqrt(groups.shape[1] * high)
+        return (masked(groups, inside) + state["scale"][:, None] * slope).reshape(weight.shape)
+
+
+def _positive(scale: Tensor) -> Tensor:
+    return scale.clamp(min=torch.finfo(scale.dtype).tiny)
 
 
 def affine_range(groups: Tensor, survivors: Tensor | None) -> tuple[Tensor, Tensor]:
