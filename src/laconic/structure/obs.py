@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from laconic.errors import ChainError, ModelError, ScopeError
+from laconic.scope import Scope
 from laconic.step import State, Step
 from laconic.structure.criteria import Count, Criterion, second_order
 from laconic.tasks.task import evaluation, needed
