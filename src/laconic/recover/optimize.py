@@ -211,7 +211,7 @@ def curvature_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Tensor 
     """Return the loss's diagonal curvature as Adam knows it, or None where it did not move.
 
     ``D = sqrt(v / (1 - beta2^t)) + 1e-8`` with the second moment v after t updates (Hou and
-    Kwok 2018, section 2.2).
+    Kwok 2018, Loss-aware Weight Quantization of Deep Networks).
 
     Args:
         optimizer: torch's Adam or AdamW.

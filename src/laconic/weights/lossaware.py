@@ -33,7 +33,7 @@ def loss_aware_binary(size: Tensor, curvature: Tensor) -> Tensor:
     """Return the scale of loss-aware binary weights, [groups].
 
     ``alpha = sum(D |w|) / sum(D)``, the least ``sum_i D_i (alpha b_i - w_i)^2`` with
-    ``b = sign(w)`` (Hou, Yao and Kwok 2017, Loss-aware Binarization, proposition 3.1).
+    ``b = sign(w)`` (Hou, Yao and Kwok 2017, Loss-aware Binarization).
 
     Args:
         size: |w| [groups, size].
@@ -50,7 +50,7 @@ def exact_ternary(size: Tensor, curvature: Tensor) -> tuple[Tensor, Tensor]:
 
     Of all supports the best holds the weights above a threshold c, with
     ``c = sum(D |w|) / (2 sum(D))`` over them and ``alpha = 2 c``; among those, the one with the
-    largest ``c^2 sum(D)`` is found by sorting (Hou and Kwok 2018, section 3.1.1).
+    largest ``c^2 sum(D)`` is found by sorting (Hou and Kwok 2018, section 3.1).
 
     Args:
         size: |w| [groups, size]; zero where pruned.
@@ -126,7 +126,8 @@ class LossAware(Representation):
     two, LAQ with ``2^(bits-1) - 1`` levels a side from three bits on (Hou and Kwok 2018,
     Loss-aware Weight Quantization of Deep Networks). D is ``sqrt(v) + 1e-8`` with Adam's
     second moment v of the weight, bias-corrected; ``Train`` brings it up to date after every
-    update, so its optimiser must be Adam or AdamW. Until then D is 1: least squares.
+    update, so its optimiser must be Adam or AdamW. Until then D is 1: least squares. A loop of
+    your own calls ``laid.update(curvature_of(optimizer, latent))`` (laconic.recover.optimize).
 
     Attributes:
         bits: width of a code, 1 to 8.

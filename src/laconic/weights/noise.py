@@ -29,7 +29,7 @@ class QuantNoise(Step):
     In every update of the training each block of each quantised weight is, with probability
     ``share``, what it will be in the file, with a straight-through gradient, and else the
     number that is trained, with a gradient of its own (Fan et al. 2021, Training with
-    Quantization Noise for Extreme Model Compression, section 4). Evaluation, and what is
+    Quantization Noise for Extreme Model Compression). Evaluation, and what is
     shipped, is quantised as a whole; nothing of this is left when the training ends.
 
     With ``proxy="zero"`` blocks are zero instead, as the paper does for product quantisation,
@@ -75,9 +75,10 @@ class QuantNoise(Step):
         self._check_codes(planned(state.model, self.scope, ()))
         if self.retrain is None:
             return
-        names = weights_of(state.model, self.scope).keys()
+        names = list(weights_of(state.model, self.scope))
+        plain = [name for name in names if latent_of(state.model, name)[0] is None]
         if self.proxy == "zero":
-            for name in names - laid_tensors(state.model).keys():
+            for name in plain:
                 lay(state.model, name, Float())
         laid = laid_tensors(state.model)
         with noisy([laid[name][0] for name in names if name in laid], self):

@@ -41,7 +41,7 @@ def population_centroids(numbers: np.ndarray, count: int) -> np.ndarray:
 
     Bins of equal population first; then numbers go to the nearest centroid and centroids to the
     mean of their numbers, by turns, as long as ``sum |w - centroid|`` falls. Those of the least
-    sum are returned (Zadeh et al. 2020, GOBO, section 4).
+    sum are returned (Zadeh et al. 2020, GOBO).
 
     Args:
         numbers: sorted float64 [n]; empty gives zeros.

@@ -25,8 +25,8 @@ class Product(Representation):
     Every row (a slice of the first dimension, [outputs, ...]) is cut into blocks of consecutive
     weights; the last one may be shorter. Codewords are found once, by k-means, when the
     representation is laid; then only the codebook moves, with the gradient of a codeword the
-    sum over its blocks (Stock et al. 2020, And the Bit Goes Down, section 3.1; Fan et al. 2021,
-    Quant-Noise, section 3.2). Where weights are pruned, distances and means are over survivors,
+    sum over its blocks (Stock et al. 2020, And the Bit Goes Down; Fan et al. 2021, Training with
+    Quantization Noise). Where weights are pruned, distances and means are over survivors,
     and the indices of all blocks are stored besides the positions.
 
     Attributes:
@@ -65,15 +65,16 @@ class Product(Representation):
         """
         width = self._width(weight.shape)
         known = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
-        # In units of the largest weight, so that squares neither overflow nor vanish.
-        numbers = masked(weight, mask).double()
+        # On the CPU, where sums do not depend on what runs first, and in units of the largest
+        # weight, so that squares neither overflow nor vanish.
+        numbers = masked(weight, mask).cpu().double()
         unit = numbers.abs().amax() if numbers.numel() else numbers.new_ones(())
         unit = torch.where(unit > 0, unit, 1.0)
         blocks = to_blocks((numbers / unit).float(), width)
-        index, codewords = lloyd_codewords(
-            blocks, to_blocks(known, width), 2**self.bits, self.iterations
-        )
-        index = index.to(torch.uint8).reshape(self.stream_shape("index", weight.shape))
+        known = to_blocks(known.cpu(), width)
+        index, codewords = lloyd_codewords(blocks, known, 2**self.bits, self.iterations)
+        index = index.to(weight.device, torch.uint8)
+        index = index.reshape(self.stream_shape("index", weight.shape))
         # Flat, because a table of one dimension is what weight decay leaves alone.
         codebook = (codewords.double() * unit).flatten().to(weight) + 0.0
         return {"index": index, "codebook": codebook}
@@ -186,7 +187,7 @@ def lloyd_codewords(
     if not len(blocks):
         return torch.zeros(0, dtype=torch.int64), blocks.new_zeros(count, blocks.shape[1])
     drawn = torch.randperm(len(blocks))[torch.arange(count) % len(blocks)]
-    codewords = blocks[drawn.to(blocks.device)]
+    codewords = blocks[drawn]
     index, distance = nearest_codewords(blocks, known, codewords)
     for _ in range(iterations):
         codewords = _means(blocks, known, index, codewords)

@@ -33,7 +33,7 @@ Count = Annotated[int, Field(ge=1)]
 class Groups(Value):
     """A granularity: so many groups of consecutive weights in every tensor.
 
-    The 128 groups of Q-BERT (Shen et al. 2020, section 3.2) are ``Groups(128)``.
+    The 128 groups of Q-BERT (Shen et al. 2020) are ``Groups(128)``.
 
     Attributes:
         groups: how many; they divide the weight.
