@@ -1,0 +1,123 @@
+"""BinaryBERT: encoders of one bit, from one of half the width whose ternary weights are split.
+
+BWN: the fine-tuned 6-layer encoder, binary at once. TWS: the encoder of half the heads and neurons
+becomes ternary and learns, each ternary layer is split into two binary ones that compute the same,
+and these learn on (Bai et al. 2021). Teachers are the float networks of the same width; first
+hidden states and attention scores, then logits. Activations have 8 bits with learned clips, or 4
+with learned spacing. CoLA, MRPC, RTE, STS-B: three seeds; SST-2: one epoch a stage, one seed.
+Adaptive splitting on MRPC and CoLA, one seed: under one size, the parts that gain most stay
+ternary until they are split, or random ones, or those that gain least. Scores are those of the
+full dev sets; published figures are of BERT base, without augmentation.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from encoders import fine_tuned
+from lowbit import (
+    BODY,
+    CORE,
+    Rows,
+    line,
+    quantize,
+    run,
+    seeds,
+    smaller,
+    staged,
+    still,
+    table,
+    tasks,
+)
+
+from laconic import Recipe, Result, Task
+from laconic.step import Step
+from laconic.structure import MaximalGain, MinimalGain, PlanSplit, RandomGain, Split
+from laconic.structure.gains import Gain
+from laconic.weights import Activation, Binary, LearnedClip, LearnedSpacing, Quantize, Ternary
+
+WIDTHS: dict[int, Activation] = {8: LearnedClip(8), 4: LearnedSpacing(4)}
+PUBLISHED = {
+    "TWS 1-1-8": {"CoLA": 53.4, "MRPC": 85.5, "RTE": 72.2, "SST-2": 92.6},
+    "TWS 1-1-4": {"CoLA": 44.4, "MRPC": 83.3, "RTE": 65.3, "SST-2": 92.3},
+    "BWN 1-1-8": {"CoLA": 46.7},
+}
+# Bytes as papers count them: of the half-width encoder all binary about 2.6 MB, all split 4.6 MB.
+ADAPTIVE = "size <= 3.6 MB"
+CHOICES: dict[str, Gain] = {
+    "maximal gain": MaximalGain(by="loss"),
+    "random gain": RandomGain(),
+    "minimal gain": MinimalGain(by="loss"),
+}
+
+
+def binary(name: str, activation: Activation) -> tuple[Step, ...]:
+    """Return what makes an encoder binary at once."""
+    return (quantize(Binary(), Binary("row"), activation), *staged(name))
+
+
+def split(name: str, activation: Activation) -> tuple[Step, ...]:
+    """Return what makes an encoder ternary, splits it, and trains both."""
+    first = quantize(Ternary(), Ternary("row"), activation)
+    return (first, *staged(name), Split(), *staged(name))
+
+
+def adaptive(name: str, gain: Gain) -> tuple[Step, ...]:
+    """Return what splits only some parts."""
+    plan = PlanSplit(ADAPTIVE, choose=gain, scope=BODY)
+    rounds = Quantize(activation=WIDTHS[8], scope=BODY)
+    return (rounds, plan, *staged(name), Split(), *staged(name))
+
+
+def rows(options: argparse.Namespace) -> Rows:
+    """Run the core of the table, then adaptive splitting."""
+    for name, task in tasks(options, CORE).items():
+        whole = [fine_tuned(options, name, task, seed) for seed in seeds(options, name)]
+        half = [
+            smaller(options, name, task, seed=seed, cell=(0.5, 1.0))
+            for seed in seeds(options, name)
+        ]
+        yield line(name, task, "half width, floats", half, teachers=whole)
+        for bits, activation in WIDTHS.items():
+            for way, starts, steps in (
+                ("BWN", whole, binary(name, activation)),
+                ("TWS", half, split(name, activation)),
+            ):
+                label = f"{way} 1-1-{bits}"
+                done = _runs(options, f"{name}-{label}", task, starts, steps)
+                found = PUBLISHED.get(label, {}).get(name)
+                yield line(name, task, label, done, teachers=whole, **_published(found))
+    options.seeds = 1
+    for name, task in tasks(options, ("MRPC", "CoLA")).items():
+        whole = [fine_tuned(options, name, task, 0)]
+        half = [smaller(options, name, task, seed=0, cell=(0.5, 1.0))]
+        for label, gain in CHOICES.items():
+            label = f"adaptive splitting 1-1-8, {label}"
+            done = _runs(options, f"{name}-{label}", task, half, adaptive(name, gain))
+            yield line(name, task, label, done, teachers=whole)
+
+
+def _runs(
+    options: argparse.Namespace,
+    label: str,
+    task: Task,
+    starts: list[Result],
+    steps: tuple[Step, ...],
+) -> list[Result]:
+    place = label.replace(" ", "-").replace(",", "")
+    recipes = [
+        Recipe(steps, seed=seed, precision="bfloat16", recall="6 GB") for seed in range(len(starts))
+    ]
+    return [
+        run(options, f"{place}-{seed}", still(start), task, recipe)
+        for seed, (start, recipe) in enumerate(zip(starts, recipes, strict=True))
+    ]
+
+
+def _published(found: float | None) -> dict[str, Any]:
+    return {"published": found, "published_setting": found and "BERT base, 12 layers"}
+
+
+if __name__ == "__main__":
+    table("binarybert", __doc__, rows)

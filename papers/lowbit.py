@@ -1,0 +1,176 @@
+"""What the scripts on low-bit encoders share: what is quantised, how it is taught, rows.
+
+Run as a program it prints the hash of the logits of an artefact, which the scripts compare with
+those of the network that was trained: `python lowbit.py FILE INPUTS`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import file_bytes, parser, row, seconds_of, spread, write_results
+from encoders import LABELS, fine_tuned, glue, score
+from safetensors.torch import load_file, save_file
+from torch import nn
+from width_depth import OBJECTIVES
+from width_depth import recipe as cut
+
+from laconic import Attention, Hidden, Logits, Recipe, Result, Task, Train, compress, load
+from laconic.recover import AdamW, Linear, Objective
+from laconic.ship.container import digest
+from laconic.step import Step
+from laconic.weights import Activation, MinMax, Quantize, Representation
+
+# Table Q-21 for TernaryBERT and BinaryBERT: floats are what is left out, norms and biases.
+BODY = "*, !*position_embeddings, !*token_type_embeddings, !classifier"
+EPOCHS = {"MRPC": 5, "CoLA": 5, "RTE": 6, "STS-B": 4, "SST-2": 1}
+CORE = ("CoLA", "MRPC", "RTE", "STS-B", "SST-2")
+SEEDS = {"SST-2": 1}  # of the others as many as asked for
+RATE = 2e-4
+PROBED = 64
+EIGHT_BITS = MinMax(8)
+
+Rows = Iterator[dict[str, Any]]
+
+
+def quantize(
+    weight: Representation, embedding: Representation, activation: Activation | None = EIGHT_BITS
+) -> Quantize:
+    """Return the step that represents everything but positions, types and head."""
+    return Quantize(weight, embedding=embedding, activation=activation, scope=BODY)
+
+
+def prediction(name: str) -> Objective:
+    """Return the objective on what the teacher answers: classes, or a score."""
+    if LABELS.get(name) == 1:
+        return Logits(loss="l2", reduction="elements")
+    return Logits(loss="cross_entropy")
+
+
+def train(name: str, objective: Objective, *, share: float = 1.0, rate: float = RATE) -> Train:
+    """Return a training of a share of the task's epochs."""
+    return Train(
+        objective,
+        epochs=max(1, round(share * EPOCHS[name])),
+        batch=32,
+        optimizer=AdamW(rate, clip=1.0, decay=Linear(warmup=0.1)),
+    )
+
+
+def joint(name: str, *, rate: float = RATE) -> tuple[Step, ...]:
+    """Return TernaryBERT's training: hidden states, attention scores and logits at once."""
+    return (train(name, Hidden() + Attention() + prediction(name), rate=rate),)
+
+
+def staged(name: str, *, rate: float = RATE) -> tuple[Step, ...]:
+    """Return BinaryBERT's: hidden states and scores at 2.5 times the rate, then logits."""
+    first = train(name, Hidden() + Attention(), share=0.5, rate=2.5 * rate)
+    return first, train(name, prediction(name), share=0.5, rate=rate)
+
+
+def smaller(
+    options: argparse.Namespace, name: str, task: Task, *, seed: int, cell: tuple[float, float]
+) -> Result:
+    """Return the fine-tuned encoder cut to a width and a depth, taught by the whole."""
+    teacher = fine_tuned(options, name, task, seed)
+    made = cut(name, *cell, OBJECTIVES["distilled"], seed)
+    place = f"{name}-{seed}-{cell[0]:g}-{cell[1]:g}-distilled"
+    out = options.work / "width_depth" / place
+    return compress(teacher.baked(), task, made, out=out, resume=True)
+
+
+def still(result: Result) -> nn.Module:
+    """Return a network without dropout: it only learns from a teacher from now on."""
+    model = result.baked()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def run(
+    options: argparse.Namespace, place: str, start: nn.Module, task: Task, recipe: Recipe
+) -> Result:
+    """Run a recipe, once, and check that another process computes the same from its file."""
+    out = options.work / "lowbit" / place
+    result = compress(start, task, recipe, out=out, resume=True)
+    inputs = task.test.example(PROBED).inputs
+    save_file({name: tensor.contiguous() for name, tensor in inputs.items()}, out / "probe")
+    with torch.no_grad():
+        own = digest(result.model.eval()(**inputs).logits)
+    call = [sys.executable, __file__, str(out / "model.safetensors"), str(out / "probe")]
+    found = subprocess.run(call, check=True, capture_output=True, text=True).stdout.strip()
+    if found != own:
+        raise RuntimeError(f"{place}: the file computes other logits than what was trained")
+    return result
+
+
+def line(
+    name: str, task: Task, label: str, done: list[Result], *, teachers: list[Result], **more: Any
+) -> dict[str, Any]:
+    """Return the row of a method on a task, from the runs of every seed.
+
+    The ratio is that of the files of the fine-tuned encoder and of what was made of it.
+    """
+    scores, before = ([score(one, task) for one in results] for results in (done, teachers))
+    mean, deviation = spread(scores)
+    print(f"{name}, {label}: {scores}, fine-tuned {before}", flush=True)
+    size = file_bytes(done[0])
+    return row(
+        row=label,
+        task=f"{name} dev",
+        metric=f"{task.main_metric} x 100",
+        ours=mean,
+        std=deviation,
+        seeds=len(done),
+        baseline=statistics.fmean(before),
+        size_bytes=size,
+        ratio=file_bytes(teachers[0]) / size,
+        seconds=seconds_of(done) / len(done),
+        note=f"logits of {PROBED} examples from the file are bit-identical in another process; "
+        f"{done[0].recipe.steps!r}",
+        **more,
+    )
+
+
+def seeds(options: argparse.Namespace, name: str) -> range:
+    """Return the seeds of a task."""
+    return range(min(SEEDS.get(name, options.seeds), options.seeds))
+
+
+def tasks(options: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Task]:
+    """Return the tasks that were asked for."""
+    chosen = [name for name in names if options.only in (None, name)]
+    return {name: glue(options, name) for name in chosen}
+
+
+def table(name: str, about: str | None, rows: Callable[[argparse.Namespace], Rows]) -> None:
+    """Run a table and write what is finished after every row; a part of it writes nothing."""
+    made = parser(about)
+    made.add_argument("--only", choices=CORE, help="run one task and write no results")
+    options = made.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    done = []
+    for found in rows(options):
+        done.append(found)
+        if not options.only:
+            write_results(name, done)
+
+
+def main() -> None:
+    """Print the hash of an artefact's logits."""
+    path, inputs = (Path(argument) for argument in sys.argv[1:])
+    with torch.no_grad():
+        print(digest(load(path)(**load_file(inputs)).logits))
+
+
+if __name__ == "__main__":
+    main()

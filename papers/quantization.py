@@ -1,0 +1,136 @@
+"""Other quantised encoders, and a convolutional network from eight bits down to one.
+
+MRPC and CoLA, one seed, the fine-tuned 6-layer encoder: Q8BERT and its 2-bit form without a
+teacher (Zafrir et al. 2019), Q-BERT (Shen et al. 2020), GOBO without training (Zadeh et al. 2020)
+and product quantisation after training with quantisation noise (Fan et al. 2021). CIFAR-10, one
+seed, the trained ResNet-20: weights of 8 to 1 bits, activations of 8, taught by itself in floats
+for three epochs; first convolution and classifier have 8 bits. Scores are those of the full dev and
+test sets; published figures are of BERT base.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from common import cifar10, file_bytes, row, seconds_of, trained_resnet
+from encoders import fine_tuned, score
+from lowbit import BODY, Rows, line, quantize, run, table, tasks, train
+
+from laconic import Label, Logits, Recipe, Train, compress
+from laconic.recover import SGD, Recalibrate, Stop
+from laconic.step import Step
+from laconic.weights import (
+    Binary,
+    Gobo,
+    Groups,
+    MinMax,
+    MixedPrecision,
+    MovingAverage,
+    Product,
+    Quantize,
+    QuantNoise,
+    Representation,
+    Symmetric,
+    Ternary,
+)
+
+MATRICES = "kind:linear, !classifier"
+EDGES = "conv1, fc"
+KERNELS = f"*, !{', !'.join(EDGES.split(', '))}"
+WEIGHTS: dict[str, Representation] = {
+    "8": Symmetric(8, granularity="row"),
+    "4": Symmetric(4, granularity="row"),
+    "3": Symmetric(3, granularity="row"),
+    "2, ternary": Ternary("row"),
+    "1": Binary("row"),
+}
+
+
+def grouped(bits: int) -> Symmetric:
+    """Return Q-BERT's weights: 128 groups in every matrix."""
+    return Symmetric(bits, granularity=Groups(128))
+
+
+def methods(name: str) -> dict[str, tuple[Step, ...]]:
+    """Return the steps of every row."""
+    labels, average = train(name, Label(), rate=1e-4), MovingAverage(8, levels="symmetric")
+    eight = Symmetric(8)
+    noisy = QuantNoise(0.1, proxy="zero", scope=BODY, retrain=labels)
+    return {
+        "Q8BERT 8-8-8": (Quantize(8, activation=average), labels),
+        "Q2BERT 2-8-8": (
+            Quantize(2, embedding=eight, activation=average, scope=BODY),
+            labels,
+        ),
+        "Q-BERT 2/4-8-8": (
+            Quantize(embedding=eight, activation=MinMax(8), scope=BODY),
+            MixedPrecision(grouped(2), grouped(4), scope=MATRICES),
+            labels,
+        ),
+        "GOBO 3-4-32": (quantize(Gobo(3), Gobo(4), None),),
+        "GOBO 2-2-32": (quantize(Gobo(2), Gobo(2), None),),
+        "Quant-Noise PQ": (noisy, Quantize(Product(), scope=BODY), labels),
+    }
+
+
+def encoders(options: argparse.Namespace) -> Rows:
+    """Run the encoder's rows."""
+    for name, task in tasks(options, ("MRPC", "CoLA")).items():
+        teacher = fine_tuned(options, name, task, 0)
+        for label, steps in methods(name).items():
+            recipe = Recipe(steps, precision="bfloat16")
+            place = f"{name}-{label.replace(' ', '-').replace('/', '.')}-0"
+            done = [run(options, place, teacher.baked(), task, recipe)]
+            yield line(name, task, label, done, teachers=[teacher])
+
+
+def images(options: argparse.Namespace) -> Rows:
+    """Run ResNet-20's rows."""
+    task, model = cifar10(options), trained_resnet(options, "resnet20")
+    learn = Train(
+        0.5 * Label() + 0.5 * Logits(4.0),
+        epochs=3,
+        optimizer=SGD(0.01, weight_decay=1e-4),
+        stop=Stop(keep="last"),
+    )
+    for bits, weight in WEIGHTS.items():
+        steps = (
+            Quantize(weight, activation=8, scope=KERNELS),
+            Quantize(8, activation=8, scope=EDGES),
+            Recalibrate(batches=50),
+            learn,
+        )
+        out = options.work / "lowbit" / f"resnet20-{bits.partition(',')[0]}"
+        done = compress(model, task, Recipe(steps, precision="bfloat16"), out=out, resume=True)
+        yield picture_row(bits, task.main_metric, [done], score(done, task))
+
+
+def picture_row(bits: str, metric: str, done: list[Any], ours: float) -> dict[str, Any]:
+    """Return the row of a width."""
+    (result,) = done
+    print(f"resnet20, {bits}: {ours:.2f}", flush=True)
+    first = result.history[0]
+    return row(
+        row=f"resnet20, weights {bits} bit, activations 8 bit",
+        task="CIFAR-10 test",
+        metric="accuracy %",
+        ours=ours,
+        seeds=1,
+        baseline=100 * first.metrics[metric],
+        size_bytes=file_bytes(result),
+        ratio=first.size_bytes / file_bytes(result),
+        seconds=seconds_of(done),
+        note=f"{result.recipe.steps!r}",
+    )
+
+
+def rows(options: argparse.Namespace) -> Rows:
+    """Run the encoder's rows, then those of ResNet-20."""
+    yield from encoders(options)
+    if options.only is None:
+        yield from images(options)
+
+
+if __name__ == "__main__":
+    table("quantization", __doc__, rows)

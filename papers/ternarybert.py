@@ -1,0 +1,118 @@
+"""TernaryBERT: encoders of two to eight bits, taught by the network they come from.
+
+The fine-tuned 6-layer encoder is quantised (weights by tensor, word embedding by row, activations
+to 8 bits by their own range) and learns from itself in floats: embeddings, hidden states,
+attention scores and logits at once (Zhang et al. 2020). Positions, token types, norms, biases and
+head stay float. CoLA, MRPC, RTE, STS-B: three seeds; SST-2: one epoch, one seed. Variants on MRPC
+and CoLA, one seed: three bits, loss-aware ternary, half the layers; what each loss gives, on MRPC.
+Scores are those of the full dev sets; published figures are of BERT base.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from encoders import fine_tuned
+from lowbit import (
+    CORE,
+    Rows,
+    joint,
+    line,
+    prediction,
+    quantize,
+    run,
+    seeds,
+    smaller,
+    still,
+    table,
+    tasks,
+    train,
+)
+
+from laconic import Attention, Hidden, Recipe, Task
+from laconic.step import Step
+from laconic.weights import LossAware, Quantize, Symmetric, Ternary
+
+EIGHT = quantize(Symmetric(8), Symmetric(8, granularity="row"))
+TERNARY = quantize(Ternary(), Ternary("row"))
+ROWS: dict[str, Quantize] = {"8-8-8": EIGHT, "TernaryBERT TWN 2-2-8": TERNARY}
+VARIANTS: dict[str, Quantize] = {
+    "3-3-8": quantize(Symmetric(3), Symmetric(3, granularity="row")),
+    "TernaryBERT LAT 2-2-8": quantize(LossAware(2), LossAware(2, granularity="row")),
+}
+PUBLISHED: dict[str, dict[str, float]] = {
+    "TernaryBERT TWN 2-2-8": {"CoLA": 55.7, "MRPC": 87.5, "RTE": 72.9, "SST-2": 92.8},
+    "TernaryBERT LAT 2-2-8": {"CoLA": 54.3, "MRPC": 87.0},
+    "TernaryBERT TWN 2-2-8, half the layers": {"CoLA": 53.0, "MRPC": 88.0},
+}
+
+
+def cells(
+    options: argparse.Namespace, name: str, task: Task, methods: dict[str, tuple[Step, ...]]
+) -> Rows:
+    """Run methods on a task, from the fine-tuned encoder of every seed."""
+    teachers = [fine_tuned(options, name, task, seed) for seed in seeds(options, name)]
+    for label, steps in methods.items():
+        place = f"{name}-{label.replace(' ', '-').replace(',', '')}"
+        done = [
+            run(options, f"{place}-{seed}", still(teacher), task, recipe(steps, seed))
+            for seed, teacher in enumerate(teachers)
+        ]
+        yield line(name, task, label, done, teachers=teachers, **published(label, name))
+
+
+def recipe(steps: tuple[Step, ...], seed: int) -> Recipe:
+    """Return the steps as a recipe; the teacher's features are kept where they fit."""
+    return Recipe(steps, seed=seed, precision="bfloat16", recall="6 GB")
+
+
+def published(label: str, name: str) -> dict[str, Any]:
+    """Return the paper's figure for a row."""
+    found = PUBLISHED.get(label, {}).get(name)
+    return {"published": found, "published_setting": found and "BERT base, 12 layers"}
+
+
+def ablation(options: argparse.Namespace, task: Task) -> Rows:
+    """Run what each of the losses gives, on MRPC."""
+    logits, hidden, scores = prediction("MRPC"), Hidden(), Attention()
+    ways = {
+        "logits alone": logits,
+        "hidden states and logits": hidden + logits,
+        "attention scores and logits": scores + logits,
+        "hidden states and attention scores": hidden + scores,
+    }
+    methods = {
+        f"TernaryBERT TWN 2-2-8, {way}": (TERNARY, train("MRPC", objective))
+        for way, objective in ways.items()
+    }
+    options.seeds = 1
+    yield from cells(options, "MRPC", task, methods)
+
+
+def half_depth(options: argparse.Namespace, name: str, task: Task) -> Rows:
+    """Run the ternary encoder of half the layers."""
+    label = "TernaryBERT TWN 2-2-8, half the layers"
+    small = smaller(options, name, task, seed=0, cell=(1.0, 0.5))
+    steps = (TERNARY, *joint(name))
+    done = run(options, f"{name}-half-depth-0", still(small), task, recipe(steps, 0))
+    teachers = [fine_tuned(options, name, task, 0)]
+    yield line(name, task, label, [done], teachers=teachers, **published(label, name))
+
+
+def rows(options: argparse.Namespace) -> Rows:
+    """Run the core of the table, then its variants."""
+    for name, task in tasks(options, CORE).items():
+        methods = {label: (step, *joint(name)) for label, step in ROWS.items()}
+        yield from cells(options, name, task, methods)
+    options.seeds = 1
+    for name, task in tasks(options, ("MRPC", "CoLA")).items():
+        methods = {label: (step, *joint(name)) for label, step in VARIANTS.items()}
+        yield from cells(options, name, task, methods)
+        yield from half_depth(options, name, task)
+    for task in tasks(options, ("MRPC",)).values():
+        yield from ablation(options, task)
+
+
+if __name__ == "__main__":
+    table("ternarybert", __doc__, rows)
