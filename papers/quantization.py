@@ -36,7 +36,7 @@ from laconic.weights import (
 )
 
 MATRICES = "kind:linear, !classifier"
-EDGES = "conv1, fc"
+EDGES = "conv1, linear"
 KERNELS = f"*, !{', !'.join(EDGES.split(', '))}"
 WEIGHTS: dict[str, Representation] = {
     "8": Symmetric(8, granularity="row"),

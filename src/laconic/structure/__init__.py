@@ -23,6 +23,7 @@ _TABLE: dict[str, str] = {
     "FPGM": "laconic.structure.importance",
     "Factorization": "laconic.structure.factorization",
     "Factorize": "laconic.structure.factorize",
+    "Fold": "laconic.structure.fold",
     "Gain": "laconic.structure.gains",
     "Geometric": "laconic.structure.schedules",
     "Ghost": "laconic.structure.ghost",

@@ -1,0 +1,213 @@
+"""The fold step: BatchNorm becomes part of the layer before it."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from laconic.errors import ChainError, ScopeError
+from laconic.models.layers import describe, layer
+from laconic.step import State, Step
+from laconic.structure.examples import example_inputs
+from laconic.structure.factorization import bias_of, refuse_tied
+from laconic.structure.surgery import replace_
+from laconic.tasks.task import evaluation
+from laconic.weights.laid import laid_tensors, lay, mask_of
+from laconic.weights.quantize import planned
+from laconic.weights.representation import Float
+
+if TYPE_CHECKING:
+    from laconic.tasks import Task
+
+__all__ = ["Fold", "folded", "norms_behind"]
+
+logger = logging.getLogger(__name__)
+
+FOLDABLE = (nn.Linear, nn.Conv1d, nn.Conv2d)
+
+
+def folded(weight: Tensor, bias: Tensor | None, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """Return the weight and bias of a layer that normalises its own output.
+
+    ``y = gamma (W x + b - mean) / s + beta = (gamma / s) W x + (gamma / s) (b - mean) + beta``
+    with ``s = sqrt(variance + eps)`` (Jacob et al. 2018, section 3.2).
+
+    Args:
+        weight: W [outputs, ...].
+        bias: b [outputs]; None is 0.
+        norm: with running statistics [outputs].
+
+    Returns:
+        Both in the dtype of the weight; computed in float64.
+
+    >>> norm = nn.BatchNorm1d(1, eps=0).eval()
+    >>> norm.running_mean.fill_(3.0), norm.running_var.fill_(4.0)
+    (tensor([3.]), tensor([4.]))
+    >>> folded(torch.tensor([[8.0]]), torch.tensor([1.0]), norm)
+    (tensor([[4.]]), tensor([-1.]))
+    """
+    mean, variance = (
+        cast("Tensor", each).detach().double() for each in (norm.running_mean, norm.running_var)
+    )
+    gamma = torch.ones_like(mean) if norm.weight is None else norm.weight.detach().double()
+    beta = torch.zeros_like(mean) if norm.bias is None else norm.bias.detach().double()
+    factor = gamma / (variance + norm.eps).sqrt()
+    shift = -mean if bias is None else bias.detach().double() - mean
+    scaled = weight.detach().double() * factor.reshape(-1, *[1] * (weight.dim() - 1))
+    return scaled.to(weight.dtype), (factor * shift + beta).to(weight.dtype)
+
+
+def norms_behind(model: nn.Module, task: Task | None) -> dict[str, str]:
+    """Return layer -> BatchNorm that alone reads the layer's output, by dotted names.
+
+    They are found in one forward: of linear layers and convolutions, called once, whose output
+    goes into one BatchNorm with running statistics, called once, and nowhere else.
+
+    Args:
+        model: in evaluation mode for the forward; left as it is.
+        task: gives the example that it is called with.
+
+    Raises:
+        TaskError: there is no task.
+        ModelError: the forward fails.
+    """
+    inputs, named = example_inputs(model, task)
+    calls: Counter[nn.Module] = Counter()
+    outputs: dict[nn.Module, Tensor] = {}
+    fed: dict[nn.Module, Tensor] = {}
+
+    def leave(module: nn.Module, given: Any, output: Any) -> None:
+        calls[module] += 1
+        outputs[module] = output
+
+    def enter(module: nn.Module, given: tuple[Any, ...]) -> None:
+        fed[module] = given[0]
+
+    hooks = []
+    for module in model.modules():
+        if isinstance(module, (*FOLDABLE, _BatchNorm)):
+            hooks.append(module.register_forward_hook(leave))
+        if isinstance(module, _BatchNorm) and module.running_mean is not None:
+            hooks.append(module.register_forward_pre_hook(enter))
+    try:
+        with evaluation(model), torch.enable_grad():
+            result = model(*inputs, **named)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    readers = _readers(_tensors(result))
+    names = {module: name for name, module in model.named_modules()}
+    return {
+        names[module]: names[norm]
+        for norm, tensor in fed.items()
+        for module, output in outputs.items()
+        if output is tensor
+        and isinstance(module, FOLDABLE)
+        and calls[module] == calls[norm] == 1
+        and readers[tensor.grad_fn] == 1
+    }
+
+
+def _tensors(value: Any) -> Iterable[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _tensors(each)
+
+
+def _readers(outputs: Iterable[Tensor]) -> Counter[Any]:
+    """Return by how many operations, or as how many outputs, each operation's result is read."""
+    found = Counter(tensor.grad_fn for tensor in outputs)
+    left, seen = list(found), set(found)
+    while left:
+        node = left.pop()
+        for reader, _ in () if node is None else node.next_functions:
+            found[reader] += 1
+            if reader not in seen:
+                seen.add(reader)
+                left.append(reader)
+    return found
+
+
+class Fold(Step):
+    """Multiply BatchNorm into the layer before it, so that nothing of it is left to compute.
+
+    For training with quantised weights, the weights that will be multiplied are then those that
+    are rounded (Jacob et al. 2018, section 3.2); what is left out keeps its BatchNorm. Layers
+    whose output something else reads too, as in networks that normalise first, stay as they are.
+
+    Attributes:
+        scope: layers, and the BatchNorm that they take in.
+
+    >>> Fold()
+    Fold()
+    """
+
+    def check(self, model: nn.Module, task: Task | None, earlier: tuple[Step, ...] = ()) -> None:
+        """Refuse a scope without such layers, and weights that are codes by then.
+
+        Raises:
+            ScopeError: no BatchNorm of the scope reads a layer of it.
+            ChainError: an earlier step quantises one.
+            TaskError: there is no task.
+        """
+        super().check(model, task, earlier)
+        pairs = self._pairs(model, task)
+        if not pairs and not earlier:
+            raise ScopeError(
+                f"fold: no BatchNorm reads what a linear layer or convolution of '{self.scope}' "
+                "computes, and nothing else does; name other layers"
+            )
+        laid = planned(model, self.scope, earlier) if earlier else {}
+        for path in pairs:
+            representation = laid.get(f"{path}.weight", Float())
+            if not isinstance(representation, Float):
+                raise ChainError(
+                    f"fold after quantize ({representation.name}) at '{path}': the codes would "
+                    "change; fold first"
+                )
+            refuse_tied(model, path, self.name)
+
+    def apply(self, state: State) -> None:
+        """Fold every pair of the scope; a layer that holds codes keeps its BatchNorm."""
+        pairs, laid = self._pairs(state.model, state.task), laid_tensors(state.model)
+        coded = {
+            name.removesuffix(".weight")
+            for name, (layer, _) in laid.items()
+            if not isinstance(layer.representation, Float)
+        }
+        left = [path for path in pairs if path not in coded]
+        for path in left:
+            refuse_tied(state.model, path, self.name)
+        for path in left:
+            _fold(state.model, path, pairs[path])
+        kept = len(pairs) - len(left)
+        logger.info("fold: %d BatchNorm layers folded, %d kept behind codes", len(left), kept)
+
+    def _pairs(self, model: nn.Module, task: Task | None) -> dict[str, str]:
+        chosen, found = self.scope.select(model), norms_behind(model, task)
+        return {path: norm for path, norm in found.items() if path in chosen and norm in chosen}
+
+
+def _fold(model: nn.Module, path: str, norm: str) -> None:
+    old, mask = model.get_submodule(path), mask_of(model, f"{path}.weight")
+    weight = cast("Tensor", old.weight)
+    numbers = folded(weight, bias_of(old), cast("_BatchNorm", model.get_submodule(norm)))
+    ((kind, arguments),) = describe(old).items()
+    new = layer({kind: {**arguments, "bias": True}}).to(weight)
+    with torch.no_grad():
+        for parameter, number in zip((new.weight, new.bias), numbers, strict=True):
+            cast("Tensor", parameter).copy_(number)
+    replace_(model, path, new)
+    replace_(model, norm, nn.Identity())
+    if mask is not None:
+        lay(model, f"{path}.weight", Float(), mask=mask)
