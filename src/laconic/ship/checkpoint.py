@@ -23,6 +23,8 @@ from laconic.weights.representation import Representation
 __all__ = ["load_checkpoint", "model_hash", "save_checkpoint"]
 
 FIELDS = ("edits", "ties", "activations", "laid", "frozen", "position", "counters", "run")
+# Fields that checkpoints of earlier versions do not have.
+LATER: dict[str, Any] = {"activations": {}, "frozen": []}
 MODEL, TRAINING = "model/", "training/"
 # What arises where a checkpoint is of another network.
 MISFIT = (LaconicError, AttributeError, KeyError, RuntimeError, TypeError, ValueError)
@@ -69,7 +71,8 @@ def load_checkpoint(state: State, path: Path) -> dict[str, Any]:
         RunError: it does not fit the network.
         ArtifactError: it is damaged, or no checkpoint.
     """
-    manifest, tensors = read(path)
+    found, tensors = read(path)
+    manifest = LATER | found
     if manifest.keys() != set(FIELDS) or not isinstance(manifest["run"], dict):
         raise ArtifactError(f"{path}: no checkpoint of a run; laconic.load reads artefacts")
     model = _below(MODEL, tensors)
