@@ -346,8 +346,10 @@ def _jsonable(value: float) -> float | str:
 
 
 def _check_fields(kind: type, data: Mapping[str, Any]) -> None:
-    known = {field.name for field in dataclasses.fields(kind)}
-    wrong = sorted(known ^ set(data))
+    fields = dataclasses.fields(kind)
+    # What has a default is younger than the first history.
+    needed = {field.name for field in fields if field.default is dataclasses.MISSING}
+    wrong = sorted((needed - set(data)) | (set(data) - {field.name for field in fields}))
     if wrong:
         raise RunError(
             f"a {kind.__name__.lower()} of the history lacks or does not know {', '.join(wrong)}; "

@@ -542,3 +542,10 @@ def test_plain_networks_are_not_copied() -> None:
     assert not laid_tensors(baked)
     assert list(laid_tensors(laid)) == ["0.weight"]
     assert torch.equal(baked[0].weight, laid[0].weight)
+
+
+def test_a_history_of_before_widths_of_inputs_is_read() -> None:
+    data = measure(digits_cnn()).to_data()
+    for layer in data["layers"]:
+        del layer["input_bits"]
+    assert {layer.input_bits for layer in Measurement.from_data(data).layers} == {32}
