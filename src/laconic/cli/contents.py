@@ -29,7 +29,7 @@ __all__ = [
 # Examples of a batch that derivatives are taken on, and widths of codes that blocks are tried in.
 BATCH = 32
 WIDTHS = (2, 4, 8)
-PLURALS = {"criterion": "criteria", "during": "during"}
+PLURALS = {"criterion": "criteria", "during": "during", "ghosts": "ghosts"}
 CODERS = {
     "packed": "each in its own number of bits",
     "huffman": "frequent ones in fewer bits",
@@ -59,7 +59,7 @@ def catalogue(kind: str | None = None) -> dict[str, dict[str, str]]:
 
 def _kinds() -> dict[str, Callable[[], dict[str, str]]]:
     from laconic import models, tasks
-    from laconic.recipe import families
+    from laconic.recipe import families, schema
     from laconic.step import members, snake
 
     def registered(family: type) -> Callable[[], dict[str, str]]:
@@ -68,7 +68,10 @@ def _kinds() -> dict[str, Callable[[], dict[str, str]]]:
     def functions(module: Any, names: Iterable[str]) -> Callable[[], dict[str, str]]:
         return lambda: {name: _summary(getattr(module, name)) for name in names}
 
-    found = {_plural(snake(family.__name__)): registered(family) for family in families()}
+    # Those that a recipe may name: others are parts of one of them.
+    named = schema()["$defs"]
+    listed = [family for family in families() if family.__name__ in named]
+    found = {_plural(snake(family.__name__)): registered(family) for family in listed}
     return {
         "steps": found.pop("steps"),
         **dict(sorted(found.items())),
@@ -80,8 +83,7 @@ def _kinds() -> dict[str, Callable[[], dict[str, str]]]:
 
 
 def _plural(word: str) -> str:
-    regular = f"{word[:-1]}ies" if word.endswith("ty") else f"{word}s"
-    return PLURALS.get(word, regular)
+    return PLURALS.get(word, f"{word[:-1]}ies" if word.endswith("ty") else f"{word}s")
 
 
 def _summary(member: Any) -> str:
