@@ -18,7 +18,7 @@ from laconic import models, tasks
 from laconic.recover import Decay, LayerMap, Objective, Optimizer, Penalty
 from laconic.step import During, Step, Value, members
 from laconic.structure import Criterion, Depth, Factorization, Gain, Ghosts, Schedule
-from laconic.weights import Representation
+from laconic.weights import Activation, Representation
 
 __all__ = ["main", "methods", "results"]
 
@@ -31,6 +31,10 @@ FAMILIES: dict[type[Value], tuple[str, str]] = {
     Representation: (
         "Representations",
         "How weights are stored: `quantize: {weight: ...}`; a bare number of bits is `symmetric`.",
+    ),
+    Activation: (
+        "Activations",
+        "How inputs of layers are rounded: `quantize: {activation: ...}`; a number is `min_max`.",
     ),
     Criterion: ("Criteria", "How weights are ranked: `prune: {by: ...}`; larger scores are kept."),
     Schedule: ("Schedules", "How the kept fraction falls: `prune: {schedule: ...}`."),

@@ -7,10 +7,10 @@ from abc import ABC
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import field_validator
+from pydantic import WithJsonSchema, field_validator
 from torch import nn
 
 from laconic.budget import Budget, bytes_of
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from laconic.tasks import Task
 
 __all__ = ["Recipe", "families", "find_recipe", "schema", "shipped_recipes"]
+
+# How one teacher, or a list of several, is written.
+SPEC = {"type": ["object", "string"]}
+TEACHERS = {"anyOf": [SPEC, {"type": "array", "items": SPEC}, {"type": "null"}], "default": None}
 
 
 class Recipe(Value):
@@ -54,7 +58,7 @@ class Recipe(Value):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     model: dict[str, Any] | str | None = None
     task: dict[str, Any] | str | None = None
-    teacher: tuple[dict[str, Any] | str, ...] | None = None
+    teacher: Annotated[tuple[dict[str, Any] | str, ...] | None, WithJsonSchema(TEACHERS)] = None
     recall: str | None = None
 
     @field_validator("teacher", mode="before")
@@ -268,7 +272,8 @@ def find_recipe(name: str) -> Path:
 def schema() -> dict[str, Any]:
     """Return the JSON schema of a recipe, for editors.
 
-    Families become definitions: one name, or one key with the member's fields.
+    Families become definitions: one name, or one key with the member's fields or the first of
+    them.
 
     >>> schema()["required"]
     ['steps']
@@ -288,7 +293,10 @@ def _resolved(node: Any, definitions: dict[str, Any]) -> Any:
         return {"$ref": f"#/$defs/{node['x-family']}"}
     for name, inner in node.get("$defs", {}).items():
         definitions.setdefault(name, _resolved(inner, definitions))
-    return {key: _resolved(value, definitions) for key, value in node.items() if key != "$defs"}
+    found = {key: _resolved(value, definitions) for key, value in node.items() if key != "$defs"}
+    if isinstance(found.get("description"), str):  # and not the schema of a field of that name
+        found["description"] = found["description"].partition("\n\n>>> ")[0]
+    return found
 
 
 def _define(family: str, definitions: dict[str, Any]) -> None:
@@ -300,7 +308,11 @@ def _define(family: str, definitions: dict[str, Any]) -> None:
     forms: list[Any] = [{"enum": list(named)}]
     for name, member in named.items():
         body = _resolved(member.model_json_schema(), definitions)
-        forms.append({"type": "object", "properties": {name: body}, "additionalProperties": False})
+        first = [body["properties"][field] for field in member.positional[:1]]
+        fields = {"anyOf": [body, *first]} if first else body
+        forms.append(
+            {"type": "object", "properties": {name: fields}, "additionalProperties": False}
+        )
     definitions[family] = {"anyOf": [*forms, {"type": ["number", "array"]}]}
 
 

@@ -38,6 +38,14 @@ def test_a_learned_clip_moves_with_what_it_clips() -> None:
     assert float(place["low"].grad) == 3 and float(place["high"].grad) == 48
 
 
+def test_levels_lie_within_what_a_learned_clip_leaves() -> None:
+    # BinaryBERT scales by the extremes of the clipped tensor: (0.75 - 0) / 3, then (2 + 1) / 3.
+    activation = LearnedClip(2, low=-1, high=2)
+    for numbers, spacing in (((0.0, 0.25, 0.75), 0.25), ((-4.0, 0.4, 9.0), 1.0)):
+        scale, _, _ = activation.grid_of(torch.tensor(numbers), activation.start())
+        assert float(scale) == spacing
+
+
 def test_an_asymmetric_grid_of_eight_bits() -> None:
     codes, _, zero_point = MinMax(8).codes(torch.tensor([-10.0, 30.0, 10.0]), {})
     assert codes.tolist() == [0, 255, 128] and int(zero_point) == 64

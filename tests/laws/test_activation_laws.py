@@ -87,7 +87,11 @@ def test_inside_the_range_the_error_is_at_most_half_a_level(activation: Activati
     assert float(error.max()) <= float(scale) / 2 * (1 + CLOSE)
 
 
-@pytest.mark.parametrize("activation", [each for each in variants() if each.start()], ids=repr)
+# Those whose range is not the tensor's own, which rounding moves.
+FIXED = [each for each in variants() if each.start() and not isinstance(each, LearnedClip)]
+
+
+@pytest.mark.parametrize("activation", FIXED, ids=repr)
 def test_rounding_again_changes_nothing(activation: Activation) -> None:
     tensor = TENSORS["normal"]
     state = calibrated(activation, tensor)

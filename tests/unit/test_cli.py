@@ -23,10 +23,12 @@ from laconic.errors import FeatureError, RunError
 from laconic.models import digits_cnn, load_model
 from laconic.recipe import Recipe
 from laconic.recover import Hidden, Hint, Label, Logits, Train
+from laconic.ship import save
 from laconic.ship.checkpoint import model_hash
+from laconic.step import State
 from laconic.structure import Prune
 from laconic.tasks import Task
-from laconic.weights import Quantize
+from laconic.weights import Gobo, MinMax, Product, Quantize, Symmetric
 
 COMMANDS = ("demo", "compress", "measure", "analyse", "report", "show", "verify", "list", "schema")
 HEAVY = ("torch", "numpy", "pydantic", "yaml", "sklearn", "laconic.step", "laconic.run")
@@ -433,6 +435,37 @@ def test_show_says_how_every_weight_is_stored(artefact: Path) -> None:
     text = laconic("show", artefact).stdout
     for word in ("conv1.weight", "16x1x3x3", "Symmetric(4)", "digits_cnn", "torch", "codes"):
         assert word in text
+
+
+def test_show_and_measure_say_how_wide_everything_is(tmp_path: Path) -> None:
+    """Few bits, blocks that share a code, rounded inputs and operands, and what stays float."""
+    transformers = pytest.importorskip("transformers", reason="encoders need transformers")
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 12}
+    config = transformers.BertConfig(**sizes, num_hidden_layers=1, vocab_size=20)
+    network, path = transformers.BertModel(config), tmp_path / "model.safetensors"
+    scope = "*.word_embeddings, encoder.*"
+    few = Quantize(Gobo(3), embedding=Product(block=4), activation=MinMax(6), scope=scope)
+    for step in (few, Quantize(Symmetric(8), scope="pooler.*")):
+        step.apply(State(network))
+    save(network, path)
+    found = answer("show", path)
+    assert found["widths"] == {"weights": [3, 8], "embeddings": [2], "activations": [6]}
+    rounded = {row["name"]: row for row in found["activations"]}
+    operands = rounded.pop("encoder.layer.0.attention.self")
+    assert sorted(operands["places"]) == ["key", "probabilities", "query", "value"]
+    assert len(rounded) == 6 and all(row["places"] == ["input"] for row in rounded.values())
+    assert {row["activation"] for row in rounded.values()} == {"MinMax(6)"}
+    words = "3/8-2-6 (weights-embeddings-activations)"
+    assert words in laconic("show", path).stdout and words in laconic("measure", path).stdout
+    assert "key, probabilities, query, value" in laconic("show", path).stdout
+    assert "defaults" not in laconic("show", path).stdout
+
+
+def test_a_plain_network_without_embeddings_has_two_widths(tmp_path: Path) -> None:
+    save(digits_cnn(), tmp_path / "model.safetensors")
+    found = answer("measure", tmp_path / "model.safetensors")
+    assert found["widths"] == {"weights": [32], "activations": [32]}
+    assert "Rounded" not in laconic("show", tmp_path / "model.safetensors").stdout
 
 
 def test_verify_compares_weights_and_logits(artefact: Path) -> None:

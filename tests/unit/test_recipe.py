@@ -440,6 +440,19 @@ def test_the_schema_names_every_member_and_refers_to_nothing_missing() -> None:
     assert found["properties"]["steps"]["items"] == {"$ref": "#/$defs/Step"}
 
 
+def test_the_schema_takes_every_form_that_a_recipe_has() -> None:
+    """Name and fields, name and first field, one teacher: as editors check what pages show."""
+    found = schema()
+    forms = {name: form for each in found["$defs"]["Representation"]["anyOf"][1:-1]
+             for name, form in each["properties"].items()}  # fmt: skip
+    fields, first = forms["kmeans"]["anyOf"]
+    assert fields["properties"]["bits"] == first
+    assert first["maximum"] == 8
+    assert forms["float"]["type"] == "object"  # without fields
+    assert ">>>" not in fields["description"]
+    assert {"type": ["object", "string"]} in found["properties"]["teacher"]["anyOf"]
+
+
 @pytest.mark.parametrize(
     ("written", "read"),
     [

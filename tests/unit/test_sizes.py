@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -12,8 +13,13 @@ from laconic.errors import ModelError
 from laconic.measure import measure, size_report
 from laconic.models import digits_cnn
 from laconic.scope import Scope
-from laconic.weights import Binary, Float, KMeans, Symmetric, lay
+from laconic.ship import save
+from laconic.step import State
+from laconic.weights import Binary, Float, KMeans, Quantize, Representation, Symmetric, Ternary, lay
 from laconic.weights.laid import laid_tensors, tie_, weights_of
+
+# What a file says besides its numbers: of every weight in codes, of every plain tensor, of itself.
+CODED, PLAIN, WHOLE = 350, 60, 500
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +108,7 @@ def test_no_such_count(tiny_cnn: nn.Module) -> None:
 
 
 def small(**fields: int) -> dict[str, int]:
-    return {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, **fields}
+    return {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2} | fields
 
 
 def test_parts_of_a_classifier(transformers: ModuleType) -> None:
@@ -132,3 +138,31 @@ def test_parts_of_other_families(transformers: ModuleType) -> None:
         dim=8, hidden_dim=12, n_layers=2, n_heads=2, vocab_size=20
     )
     assert "pooler" not in size_report(transformers.DistilBertModel(distil)).parts
+
+
+@pytest.mark.parametrize(
+    ("weight", "embedding", "most"),
+    [
+        (Ternary(), Ternary("row"), 1.62 / 2),
+        (Symmetric(3), Symmetric(3, granularity="row"), 0.8),
+        (Symmetric(8), Symmetric(8, granularity="row"), 1.0),
+        (Binary(), Binary("row"), 1.0),
+    ],
+    ids=["ternary", "3 bit", "8 bit", "binary"],
+)
+def test_a_file_takes_what_is_counted_and_its_header(
+    weight: Representation,
+    embedding: Representation,
+    most: float,
+    transformers: ModuleType,
+    tmp_path: Path,
+) -> None:
+    """As benchmarks/lowbit_size.py measures it, at the shape of BERT base."""
+    fields = small(hidden_size=96, intermediate_size=384, vocab_size=1000)
+    network = transformers.BertModel(transformers.BertConfig(**fields))
+    scope = Scope("embeddings.word_embeddings, encoder.*, pooler.*")
+    Quantize(weight, embedding=embedding, scope=scope).apply(State(network))
+    report, coded = size_report(network), len(laid_tensors(network))
+    header = CODED * coded + PLAIN * (len(network.state_dict()) - coded) + WHOLE
+    codes = sum(report.parts[part] for part in ("word embedding", "encoder matrices", "pooler"))
+    assert save(network, tmp_path / "model") <= report.size_bytes - (1 - most) * codes + header

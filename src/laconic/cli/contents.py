@@ -18,18 +18,23 @@ if TYPE_CHECKING:
     from laconic.tasks import Task
 
 __all__ = [
+    "activation_rows",
     "bytes_by_part",
     "catalogue",
     "file_analyses",
     "file_costs",
     "file_manifest",
     "tensor_rows",
+    "widths",
 ]
 
 # Examples of a batch that derivatives are taken on, and widths of codes that blocks are tried in.
 BATCH = 32
 WIDTHS = (2, 4, 8)
-PLURALS = {"criterion": "criteria", "during": "during"}
+FLOAT = 32.0
+# What an embedding is called: a file says names and not kinds.
+EMBEDDING = "embedding"
+PLURALS = {"criterion": "criteria", "during": "during", "ghosts": "ghosts"}
 CODERS = {
     "packed": "each in its own number of bits",
     "huffman": "frequent ones in fewer bits",
@@ -59,7 +64,7 @@ def catalogue(kind: str | None = None) -> dict[str, dict[str, str]]:
 
 def _kinds() -> dict[str, Callable[[], dict[str, str]]]:
     from laconic import models, tasks
-    from laconic.recipe import families
+    from laconic.recipe import families, schema
     from laconic.step import members, snake
 
     def registered(family: type) -> Callable[[], dict[str, str]]:
@@ -68,7 +73,10 @@ def _kinds() -> dict[str, Callable[[], dict[str, str]]]:
     def functions(module: Any, names: Iterable[str]) -> Callable[[], dict[str, str]]:
         return lambda: {name: _summary(getattr(module, name)) for name in names}
 
-    found = {_plural(snake(family.__name__)): registered(family) for family in families()}
+    # Those that a recipe may name: others are parts of one of them.
+    named = schema()["$defs"]
+    listed = [family for family in families() if family.__name__ in named]
+    found = {_plural(snake(family.__name__)): registered(family) for family in listed}
     return {
         "steps": found.pop("steps"),
         **dict(sorted(found.items())),
@@ -80,8 +88,7 @@ def _kinds() -> dict[str, Callable[[], dict[str, str]]]:
 
 
 def _plural(word: str) -> str:
-    regular = f"{word[:-1]}ies" if word.endswith("ty") else f"{word}s"
-    return PLURALS.get(word, regular)
+    return PLURALS.get(word, f"{word[:-1]}ies" if word.endswith("ty") else f"{word}s")
 
 
 def _summary(member: Any) -> str:
@@ -172,6 +179,60 @@ def _written(representation: Any) -> str:
     return repr(Representation.coerce(representation))
 
 
+def activation_rows(manifest: Manifest) -> list[dict[str, Any]]:
+    """Return one row per module and way in which numbers that come to it are rounded.
+
+    Args:
+        manifest: of an artefact.
+    """
+    from laconic.weights.activations import Activation
+
+    found: dict[tuple[str, Activation], list[str]] = {}
+    for path, places in manifest.activations.items():
+        for place, written in places.items():
+            found.setdefault((path, Activation.coerce(written)), []).append(place)
+    return [
+        {"name": path, "places": places, "activation": repr(activation), "bits": activation.bits}
+        for (path, activation), places in found.items()
+    ]
+
+
+def widths(manifest: Manifest) -> dict[str, list[float]]:
+    """Return the widths of codes of weights, embeddings and activations: W-E-A.
+
+    Each ascending, of what is represented or rounded; [32] where nothing is. Embeddings are told
+    by their names, and left out of a network that has none.
+
+    Args:
+        manifest: of an artefact.
+    """
+    names = [*manifest.tensors, *itertools.chain(*manifest.dense.values())]
+    coded = {name: _width(entry) for name, entry in manifest.tensors.items()}
+    found = {
+        "weights": {width for name, width in coded.items() if EMBEDDING not in name},
+        "embeddings": {width for name, width in coded.items() if EMBEDDING in name},
+        "activations": {float(row["bits"]) for row in activation_rows(manifest)},
+    }
+    if not any(EMBEDDING in name for name in names):
+        del found["embeddings"]
+    return {kind: sorted(each) or [FLOAT] for kind, each in found.items()}
+
+
+def _width(entry: TensorEntry) -> float:
+    """Return the bits of one weight's code; the widest where it has several."""
+    from torch import Size
+
+    from laconic.weights.representation import POSITION, Representation
+
+    shape, representation = Size(entry.shape), Representation.coerce(entry.representation)
+    bits = (
+        bits * representation.stream_shape(name, shape).numel() / max(shape.numel(), 1)
+        for name, (bits, *_) in entry.streams.items()
+        if name != POSITION
+    )
+    return max(bits, default=FLOAT)
+
+
 def file_costs(path: Path, *, model: nn.Module | None, task: Task | None) -> dict[str, Any]:
     """Return what the network of an artefact costs and, with a task, scores.
 
@@ -192,6 +253,7 @@ def file_costs(path: Path, *, model: nn.Module | None, task: Task | None) -> dic
     parts = bytes_by_part(path)
     size = sum(parts.values())
     found: dict[str, Any] = {
+        "widths": widths(file_manifest(path)),
         "size_bytes": size,
         **{f"{part}_bytes": amount for part, amount in parts.items()},
         "float_bytes": plain,

@@ -127,24 +127,32 @@ def report(
 def show(output: Output, file: Artefact) -> int:
     """Say what is in an artefact.
 
-    Its builder, how each weight is stored, and where the bytes are. Nothing of the file is run,
-    and the network is not built.
+    Its builder, how each weight is stored, which activations are rounded, and where the bytes
+    are. Nothing of the file is run, and the network is not built.
     """
     from laconic.cli import contents
 
     manifest = contents.file_manifest(file)
     parts, rows = contents.bytes_by_part(file), contents.tensor_rows(file, manifest)
-    data = manifest.model_dump(mode="json")
-    output.event("result", size_bytes=sum(parts.values()), bytes=parts, tensors=rows, manifest=data)
+    found: dict[str, Any] = {
+        "size_bytes": sum(parts.values()),
+        "bytes": parts,
+        "widths": contents.widths(manifest),
+        "tensors": rows,
+        "activations": contents.activation_rows(manifest),
+    }
+    output.event("result", **found, manifest=manifest.model_dump(mode="json"))
     _show_parts(output, file, parts)
-    output.line(f"\nbuilder   {json.dumps(manifest.builder)}")
+    output.line(f"\nbuilder   {json.dumps(_brief(manifest.builder))}")
     versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
-    output.line(f"versions  {versions}\n")
+    output.line(f"versions  {versions}")
+    output.line(f"widths    {_width_words(found['widths'])}\n")
     columns = ("Weight", "Shape", "Representation", "Coders", "Codes", "Index", "Tables")
     words = ("Shape", "Representation", "Coders")
     output.table(columns, [_tensor_cells(row) for row in rows], text=words, spare=("Coders",))
     for dtype, shapes in manifest.dense.items():
         output.line(f"and {len(shapes)} tensors as plain {dtype}")
+    _show_activations(output, found["activations"])
     return DONE
 
 
@@ -232,6 +240,33 @@ def _show_parts(output: Output, file: Path, parts: dict[str, int]) -> None:
     output.table(("Part", "Bytes", "Share"), shown)
 
 
+def _show_activations(output: Output, rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        return
+    output.line()
+    cells = [
+        (row["name"], ", ".join(row["places"]), row["activation"], str(row["bits"])) for row in rows
+    ]
+    columns = ("Rounded", "Places", "Activation", "Bits")
+    output.table(columns, cells, text=("Places", "Activation"), spare=("Bits",))
+
+
+def _brief(builder: dict[str, Any]) -> dict[str, Any]:
+    """Return a builder without what a configuration of Hugging Face is by default."""
+    return {
+        kind: {key: value for key, value in options.items() if key != "defaults"}
+        if isinstance(options, dict)
+        else options
+        for kind, options in builder.items()
+    }
+
+
+def _width_words(widths: dict[str, list[float]]) -> str:
+    """Return widths as papers write them: 2/4-8-8 (weights-embeddings-activations)."""
+    shown = ("/".join(f"{bits:g}" for bits in each) for each in widths.values())
+    return f"{'-'.join(shown)} ({'-'.join(widths)})"
+
+
 def _tensor_cells(row: dict[str, Any]) -> tuple[str, ...]:
     coders = ", ".join(f"{name} {coder}" for name, coder in row["coders"].items())
     counts = (f"{row[part]:,}" for part in ("code_bytes", "index_bytes", "table_bytes"))
@@ -243,7 +278,7 @@ def _cost_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     """Return costs as people read them: sizes in MB and MiB, counts with commas."""
     from laconic.measure import factor_text, size_text
 
-    rows = []
+    rows = [("widths", _width_words(found["widths"]))]
     for name, value in {**found, **found.get("metrics", {})}.items():
         if name.endswith("_bytes"):
             rows.append((name.removesuffix("_bytes").replace("_", " "), size_text(value)))
@@ -251,6 +286,6 @@ def _cost_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
             rows.append(("smaller than float32", factor_text(value)))
         elif name == "latency_ms":
             rows.append(("latency", f"{value:.3g} ms"))
-        elif name != "metrics":
+        elif name not in ("metrics", "widths"):
             rows.append((name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}"))
     return rows

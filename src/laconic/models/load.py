@@ -272,4 +272,6 @@ def _custom(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     model = function(**arguments)
     if not isinstance(model, nn.Module):
         raise ModelError(f"model: {name!r} returned {type(model).__name__}, not an nn.Module")
-    return noted(model, {"custom": name})
+    # laconic:load notes how the network of a file is built again, and what was edited of it.
+    ours = module_name.partition(".")[0] == "laconic"
+    return model if ours else noted(model, {"custom": name})

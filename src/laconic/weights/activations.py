@@ -110,7 +110,7 @@ def _levels(tensor: Tensor, scale: Tensor, first: Tensor, last: Tensor) -> Tenso
 
 
 class Activation(Value, ABC):
-    """How activations are rounded: a frozen value; what it learns is a state outside of it.
+    """How activations are rounded; what that learns is a state outside of it.
 
     Every tensor has one range and one spacing. ``rounded`` is computed in float32, whatever
     autocast says, and is exactly ``(code - zero_point) * scale`` of ``codes``.
@@ -290,7 +290,9 @@ class Percentile(Ranged):
 
 
 class LeastError(Ranged):
-    """The range with the least squared error, of a calibration (see ``least_error_range``).
+    """The range with the least squared error, of a calibration.
+
+    See ``least_error_range``.
 
     >>> numbers = torch.tensor([0.0] + [0.1] * 200 + [1.0])
     >>> bool(LeastError(2, levels="symmetric").limits(numbers)[1] < 0.3)
@@ -303,13 +305,15 @@ class LeastError(Ranged):
 
 
 class LearnedClip(Activation):
-    """A range that training learns: a limit moves with all numbers at and beyond it.
+    """The range of the tensor itself, clipped to limits that training learns.
 
-    ``d/d high = sum of the gradients where x >= high``, and so for low (Choi et al. 2018, PACT,
-    equation 3; both ends as in BinaryBERT, Bai et al. 2021).
+    A limit moves with all numbers at and beyond it: ``d/d high = sum of the gradients where x >=
+    high``, and so for low (Choi et al. 2018, PACT, equation 3). Levels lie between the extremes
+    of what is clipped, as in BinaryBERT (Bai et al. 2021): over all of +-2.5, probabilities of
+    attention would get one level in five.
 
     Attributes:
-        low, high: the range to begin with.
+        low, high: the limits to begin with.
 
     >>> place = {name: limit.requires_grad_() for name, limit in LearnedClip().start().items()}
     >>> LearnedClip().rounded(torch.tensor([3.0, 4.0, 0.0]), place).sum().backward()
@@ -323,12 +327,14 @@ class LearnedClip(Activation):
     high: Annotated[float, Field(ge=0)] = 2.5
 
     def start(self) -> dict[str, Tensor]:
-        """Return the range to begin with."""
+        """Return the limits to begin with."""
         return {"low": torch.tensor(self.low), "high": torch.tensor(self.high)}
 
     def grid_of(self, tensor: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the grid over the limits."""
-        return grid(state["low"], state["high"], self.bits, self.levels)
+        """Return the grid over the extremes of the tensor, or the limits where they are nearer."""
+        low, high = torch.aminmax(tensor)
+        low, high = torch.maximum(low, state["low"]), torch.minimum(high, state["high"])
+        return grid(low, high, self.bits, self.levels)
 
     def surrogate(self, tensor: Tensor, state: State) -> Tensor:
         """Return the tensor, clipped to the limits."""

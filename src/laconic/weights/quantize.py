@@ -30,14 +30,14 @@ FIRST_LOOK = (8, 32)
 
 
 class Quantize(Step):
-    """Store weights in a representation, and round activations; training is through both.
+    """Store weights in a representation, and round activations.
 
-    Matrices and kernels are quantised (two dimensions or more); biases and norms stay float.
-    Masks of pruned weights are kept, and statistics are taken over survivors. Rounded are the
-    inputs of the linear layers and convolutions of the scope and, where its attention modules
-    are those of a Hugging Face encoder, the operands of both products. What a network keeps in
-    floats (its head, position embeddings, first layer) is left out of the scope; what it keeps
-    in other widths is a step of its own.
+    Training goes through both. Matrices and kernels are quantised (two dimensions or more); biases
+    and norms stay float. Masks of pruned weights are kept, and statistics are taken over survivors.
+    Rounded are the inputs of the linear layers and convolutions of the scope and, where its
+    attention modules are those of a Hugging Face encoder, the operands of both products. What a
+    network keeps in floats (its head, position embeddings, first layer) is left out of the scope;
+    what it keeps in other widths is a step of its own.
 
     Attributes:
         weight: the representation, or a number of bits (symmetric); None: weights stay as they

@@ -109,23 +109,33 @@ def attach_(model: nn.Module, activations: Mapping[str, Mapping[str, Activation]
 
     Raises:
         ModelError: no such module or place, or an attention that cannot be exchanged.
+
+    >>> from laconic.weights import MinMax
+    >>> model = nn.Sequential(nn.Linear(1, 1, bias=False))
+    >>> attach_(model, {"0": {"input": MinMax(2)}})
+    >>> bool(model(torch.tensor([[0.4], [3.0]]))[0] == 0)
+    True
     """
-    modules, attentions = dict(model.named_modules()), None
+    modules = dict(model.named_modules())
+    operands = any(place != INPUT for places in activations.values() for place in places)
+    attentions = attention_paths(model) if operands else []
+    first = next(model.parameters(), torch.empty(0))
     for path, places in activations.items():
         if path not in modules:
             raise ModelError(f"the network has no module '{path}'{nearest(path, modules)}")
         for place, activation in places.items():
-            if place != INPUT:
-                attentions = attention_paths(model) if attentions is None else attentions
-                if place not in OPERANDS or path not in attentions:
-                    raise ModelError(
-                        f"'{path}' has no '{place}' to round; layers have an '{INPUT}', modules "
-                        f"that compute attention {', '.join(OPERANDS)}"
-                    )
-            first = next(model.parameters(), torch.empty(0))
+            _check_place(path, place, attentions)
             place_(modules[path], place, Quantizer(activation).to(first.device))
-    if attentions is not None:
+    if operands:
         use_attention_(model)
+
+
+def _check_place(path: str, place: str, attentions: Sequence[str]) -> None:
+    if place != INPUT and (place not in OPERANDS or path not in attentions):
+        raise ModelError(
+            f"'{path}' has no '{place}' to round; layers have an '{INPUT}', modules that compute "
+            f"attention {', '.join(OPERANDS)}"
+        )
 
 
 def activations_data(model: nn.Module) -> dict[str, dict[str, Any]]:
