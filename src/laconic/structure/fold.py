@@ -139,7 +139,7 @@ def _readers(outputs: Iterable[Tensor]) -> Counter[Any]:
 
 
 class Fold(Step):
-    """Multiply BatchNorm into the layer before it, so that nothing of it is left to compute.
+    """Multiply BatchNorm into the layer before it, which then computes both.
 
     For training with quantised weights, the weights that will be multiplied are then those that
     are rounded (Jacob et al. 2018, section 3.2); what is left out keeps its BatchNorm. Layers
