@@ -6,23 +6,20 @@ growth of the largest resident size over that after the imports.
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import multiprocessing
-import os
-import platform
 import tempfile
 import time
 from pathlib import Path
 
 import torch
-from coding import FIELDS, LAYOUT, hardware
+from coding import LAYOUT
+from common import write
 from torch import nn
 
 import laconic
 from laconic.weights import Ternary
 
-RESULTS = Path(__file__).parent / "results" / "artifact.json"
 THREADS = 2
 
 
@@ -54,7 +51,6 @@ def largest_resident() -> int:
 def main() -> None:
     """Save once, load five times, write the result file."""
     torch.set_num_threads(THREADS)
-    load_average = os.getloadavg()[0]
     torch.manual_seed(0)
     model = network()
     weights = sum(parameter.numel() for parameter in model.parameters())
@@ -80,15 +76,8 @@ def main() -> None:
             "ratio": growth / (4 * weights),
         },
     ]
-    body = {
-        "command": "python benchmarks/artifact.py",
-        "date": dt.datetime.now(dt.UTC).date().isoformat(),
-        "hardware": f"{hardware()}, {THREADS} threads; load average {load_average:.1f} before",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "rows": [{field: row.get(field) for field in FIELDS} for row in rows],
-    }
-    RESULTS.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(body["rows"], indent=1))
+    write("artifact", rows, packages=("torch",), threads=THREADS)
+    print(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":

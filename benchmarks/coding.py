@@ -6,27 +6,18 @@ unless a row says otherwise; speeds count the uint8 symbols that are coded or de
 
 from __future__ import annotations
 
-import datetime as dt
-import json
 import multiprocessing
-import os
-import platform
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import write
 
 from laconic.ship import coding
 
-RESULTS = Path(__file__).parent / "results" / "coding.json"
-FIELDS = [
-    *("row", "task", "metric", "ours", "std", "seeds", "baseline", "published"),
-    *("published_setting", "size_bytes", "ratio", "seconds", "note"),
-]
 EMBEDDING = 30_522 * 768
 # BERT base: the embedding; query, key, value, output and two of the FFN per layer; the pooler.
 LAYOUT = [EMBEDDING, *12 * [*4 * [768 * 768], *2 * [768 * 3072]], 768 * 768]
@@ -38,24 +29,12 @@ Streams = list[tuple[coding.Coded, int]]
 
 def main() -> None:
     """Run every section and write the result file."""
-    load = os.getloadavg()[0]
     rows = []
     for section in SECTIONS:
         for row in section():
-            rows.append({field: row.get(field) for field in FIELDS})
+            rows.append(row)
             print(" | ".join(f"{key} {shown(value)}" for key, value in row.items()), flush=True)
-    body = {
-        "command": "python benchmarks/coding.py",
-        "date": dt.datetime.now(dt.UTC).date().isoformat(),
-        "hardware": f"{hardware()}; load average {load:.1f} before the run",
-        "versions": {
-            "python": platform.python_version(),
-            **{package: version(package) for package in ("numpy", "constriction")},
-        },
-        "rows": rows,
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    write("coding", rows, packages=("numpy", "constriction"))
 
 
 def packing() -> Iterator[Row]:
@@ -208,15 +187,6 @@ def best(work: Callable[..., Any], *arguments: Any, repeats: int = 5) -> float:
         work(*arguments)
         seconds.append(time.perf_counter() - start)
     return min(seconds)
-
-
-def hardware() -> str:
-    """Return processor, cores and cache in words."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    facts = dict(line.replace("\t", "").split(": ", 1) for line in lines if ": " in line)
-    vectors = "AVX-512" if "avx512f" in facts.get("flags", "") else "no AVX-512"
-    kind = facts.get("model name", platform.machine())
-    return f"{kind}, {os.cpu_count()} cores, {facts.get('cache size', '?')} cache each, {vectors}"
 
 
 def shown(value: Any) -> str:

@@ -9,18 +9,15 @@ the run with an error.
 
 from __future__ import annotations
 
-import datetime as dt
 import json
-import os
-import platform
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from coding import FIELDS, LAYOUT, hardware
+from coding import LAYOUT
+from common import write
 from torch import nn
 from transformers import BertConfig, BertModel
 
@@ -30,7 +27,6 @@ from laconic.sizes import size_report
 from laconic.step import State
 from laconic.weights import Binary, Quantize, Representation, Symmetric, Ternary
 
-RESULTS = Path(__file__).parent / "results" / "lowbit_size.json"
 THREADS = 1
 SCOPE = "embeddings.word_embeddings, encoder.*, pooler.*"
 FORMS: dict[str, tuple[Representation, Representation]] = {
@@ -93,23 +89,11 @@ def missed(row: dict[str, Any]) -> str | None:
 def main() -> None:
     """Save every form once, write the result file, check the bars."""
     torch.set_num_threads(THREADS)
-    load_average = os.getloadavg()[0]
     rows = []
     for name in FORMS:
         rows.append(measured(name))
         print(json.dumps(rows[-1], indent=1), flush=True)
-    packages = ("torch", "transformers")
-    body = {
-        "command": "python benchmarks/lowbit_size.py",
-        "date": dt.datetime.now(dt.UTC).date().isoformat(),
-        "hardware": f"{hardware()}, {THREADS} thread; load average {load_average:.1f} before",
-        "versions": {
-            "python": platform.python_version(),
-            **{package: version(package) for package in packages},
-        },
-        "rows": [{field: row.get(field) for field in FIELDS} for row in rows],
-    }
-    RESULTS.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    write("lowbit_size", rows, packages=("torch", "transformers"), threads=THREADS)
     problems = [problem for row in rows if (problem := missed(row))]
     if problems:
         raise SystemExit("; ".join(problems))

@@ -9,19 +9,13 @@ benchmarks/results/qat.json.
 from __future__ import annotations
 
 import copy
-import datetime as dt
 import itertools
-import json
-import os
-import platform
 import statistics
 import time
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
-from coding import FIELDS, hardware
+from common import write
 from torch import nn
 
 from laconic.recover import AdamW, Attention, Hidden, Logits, Stop, Train
@@ -29,7 +23,6 @@ from laconic.step import During, State, run_step
 from laconic.tasks import Batch, Task
 from laconic.weights import Binary, Quantize, Symmetric, Ternary
 
-RESULTS = Path(__file__).parent / "results" / "qat.json"
 THREADS, ROUNDS, UPDATES = 2, 5, 4
 BATCH, TOKENS = 32, 64
 SCOPE = "*, !*position*, !*token_type*, !classifier"
@@ -92,7 +85,6 @@ def main() -> None:
     """Time every variant and write the result file."""
     torch.manual_seed(0)
     torch.set_num_threads(THREADS)
-    load_average = os.getloadavg()[0]
     teacher, task = encoder(), texts()
     states, times = {}, {name: [] for name in VARIANTS}
     for name, quantize in VARIANTS.items():
@@ -103,22 +95,14 @@ def main() -> None:
         for name, state in states.items():
             times[name] += seconds(state)
     rows = [row(name, times) for name in VARIANTS]
-    body = {
-        "command": "python benchmarks/qat.py",
-        "date": dt.datetime.now(dt.UTC).date().isoformat(),
-        "hardware": f"{hardware()}, {THREADS} threads; load average {load_average:.1f} before",
-        "versions": {name: version(name) for name in ("torch", "transformers")},
-        "rows": rows,
-    }
-    body["versions"]["python"] = platform.python_version()
-    RESULTS.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    write("qat", rows, packages=("torch", "transformers"), threads=THREADS)
 
 
 def row(name: str, times: dict[str, list[float]]) -> dict[str, Any]:
     """Return the row of a variant."""
     ours, baseline = statistics.median(times[name]), statistics.median(times[FLOAT])
     print(f"{name}: {1000 * ours:.0f} ms, {ours / baseline:.2f}x", flush=True)
-    found = {
+    return {
         "row": name,
         "metric": "milliseconds an update, median",
         "ours": 1000 * ours,
@@ -128,7 +112,6 @@ def row(name: str, times: dict[str, list[float]]) -> dict[str, Any]:
         "note": f"fastest {1000 * min(times[name]):.0f}, of floats {1000 * min(times[FLOAT]):.0f}; "
         "baseline and ratio: the float network with the same losses, in turns in the same run",
     }
-    return {field: found.get(field) for field in FIELDS}
 
 
 if __name__ == "__main__":

@@ -8,26 +8,19 @@ small take turns, so that whatever else the machine does slows both.
 from __future__ import annotations
 
 import copy
-import datetime as dt
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
-from coding import FIELDS, hardware
+from common import write
 from torch import nn
 
 from laconic.models import families, resnet56, vgg
 from laconic.structure.axes import find_axes, slice_
 from laconic.structure.surgery import keep_
 
-RESULTS = Path(__file__).parent / "results" / "structure.json"
 THREADS, ROUNDS = 2, 7
 Inputs = dict[str, torch.Tensor] | tuple[torch.Tensor, ...]
 
@@ -122,21 +115,11 @@ def main() -> None:
     """Time every case and write the result file."""
     torch.manual_seed(0)
     torch.set_num_threads(THREADS)
-    load_average = os.getloadavg()[0]
     rows = []
     for case in cases():
-        row = measured(*case)
-        rows.append({field: row.get(field) for field in FIELDS})
-        print(f"{row['row']}: {row['ratio']:.2f}x", flush=True)
-    body = {
-        "command": "python benchmarks/structure.py",
-        "date": dt.datetime.now(dt.UTC).date().isoformat(),
-        "hardware": f"{hardware()}, {THREADS} threads; load average {load_average:.1f} before",
-        "versions": {name: version(name) for name in ("torch", "transformers")},
-        "rows": rows,
-    }
-    body["versions"]["python"] = platform.python_version()
-    RESULTS.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+        rows.append(measured(*case))
+        print(f"{rows[-1]['row']}: {rows[-1]['ratio']:.2f}x", flush=True)
+    write("structure", rows, packages=("torch", "transformers"), threads=THREADS)
 
 
 if __name__ == "__main__":
