@@ -22,7 +22,7 @@ from laconic.run import compress
 from laconic.ship.checkpoint import load_checkpoint, save_checkpoint
 from laconic.ship.container import read, write
 from laconic.step import State, run_step
-from laconic.structure import find_axes
+from laconic.structure import Ghost, Split, TokenGhosts, find_axes
 from laconic.structure.surgery import replace_
 from laconic.tasks import Task
 from laconic.weights import (
@@ -227,6 +227,47 @@ def test_what_takes_a_layers_place_rounds_its_input() -> None:
     attach_(model, {"0": {"input": MinMax(2)}})
     replace_(model, "0", nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 4)))
     assert activations_of(model) == {"0.0": {"input": MinMax(2)}}
+
+
+def test_ids_are_never_rounded() -> None:
+    state = State(bert())
+    run_step(Quantize(embedding=Ternary("row"), scope="*word_embeddings"), state)
+    run_step(Split(), state)
+    run_step(Quantize(activation=8, scope=BODY), state)
+    assert not any("embeddings" in path for path in activations_of(state.model))
+
+
+def test_a_layer_inside_what_takes_its_place_rounds_once() -> None:
+    state = State(bert())
+    run_step(Quantize(activation=8, operands=False), state)
+    before = len(activations_of(state.model))
+    run_step(Ghost(TokenGhosts()), state)
+    assert len(activations_of(state.model)) == before
+
+
+def test_another_scope_does_not_move_ranges_that_were_learned() -> None:
+    state = State(digits_cnn(), images())
+    run_step(Quantize(activation=MovingAverage(), scope="conv1"), state)
+    first = state.model.conv1.quantizers["input"]
+    first.high.fill_(7.0)
+    run_step(Quantize(activation=MovingAverage(), scope="fc1"), state)
+    assert state.model.conv1.quantizers["input"] is first and first.high == 7.0
+    assert state.model.fc1.quantizers["input"].seen > 0
+
+
+def test_an_objective_of_scores_does_not_move_a_range_twice() -> None:
+    model = bert()
+    attach_(model, {"bert.encoder.layer.0.attention.self": {"query": MovingAverage(decay=0.5)}})
+    with capture(model.train(), ["attention.1"]):
+        model(**texts())
+    assert model.bert.encoder.layer[0].attention.self.quantizers["query"].seen == 1
+
+
+def test_a_layer_that_is_never_called_is_refused() -> None:
+    model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
+    with pytest.raises(ModelError, match=r"computes with the weight.*'!0.self_attn.out_proj'"):
+        Quantize(activation=8).check(model, None)
+    Quantize(activation=8, scope="*, !*.out_proj").check(model, None)
 
 
 def test_inputs_may_be_given_by_name() -> None:

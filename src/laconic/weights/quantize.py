@@ -17,7 +17,7 @@ from laconic.step import State, Step
 from laconic.tasks.task import needed
 from laconic.weights.activations import Activation
 from laconic.weights.laid import laid_tensors, lay, mask_of, weights_of
-from laconic.weights.quantizer import Quantizer, attach_, attention_paths, calibrate
+from laconic.weights.quantizer import Quantizer, attach_, attention_paths, calibrate, check_places
 from laconic.weights.representation import Representation
 
 if TYPE_CHECKING:
@@ -70,10 +70,12 @@ class Quantize(Step):
         if stored and not self.represented(model):
             raise ScopeError(f"'{self.scope}' selects no weight of two or more dimensions")
         if self.activation is not None:
-            if not self._places(model):
+            places = self._places(model)
+            if not places:
                 raise ScopeError(
                     f"'{self.scope}' selects no linear layer, convolution or attention"
                 )
+            check_places(model, places)
             if self.activation.needs_data:
                 needed(task, f"quantize needs data for the range of {self.activation!r}")
 
@@ -83,13 +85,15 @@ class Quantize(Step):
             _lay(state.model, weights, representation)
         if self.activation is None:
             return
+        before = set(state.model.modules())
         attach_(state.model, self._places(state.model))
         if self.activation.needs_data:
             task = needed(state.task, f"quantize needs data for the range of {self.activation!r}")
             count, size = FIRST_LOOK
             drawn = task.train.batches(size, seed=state.seed, device=state.device)
             found = [each for each in state.model.modules() if isinstance(each, Quantizer)]
-            calibrate(state.model.to(state.device), task, itertools.islice(drawn, count), found)
+            new = [each for each in found if each not in before]
+            calibrate(state.model.to(state.device), task, itertools.islice(drawn, count), new)
 
     def represented(self, model: nn.Module) -> list[tuple[Representation, dict[str, Tensor]]]:
         """Return the representations, each with the weights of the scope that it is laid on."""
@@ -110,7 +114,8 @@ class Quantize(Step):
         found: dict[str, dict[str, Activation]] = {}
         for path, module in chosen.items():
             half = isinstance(model.get_submodule(path.rpartition(".")[0]), Halves)
-            if isinstance(module, (*KINDS["linear"], *KINDS["conv"], Halves)) and not half:
+            layer = module.first if isinstance(module, Halves) else module
+            if isinstance(layer, (*KINDS["linear"], *KINDS["conv"])) and not half:
                 found[path] = {INPUT: self.activation}
             elif self.operands and path in attentions:
                 found[path] = dict.fromkeys(OPERANDS, self.activation)

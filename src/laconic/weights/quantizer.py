@@ -27,6 +27,7 @@ __all__ = [
     "attach_data_",
     "attention_paths",
     "calibrate",
+    "check_places",
     "quantizing",
 ]
 
@@ -110,22 +111,42 @@ def attach_(model: nn.Module, activations: Mapping[str, Mapping[str, Activation]
     Raises:
         ModelError: no such module or place, or an attention that cannot be exchanged.
     """
-    modules, attentions = dict(model.named_modules()), None
+    check_places(model, activations)
+    device = next(model.parameters(), torch.empty(0)).device
+    for path, places in activations.items():
+        for place, activation in places.items():
+            place_(model.get_submodule(path), place, Quantizer(activation).to(device))
+    if any(places.keys() - {INPUT} for places in activations.values()):
+        use_attention_(model)
+
+
+def check_places(model: nn.Module, activations: Mapping[str, Mapping[str, Activation]]) -> None:
+    """Refuse places where a network cannot round.
+
+    Args:
+        model: the network.
+        activations: as for ``attach_``.
+
+    Raises:
+        ModelError: no such module or place, or a module that computes with its child itself.
+    """
+    modules, attentions = dict(model.named_modules()), attention_paths(model)
     for path, places in activations.items():
         if path not in modules:
             raise ModelError(f"the network has no module '{path}'{nearest(path, modules)}")
-        for place, activation in places.items():
-            if place != INPUT:
-                attentions = attention_paths(model) if attentions is None else attentions
-                if place not in OPERANDS or path not in attentions:
-                    raise ModelError(
-                        f"'{path}' has no '{place}' to round; layers have an '{INPUT}', modules "
-                        f"that compute attention {', '.join(OPERANDS)}"
-                    )
-            first = next(model.parameters(), torch.empty(0))
-            place_(modules[path], place, Quantizer(activation).to(first.device))
-    if attentions is not None:
-        use_attention_(model)
+        for place in places.keys() - {INPUT}:
+            if place not in OPERANDS or path not in attentions:
+                raise ModelError(
+                    f"'{path}' has no '{place}' to round; layers have an '{INPUT}', modules "
+                    f"that compute attention {', '.join(OPERANDS)}"
+                )
+        parent = path.rpartition(".")[0]
+        if INPUT in places and path and isinstance(modules[parent], nn.MultiheadAttention):
+            raise ModelError(
+                f"'{parent}' is a MultiheadAttention, which computes with the weight of '{path}' "
+                f"itself and never calls it, so its input cannot be rounded; leave it out of the "
+                f"scope with '!{path}'"
+            )
 
 
 def activations_data(model: nn.Module) -> dict[str, dict[str, Any]]:
