@@ -306,6 +306,15 @@ def test_ranges_without_data_are_refused() -> None:
         calibrate(model, images(), [], [m for m in model.modules() if isinstance(m, Quantizer)])
 
 
+@pytest.mark.parametrize("activation", [MovingAverage(), Percentile(), LearnedSpacing()])
+def test_ranges_of_a_broken_network_are_refused(activation: Any) -> None:
+    model = digits_cnn()
+    with torch.no_grad():
+        model.conv1.weight[0] = torch.nan
+    with pytest.raises(ModelError, match=r"'conv2.quantizers.input' was fed .* not finite"):
+        quantized(Quantize(activation=activation), model, images())
+
+
 def test_places_that_are_not_there_are_refused() -> None:
     with pytest.raises(ModelError, match=r"no module 'fc9'.*did you mean"):
         attach_(nn.ModuleDict({"fc1": nn.Linear(1, 1)}), {"fc9": {"input": MinMax()}})

@@ -200,6 +200,7 @@ def calibrate(
 
     Raises:
         TaskError: there were none.
+        ModelError: what flows through the network is not finite.
     """
     first, count = next(model.parameters(), torch.empty(0)), 0
     for quantizer in quantizers:
@@ -214,7 +215,19 @@ def calibrate(
             count += 1
     if not count:
         raise TaskError("there are no examples to calibrate activations on; give at least a batch")
+    _check_finite(model, quantizers)
     return count
+
+
+def _check_finite(model: nn.Module, quantizers: Sequence[Quantizer]) -> None:
+    for name, module in model.named_modules():
+        if module in quantizers and not all(
+            bool(t.isfinite()) for t in module.state_dict().values()
+        ):
+            raise ModelError(
+                f"'{name}' was fed values that are not finite while its range was searched; the "
+                "steps before have broken the network: lower their learning rate or compress less"
+            )
 
 
 def attention_paths(model: nn.Module) -> list[str]:
