@@ -215,6 +215,19 @@ def test_recalibration_finds_static_ranges_anew_and_keeps_learned_ones() -> None
         assert all((high != 0.5) == changes for high in highs)
 
 
+@pytest.mark.parametrize("scope", ["fc1", "kind:linear, !fc2"])
+def test_a_scope_of_layers_has_their_ranges(scope: str) -> None:
+    for activation in (LearnedClip(4), MovingAverage(decay=0.5)):
+        state = State(digits_cnn(), images())
+        run_step(Quantize(activation=activation), state)
+        before = {n: t.clone() for n, t in state.model.state_dict().items() if "quantizers" in n}
+        run_step(Train(batch=16, scope=scope), state)
+        after = state.model.state_dict()
+        moved = {name.partition(".")[0] for name, t in before.items() if not t.equal(after[name])}
+        assert moved == {"fc1"}
+        run_step(Recalibrate(1, batch=16, scope=scope), state)
+
+
 def test_axes_are_found_behind_what_rounds() -> None:
     model = bert()
     rounding = quantized(Quantize(Ternary(), activation=8, scope=BODY), model)
