@@ -16,7 +16,7 @@ from laconic.measure import measure
 from laconic.models import digits_cnn
 from laconic.models.capture import capture
 from laconic.recipe import Recipe
-from laconic.recover import Recalibrate, Train
+from laconic.recover import Recalibrate, Reset, Train
 from laconic.report.tables import heading, layer_columns
 from laconic.run import compress
 from laconic.ship.checkpoint import load_checkpoint, save_checkpoint
@@ -199,6 +199,22 @@ def test_training_moves_learned_ranges_and_follows_averages() -> None:
         run_step(Train(batch=16), state)
         moved = [n for n, t in before.items() if not torch.equal(t, state.model.state_dict()[n])]
         assert len(moved) >= 4, activation  # below a ReLU no number is low enough to move one
+
+
+def test_a_reset_begins_again_with_ranges_too() -> None:
+    task = images()
+    for activation in (LearnedClip(4), LearnedSpacing(4), MovingAverage()):
+        state = State(digits_cnn(), task)
+        run_step(Quantize(activation=activation), state)
+        first = {n: t.clone() for n, t in state.model.state_dict().items() if "conv1.quan" in n}
+        with torch.no_grad():
+            for name in first:
+                state.model.state_dict()[name].fill_(0.5)
+        run_step(Reset(), state)
+        after = state.model.state_dict()
+        for name, tensor in first.items():  # what flows into the first layer is the same
+            torch.testing.assert_close(after[name], tensor, rtol=0.1, atol=0.01)
+        run_step(Train(batch=16), state)
 
 
 def test_recalibration_finds_static_ranges_anew_and_keeps_learned_ones() -> None:

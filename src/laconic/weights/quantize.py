@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import model_validator
@@ -23,7 +23,7 @@ from laconic.weights.representation import Representation
 if TYPE_CHECKING:
     from laconic.tasks import Task
 
-__all__ = ["Quantize", "planned"]
+__all__ = ["Quantize", "look", "planned"]
 
 # Batches, and examples in each, that give activations their first range.
 FIRST_LOOK = (8, 32)
@@ -87,13 +87,9 @@ class Quantize(Step):
             return
         before = set(state.model.modules())
         attach_(state.model, self._places(state.model))
-        if self.activation.needs_data:
-            task = needed(state.task, f"quantize needs data for the range of {self.activation!r}")
-            count, size = FIRST_LOOK
-            drawn = task.train.batches(size, seed=state.seed, device=state.device)
-            found = [each for each in state.model.modules() if isinstance(each, Quantizer)]
-            new = [each for each in found if each not in before]
-            calibrate(state.model.to(state.device), task, itertools.islice(drawn, count), new)
+        look(
+            state, (module for module in state.model.modules() if module not in before), "quantize"
+        )
 
     def represented(self, model: nn.Module) -> list[tuple[Representation, dict[str, Tensor]]]:
         """Return the representations, each with the weights of the scope that it is laid on."""
@@ -120,6 +116,29 @@ class Quantize(Step):
             elif self.operands and path in attentions:
                 found[path] = dict.fromkeys(OPERANDS, self.activation)
         return found
+
+
+def look(state: State, modules: Iterable[nn.Module], step: str) -> None:
+    """Let those of some modules that round by data find their first range, on 8 batches of 32.
+
+    Args:
+        state: the network and the task.
+        modules: of the network.
+        step: who asks, for messages.
+
+    Raises:
+        TaskError: they need data, and there is no task.
+
+    >>> look(State(nn.Linear(1, 1)), [], "quantize")
+    """
+    quantizers = [module for module in modules if isinstance(module, Quantizer)]
+    asking = [each for each in quantizers if each.activation.needs_data]
+    if not asking:
+        return
+    task = needed(state.task, f"{step} needs data for the range of {asking[0].activation!r}")
+    count, size = FIRST_LOOK
+    drawn = task.train.batches(size, seed=state.seed, device=state.device)
+    calibrate(state.model.to(state.device), task, itertools.islice(drawn, count), asking)
 
 
 def _lay(model: nn.Module, weights: Mapping[str, Tensor], representation: Representation) -> None:

@@ -65,8 +65,8 @@ class Quantizer(nn.Module):
         """Return what the activation has learned, each []."""
         return {name: getattr(self, name) for name in self.names}
 
-    def reset(self) -> None:
-        """Forget what was learned."""
+    def reset_parameters(self) -> None:
+        """Forget what was learned; a range that needs data has seen none then."""
         with torch.no_grad():
             for name, tensor in self.activation.start().items():
                 getattr(self, name).copy_(tensor)
@@ -205,7 +205,7 @@ def calibrate(
     first, count = next(model.parameters(), torch.empty(0)), 0
     for quantizer in quantizers:
         if not quantizer.activation.learned:
-            quantizer.reset()
+            quantizer.reset_parameters()
     autocast = torch.autocast(first.device.type, enabled=False)
     with evaluation(model), quantizing(model, "pass"), autocast:
         for quantizer in quantizers:
