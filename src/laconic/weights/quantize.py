@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import model_validator
@@ -16,7 +16,7 @@ from laconic.scope import KINDS, Scope
 from laconic.step import State, Step
 from laconic.tasks.task import needed
 from laconic.weights.activations import Activation
-from laconic.weights.laid import laid_tensors, lay, mask_of, weights_of
+from laconic.weights.laid import laid_tensors, lay_each, weights_of
 from laconic.weights.quantizer import Quantizer, attach_, attention_paths, calibrate, check_places
 from laconic.weights.representation import Representation
 
@@ -82,7 +82,7 @@ class Quantize(Step):
     def apply(self, state: State) -> None:
         """Lay the representations and attach what rounds."""
         for representation, weights in self.represented(state.model):
-            _lay(state.model, weights, representation)
+            lay_each(state.model, weights, representation)
         if self.activation is None:
             return
         before = set(state.model.modules())
@@ -139,16 +139,6 @@ def look(state: State, modules: Iterable[nn.Module], step: str) -> None:
     count, size = FIRST_LOOK
     drawn = task.train.batches(size, seed=state.seed, device=state.device)
     calibrate(state.model.to(state.device), task, itertools.islice(drawn, count), asking)
-
-
-def _lay(model: nn.Module, weights: Mapping[str, Tensor], representation: Representation) -> None:
-    masks = {name: mask_of(model, name) for name in weights}
-    survivors = {
-        name: weight.detach().flatten() if masks[name] is None else weight.detach()[masks[name]]
-        for name, weight in weights.items()
-    }
-    for name, chosen in representation.resolve(survivors).items():
-        lay(model, name, chosen)
 
 
 def planned(model: nn.Module, scope: Scope, earlier: Sequence[Step]) -> dict[str, Representation]:
