@@ -23,7 +23,10 @@ from laconic.errors import FeatureError, RunError
 from laconic.models import digits_cnn, load_model
 from laconic.recipe import Recipe
 from laconic.recover import Hidden, Hint, Label, Logits, Train
+from laconic.ship import save
 from laconic.ship.checkpoint import model_hash
+from laconic.ship.container import read, write
+from laconic.step import State, run_step
 from laconic.structure import Prune
 from laconic.tasks import Task
 from laconic.weights import Quantize
@@ -433,6 +436,17 @@ def test_show_says_how_every_weight_is_stored(artefact: Path) -> None:
     text = laconic("show", artefact).stdout
     for word in ("conv1.weight", "16x1x3x3", "Symmetric(4)", "digits_cnn", "torch", "codes"):
         assert word in text
+
+
+def test_show_says_what_rounds_activations(tmp_path: Path) -> None:
+    state = State(digits_cnn())
+    run_step(Quantize(activation=4, scope="fc*"), state)
+    save(state.model, tmp_path / "x.safetensors")
+    assert "rounds    MinMax(4) in 2 places" in laconic("show", tmp_path / "x.safetensors").stdout
+    manifest, blobs = read(tmp_path / "x.safetensors")
+    hostile = {"activations": {"fc1": {"input": "os.system"}}}
+    write(tmp_path / "x.safetensors", manifest | hostile, blobs)
+    assert "no activation is called 'os.system'" in refused("show", tmp_path / "x.safetensors")
 
 
 def test_verify_compares_weights_and_logits(artefact: Path) -> None:

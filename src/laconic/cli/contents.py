@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import inspect
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from laconic.errors import LaconicError, nearest
+from laconic.errors import ArtifactError, LaconicError, nearest
 
 if TYPE_CHECKING:
     from torch import nn
 
     from laconic.report.analyse import Analysis
     from laconic.ship.manifest import Manifest, TensorEntry
+    from laconic.step import Value
     from laconic.tasks import Task
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "file_analyses",
     "file_costs",
     "file_manifest",
+    "rounding",
     "tensor_rows",
 ]
 
@@ -145,18 +148,32 @@ def tensor_rows(path: Path, manifest: Manifest) -> list[dict[str, Any]]:
         manifest: of the same file.
     """
     from laconic.ship import inspect as inventory
+    from laconic.weights.representation import Representation
 
     layers = inventory(path).layers
     return [
         {
             "name": name,
             "shape": list(entry.shape),
-            "representation": _written(entry.representation),
+            "representation": _written(Representation, entry.representation),
             "coders": _streams(entry),
             **dict(zip(("code_bytes", "index_bytes", "table_bytes"), layers[name], strict=True)),
         }
         for name, entry in manifest.tensors.items()
     ]
+
+
+def rounding(manifest: Manifest) -> str:
+    """Return in how many places the network rounds what flows through it, and how; or "".
+
+    Args:
+        manifest: of the file.
+    """
+    from laconic.weights.activations import Activation
+
+    values = (value for places in manifest.activations.values() for value in places.values())
+    counts = Counter(_written(Activation, value) for value in values)
+    return ", ".join(f"{name} in {count} places" for name, count in sorted(counts.items()))
 
 
 def _streams(entry: TensorEntry) -> dict[str, str]:
@@ -165,11 +182,12 @@ def _streams(entry: TensorEntry) -> dict[str, str]:
     }
 
 
-def _written(representation: Any) -> str:
-    """Return a representation in one line, as code would write it."""
-    from laconic.weights.representation import Representation
-
-    return repr(Representation.coerce(representation))
+def _written(family: type[Value], data: Any) -> str:
+    """Return a value in one line, as code would write it."""
+    try:
+        return repr(family.coerce(data))
+    except ValueError as error:
+        raise ArtifactError(f"the file cannot be shown: {error}") from None
 
 
 def file_costs(path: Path, *, model: nn.Module | None, task: Task | None) -> dict[str, Any]:

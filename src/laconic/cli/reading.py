@@ -139,6 +139,9 @@ def show(output: Output, file: Artefact) -> int:
     _show_parts(output, file, parts)
     output.line(f"\nbuilder   {json.dumps(manifest.builder)}")
     versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+    rounds = contents.rounding(manifest)
+    if rounds:
+        output.line(f"rounds    {rounds}")
     output.line(f"versions  {versions}\n")
     columns = ("Weight", "Shape", "Representation", "Coders", "Codes", "Index", "Tables")
     words = ("Shape", "Representation", "Coders")

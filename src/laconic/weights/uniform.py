@@ -345,7 +345,7 @@ def scale_surrogate(
     """
     ratio = numbers.detach() / positive(scale.detach())
     inside = (ratio >= low) & (ratio <= high)
-    slope = ratio.round().clamp_(low, high) - masked(ratio, inside)
+    slope = ratio.round().clamp_min_(low).clamp_max_(high) - masked(ratio, inside)
     return masked(numbers, inside) + scale * slope.mul_(share)
 
 
