@@ -110,7 +110,7 @@ def _levels(tensor: Tensor, scale: Tensor, first: Tensor, last: Tensor) -> Tenso
 
 
 class Activation(Value, ABC):
-    """How activations are rounded: a frozen value; what it learns is a state outside of it.
+    """How activations are rounded: a frozen value, whose state is kept outside of it.
 
     Every tensor has one range and one spacing. ``rounded`` is computed in float32, whatever
     autocast says, and is exactly ``(code - zero_point) * scale`` of ``codes``.
@@ -295,7 +295,9 @@ class Percentile(Ranged):
 
 
 class LeastError(Ranged):
-    """The range with the least squared error, of a calibration (see ``least_error_range``).
+    """The range with the least squared error, of a calibration.
+
+    See ``least_error_range``.
 
     >>> numbers = torch.tensor([0.0] + [0.1] * 200 + [1.0])
     >>> bool(LeastError(2, levels="symmetric").limits(numbers)[1] < 0.3)

@@ -30,7 +30,7 @@ FIRST_LOOK = (8, 32)
 
 
 class Quantize(Step):
-    """Store weights in a representation, and round activations; training is through both.
+    """Store weights in a representation, round activations, and train through both.
 
     Matrices and kernels are quantised (two dimensions or more); biases and norms stay float.
     Masks of pruned weights are kept, and statistics are taken over survivors. Rounded are the

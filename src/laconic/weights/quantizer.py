@@ -110,6 +110,12 @@ def attach_(model: nn.Module, activations: Mapping[str, Mapping[str, Activation]
 
     Raises:
         ModelError: no such module or place, or an attention that cannot be exchanged.
+
+    >>> from laconic.weights import MinMax
+    >>> model = nn.Sequential(nn.Linear(1, 1, bias=False))
+    >>> attach_(model, {"0": {"input": MinMax(2)}})
+    >>> bool(model(torch.tensor([[0.1], [3.0]]))[0] == 0)
+    True
     """
     check_places(model, activations)
     device = next(model.parameters(), torch.empty(0)).device
@@ -129,6 +135,8 @@ def check_places(model: nn.Module, activations: Mapping[str, Mapping[str, Activa
 
     Raises:
         ModelError: no such module or place, or a module that computes with its child itself.
+
+    >>> check_places(nn.Linear(1, 1), {})
     """
     modules, attentions = dict(model.named_modules()), attention_paths(model)
     for path, places in activations.items():
