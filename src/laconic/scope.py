@@ -11,6 +11,7 @@ from pydantic_core import core_schema
 from torch import nn
 
 from laconic.errors import ScopeError, nearest
+from laconic.names import QUANTIZERS
 
 __all__ = ["KINDS", "Scope"]
 
@@ -60,7 +61,7 @@ class Scope:
         """Return the selected modules by dotted name, in the model's order.
 
         What stands in the place of a module that surgery replaced, and all below it, answers
-        to that one's name too.
+        to that one's name too; what rounds the input of a module, to the module's name and kind.
 
         Raises:
             ScopeError: a term selects nothing; the nearest names are given.
@@ -79,7 +80,7 @@ class Scope:
     ) -> set[str]:
         tests = [_predicate(pattern) for pattern in term]
         found = {
-            name for name, module in modules.items() if all(t(names[name], module) for t in tests)
+            name for name in modules if all(t(names[name], modules[_host(name)]) for t in tests)
         }
         if not found:
             near = _similar(term[0], [name for name in modules if name])
@@ -125,9 +126,14 @@ def _names(model: nn.Module, modules: Iterable[str]) -> dict[str, list[str]]:
     note = getattr(model, "laconic", {})
     replaced = note.get("edits", {}).get("modules", {})
     return {
-        name: [name, *(path for path in replaced if name.startswith(f"{path}."))]
+        name: [name, _host(name), *(path for path in replaced if name.startswith(f"{path}."))]
         for name in modules
     }
+
+
+def _host(name: str) -> str:
+    """Return the module whose numbers a module rounds; of any other, itself."""
+    return name.partition(f".{QUANTIZERS}.")[0]
 
 
 def _predicate(pattern: str) -> Callable[[list[str], nn.Module], bool]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from laconic.errors import RecipeError, RunError
 from laconic.step import Value, members
-from laconic.weights import Activation, LearnedClip, Quantizer
+from laconic.weights import Activation, LearnedClip, LearnedSpacing, Quantizer
 from laconic.weights.quantizer import attach_, quantizing
 
 # Of float32 numbers that are products of a level and a spacing.
@@ -100,8 +100,11 @@ def test_rounding_again_changes_nothing(activation: Activation) -> None:
 
 
 @every
-def test_gradients_stop_beyond_the_range_and_nowhere_else(activation: Activation) -> None:
-    tensor = TENSORS["normal"].clone().requires_grad_()
+@pytest.mark.parametrize("name", ["normal", "positive", "outlier"])
+def test_gradients_stop_beyond_the_range_and_nowhere_else(
+    activation: Activation, name: str
+) -> None:
+    tensor = TENSORS[name].clone().requires_grad_()
     state = calibrated(activation, tensor.detach())
     for name in activation.learned:
         state[name].requires_grad_()
@@ -111,6 +114,8 @@ def test_gradients_stop_beyond_the_range_and_nowhere_else(activation: Activation
     low, high = tensor.detach().min(), tensor.detach().max()
     if "low" in state:
         low, high = state["low"].detach(), state["high"].detach()
+        if activation.levels == "symmetric":  # of an uneven range the wider side counts
+            low, high = torch.minimum(low, -high), torch.maximum(-low, high)
     elif "scale" in state:
         scale, first, last = activation.grid_of(tensor.detach(), state)
         low, high = first * scale, last * scale
@@ -164,6 +169,38 @@ def test_a_module_of_it_travels_and_computes_in_float32(activation: Activation) 
     halves = TENSORS["normal"].bfloat16()
     assert quantizer(halves).dtype == torch.bfloat16
     assert torch.equal(quantizer(halves), twin(halves.float()).bfloat16())
+
+
+@pytest.mark.parametrize("levels", ["symmetric", "asymmetric"])
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 2.0), (0.5, 2.0), (-1.0, -0.5)])
+def test_what_moves_a_clip_is_what_is_clipped(levels: str, low: float, high: float) -> None:
+    activation, tensor = LearnedClip(8, levels=levels), TENSORS["normal"].clone().requires_grad_()
+    state = {"low": torch.tensor(low), "high": torch.tensor(high)}
+    for limit in state.values():
+        limit.requires_grad_()
+    rounded = activation.rounded(tensor, state)
+    _, scale, _ = activation.codes(tensor, state)
+    ends = (min(low, 0.0), max(high, 0.0))
+    assert rounded.min().item() == pytest.approx(ends[0], abs=float(scale))
+    assert rounded.max().item() == pytest.approx(ends[1], abs=float(scale))
+    rounded.sum().backward()
+    assert state["low"].grad == (tensor <= ends[0]).sum()
+    assert state["high"].grad == (tensor >= ends[1]).sum()
+    assert tensor.grad is not None
+    assert tensor.grad.sum() == ((tensor > ends[0]) & (tensor < ends[1])).sum()
+
+
+@pytest.mark.parametrize("levels", ["symmetric", "asymmetric"])
+def test_a_spacing_below_zero_finds_its_way_back(levels: str) -> None:
+    activation, tensor = LearnedSpacing(4, levels=levels), TENSORS["normal"]
+    spacing = torch.tensor(-0.01, requires_grad=True)
+    for _ in range(50):
+        rounded = activation.rounded(tensor, {"scale": spacing})
+        (slope,) = torch.autograd.grad((rounded - tensor).square().sum(), spacing)
+        assert slope.isfinite()
+        with torch.no_grad():
+            spacing -= 1e-3 * slope.sign()
+    assert spacing > 0
 
 
 def test_widths_out_of_range_are_refused() -> None:

@@ -18,6 +18,7 @@ from laconic.errors import ModelError
 from laconic.step import members
 from laconic.weights import (
     Affine,
+    Binary,
     Codes,
     DynamicFixedPoint,
     FixedPoint,
@@ -105,6 +106,14 @@ def seeded() -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 def normal(*shape: int) -> Tensor:
@@ -250,6 +259,19 @@ def test_the_shortcut_is_the_way_through_the_codes(
     codes = representation.codes(weight, mask, state)
     found = masked(representation.quantized(weight, mask, state), mask)
     assert torch.equal(found, masked(representation.values(codes), mask))
+
+
+@pytest.mark.parametrize(
+    "representation", [Binary("row"), Ternary("row"), Ternary("row", threshold="exact")], ids=repr
+)
+@pytest.mark.parametrize("shape", [(31, 40_000), (3, 70_000)], ids=str)
+def test_long_rows_are_added_up_as_in_the_file(
+    representation: Representation, shape: tuple[int, int], two_threads: None
+) -> None:
+    # What is left over is one row, which two threads would add up in another order.
+    weight = torch.randn(shape)
+    decoded = representation.decode(representation.encode(weight))
+    assert torch.equal(representation.quantized(weight, None, {}), decoded)
 
 
 @each_shape

@@ -25,7 +25,8 @@ from laconic.recipe import Recipe
 from laconic.recover import Hidden, Hint, Label, Logits, Train
 from laconic.ship import save
 from laconic.ship.checkpoint import model_hash
-from laconic.step import State
+from laconic.ship.container import read, write
+from laconic.step import State, run_step
 from laconic.structure import Prune
 from laconic.tasks import Task
 from laconic.weights import Gobo, MinMax, Product, Quantize, Symmetric
@@ -466,6 +467,16 @@ def test_a_plain_network_without_embeddings_has_two_widths(tmp_path: Path) -> No
     found = answer("measure", tmp_path / "model.safetensors")
     assert found["widths"] == {"weights": [32], "activations": [32]}
     assert "Rounded" not in laconic("show", tmp_path / "model.safetensors").stdout
+
+
+def test_show_refuses_a_file_that_rounds_by_what_there_is_not(tmp_path: Path) -> None:
+    state = State(digits_cnn())
+    run_step(Quantize(activation=4, scope="fc*"), state)
+    save(state.model, tmp_path / "x.safetensors")
+    manifest, blobs = read(tmp_path / "x.safetensors")
+    hostile = {"activations": {"fc1": {"input": "os.system"}}}
+    write(tmp_path / "x.safetensors", manifest | hostile, blobs)
+    assert "no activation is called 'os.system'" in refused("show", tmp_path / "x.safetensors")
 
 
 def test_verify_compares_weights_and_logits(artefact: Path) -> None:

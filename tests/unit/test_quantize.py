@@ -16,13 +16,13 @@ from laconic.measure import measure
 from laconic.models import digits_cnn
 from laconic.models.capture import capture
 from laconic.recipe import Recipe
-from laconic.recover import Recalibrate, Train
+from laconic.recover import Recalibrate, Reset, Train
 from laconic.report.tables import heading, layer_columns
 from laconic.run import compress
 from laconic.ship.checkpoint import load_checkpoint, save_checkpoint
 from laconic.ship.container import read, write
 from laconic.step import State, run_step
-from laconic.structure import find_axes
+from laconic.structure import Ghost, Split, TokenGhosts, find_axes
 from laconic.structure.surgery import replace_
 from laconic.tasks import Task
 from laconic.weights import (
@@ -201,6 +201,22 @@ def test_training_moves_learned_ranges_and_follows_averages() -> None:
         assert len(moved) >= 4, activation  # below a ReLU no number is low enough to move one
 
 
+def test_a_reset_begins_again_with_ranges_too() -> None:
+    task = images()
+    for activation in (LearnedClip(4), LearnedSpacing(4), MovingAverage()):
+        state = State(digits_cnn(), task)
+        run_step(Quantize(activation=activation), state)
+        first = {n: t.clone() for n, t in state.model.state_dict().items() if "conv1.quan" in n}
+        with torch.no_grad():
+            for name in first:
+                state.model.state_dict()[name].fill_(0.5)
+        run_step(Reset(), state)
+        after = state.model.state_dict()
+        for name, tensor in first.items():  # what flows into the first layer is the same
+            torch.testing.assert_close(after[name], tensor, rtol=0.1, atol=0.01)
+        run_step(Train(batch=16), state)
+
+
 def test_recalibration_finds_static_ranges_anew_and_keeps_learned_ones() -> None:
     task = images()
     for activation, changes in ((Percentile(share=90), True), (LearnedClip(4), False)):
@@ -215,6 +231,19 @@ def test_recalibration_finds_static_ranges_anew_and_keeps_learned_ones() -> None
         assert all((high != 0.5) == changes for high in highs)
 
 
+@pytest.mark.parametrize("scope", ["fc1", "kind:linear, !fc2"])
+def test_a_scope_of_layers_has_their_ranges(scope: str) -> None:
+    for activation in (LearnedClip(4), MovingAverage(decay=0.5)):
+        state = State(digits_cnn(), images())
+        run_step(Quantize(activation=activation), state)
+        before = {n: t.clone() for n, t in state.model.state_dict().items() if "quantizers" in n}
+        run_step(Train(batch=16, scope=scope), state)
+        after = state.model.state_dict()
+        moved = {name.partition(".")[0] for name, t in before.items() if not t.equal(after[name])}
+        assert moved == {"fc1"}
+        run_step(Recalibrate(1, batch=16, scope=scope), state)
+
+
 def test_axes_are_found_behind_what_rounds() -> None:
     model = bert()
     rounding = quantized(Quantize(Ternary(), activation=8, scope=BODY), model)
@@ -227,6 +256,47 @@ def test_what_takes_a_layers_place_rounds_its_input() -> None:
     attach_(model, {"0": {"input": MinMax(2)}})
     replace_(model, "0", nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 4)))
     assert activations_of(model) == {"0.0": {"input": MinMax(2)}}
+
+
+def test_ids_are_never_rounded() -> None:
+    state = State(bert())
+    run_step(Quantize(embedding=Ternary("row"), scope="*word_embeddings"), state)
+    run_step(Split(), state)
+    run_step(Quantize(activation=8, scope=BODY), state)
+    assert not any("embeddings" in path for path in activations_of(state.model))
+
+
+def test_a_layer_inside_what_takes_its_place_rounds_once() -> None:
+    state = State(bert())
+    run_step(Quantize(activation=8, operands=False), state)
+    before = len(activations_of(state.model))
+    run_step(Ghost(TokenGhosts()), state)
+    assert len(activations_of(state.model)) == before
+
+
+def test_another_scope_does_not_move_ranges_that_were_learned() -> None:
+    state = State(digits_cnn(), images())
+    run_step(Quantize(activation=MovingAverage(), scope="conv1"), state)
+    first = state.model.conv1.quantizers["input"]
+    first.high.fill_(7.0)
+    run_step(Quantize(activation=MovingAverage(), scope="fc1"), state)
+    assert state.model.conv1.quantizers["input"] is first and first.high == 7.0
+    assert state.model.fc1.quantizers["input"].seen > 0
+
+
+def test_an_objective_of_scores_does_not_move_a_range_twice() -> None:
+    model = bert()
+    attach_(model, {"bert.encoder.layer.0.attention.self": {"query": MovingAverage(decay=0.5)}})
+    with capture(model.train(), ["attention.1"]):
+        model(**texts())
+    assert model.bert.encoder.layer[0].attention.self.quantizers["query"].seen == 1
+
+
+def test_a_layer_that_is_never_called_is_refused() -> None:
+    model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
+    with pytest.raises(ModelError, match=r"computes with the weight.*'!0.self_attn.out_proj'"):
+        Quantize(activation=8).check(model, None)
+    Quantize(activation=8, scope="*, !*.out_proj").check(model, None)
 
 
 def test_inputs_may_be_given_by_name() -> None:
@@ -263,6 +333,15 @@ def test_ranges_without_data_are_refused() -> None:
     model = quantized(Quantize(activation=Percentile()), digits_cnn(), images())
     with pytest.raises(TaskError, match="no examples to calibrate"):
         calibrate(model, images(), [], [m for m in model.modules() if isinstance(m, Quantizer)])
+
+
+@pytest.mark.parametrize("activation", [MovingAverage(), Percentile(), LearnedSpacing()])
+def test_ranges_of_a_broken_network_are_refused(activation: Any) -> None:
+    model = digits_cnn()
+    with torch.no_grad():
+        model.conv1.weight[0] = torch.nan
+    with pytest.raises(ModelError, match=r"'conv2.quantizers.input' was fed .* not finite"):
+        quantized(Quantize(activation=activation), model, images())
 
 
 def test_places_that_are_not_there_are_refused() -> None:

@@ -6,16 +6,19 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from laconic.errors import LaconicError, nearest
+from laconic.errors import ArtifactError, LaconicError, nearest
 
 if TYPE_CHECKING:
     from torch import nn
 
     from laconic.report.analyse import Analysis
     from laconic.ship.manifest import Manifest, TensorEntry
+    from laconic.step import Value
     from laconic.tasks import Task
+
+Known = TypeVar("Known", bound="Value")
 
 __all__ = [
     "activation_rows",
@@ -152,13 +155,14 @@ def tensor_rows(path: Path, manifest: Manifest) -> list[dict[str, Any]]:
         manifest: of the same file.
     """
     from laconic.ship import inspect as inventory
+    from laconic.weights.representation import Representation
 
     layers = inventory(path).layers
     return [
         {
             "name": name,
             "shape": list(entry.shape),
-            "representation": _written(entry.representation),
+            "representation": repr(_read(Representation, entry.representation)),
             "coders": _streams(entry),
             **dict(zip(("code_bytes", "index_bytes", "table_bytes"), layers[name], strict=True)),
         }
@@ -172,11 +176,16 @@ def _streams(entry: TensorEntry) -> dict[str, str]:
     }
 
 
-def _written(representation: Any) -> str:
-    """Return a representation in one line, as code would write it."""
-    from laconic.weights.representation import Representation
+def _read(family: type[Known], data: Any) -> Known:
+    """Return the member of a family that a file names.
 
-    return repr(Representation.coerce(representation))
+    Raises:
+        ArtifactError: there is no such member.
+    """
+    try:
+        return family.coerce(data)
+    except ValueError as error:
+        raise ArtifactError(f"the file names what laconic does not know: {error}") from None
 
 
 def activation_rows(manifest: Manifest) -> list[dict[str, Any]]:
@@ -190,7 +199,7 @@ def activation_rows(manifest: Manifest) -> list[dict[str, Any]]:
     found: dict[tuple[str, Activation], list[str]] = {}
     for path, places in manifest.activations.items():
         for place, written in places.items():
-            found.setdefault((path, Activation.coerce(written)), []).append(place)
+            found.setdefault((path, _read(Activation, written)), []).append(place)
     return [
         {"name": path, "places": places, "activation": repr(activation), "bits": activation.bits}
         for (path, activation), places in found.items()
@@ -224,7 +233,7 @@ def _width(entry: TensorEntry) -> float:
 
     from laconic.weights.representation import POSITION, Representation
 
-    shape, representation = Size(entry.shape), Representation.coerce(entry.representation)
+    shape, representation = Size(entry.shape), _read(Representation, entry.representation)
     bits = (
         bits * representation.stream_shape(name, shape).numel() / max(shape.numel(), 1)
         for name, (bits, *_) in entry.streams.items()

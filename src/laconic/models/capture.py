@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from laconic.errors import FeatureError, ModelError, nearest
 from laconic.models.families import FAMILIES, Family, blocks_path, family_of
-from laconic.models.rounding import rounded
+from laconic.models.rounding import quantizer_of
 from laconic.names import of_laid
 
 if TYPE_CHECKING:
@@ -324,18 +324,20 @@ def _attention_source(root: nn.Module, kind: str, blocks: list[nn.Module], layer
     def heads(projected: Tensor) -> Tensor:
         return projected.unflatten(-1, (-1, size)).transpose(1, 2)
 
-    def scores(query: Tensor, key: Tensor) -> Tensor:
-        query, key = (
-            rounded(attention, "query", heads(query)),
-            rounded(attention, "key", heads(key)),
-        )
-        return attention_scores(query, key, scaling)
+    def tap(part: str, quantizer: nn.Module | None = None) -> _Tap:
+        projection = block.get_submodule(getattr(family, part))
+        return _block_tap(blocks, layer, projection if quantizer is None else quantizer)
 
-    parts = ("query", "key") if kind == "attention" else (kind,)
-    taps = tuple(
-        _block_tap(blocks, layer, block.get_submodule(getattr(family, part))) for part in parts
-    )
-    return _Source(taps, scores if kind == "attention" else heads)
+    if kind != "attention":
+        return _Source((tap(kind),), heads)
+    # What was rounded is taken, and not rounded again: a range that follows would move twice.
+    rounding = {part: quantizer_of(attention, part) for part in ("query", "key")}
+    split = [heads if quantizer is None else _same for quantizer in rounding.values()]
+
+    def scores(query: Tensor, key: Tensor) -> Tensor:
+        return attention_scores(split[0](query), split[1](key), scaling)
+
+    return _Source(tuple(tap(*each) for each in rounding.items()), scores)
 
 
 def _head(family: Family, attention: nn.Module) -> tuple[int, float]:

@@ -10,7 +10,16 @@ from torch import Tensor, nn
 from laconic.errors import ModelError
 from laconic.names import QUANTIZERS
 
-__all__ = ["INPUT", "OPERANDS", "carry_", "place_", "quantizers_of", "rounded", "use_attention_"]
+__all__ = [
+    "INPUT",
+    "OPERANDS",
+    "carry_",
+    "place_",
+    "quantizer_of",
+    "quantizers_of",
+    "rounded",
+    "use_attention_",
+]
 
 INPUT = "input"
 # Of the two products in attention: Q K^T and probabilities V.
@@ -60,15 +69,24 @@ def rounded(module: nn.Module, place: str, tensor: Tensor) -> Tensor:
     >>> rounded(nn.Linear(1, 1), "input", torch.ones(1))
     tensor([1.])
     """
+    quantizer = quantizer_of(module, place)
+    return tensor if quantizer is None else quantizer(tensor)
+
+
+def quantizer_of(module: nn.Module, place: str) -> nn.Module | None:
+    """Return what rounds the tensors that come to a place of a module; None: nothing does.
+
+    >>> quantizer_of(nn.Linear(1, 1), "input") is None
+    True
+    """
     quantizers = _held(module)
-    if quantizers is None or place not in quantizers:
-        return tensor
-    found: Tensor = quantizers[place](tensor)
-    return found
+    return None if quantizers is None or place not in quantizers else quantizers[place]
 
 
 def carry_(old: nn.Module, new: nn.Module) -> None:
     """Let a module round its input as another did, in whose place it is put.
+
+    Where the other is a part of it, that goes on rounding by itself.
 
     >>> old, new = nn.Linear(1, 1), nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
     >>> place_(old, "input", nn.ReLU())
@@ -76,11 +94,12 @@ def carry_(old: nn.Module, new: nn.Module) -> None:
     >>> list(quantizers_of(new))
     ['0']
     """
+    quantizer = quantizer_of(old, INPUT)
+    if quantizer is None or any(part is old for part in new.modules()):
+        return
     while isinstance(new, nn.Sequential):
         new = new[0]
-    quantizers = _held(old)
-    if quantizers is not None and INPUT in quantizers:
-        place_(new, INPUT, quantizers[INPUT])
+    place_(new, INPUT, quantizer)
 
 
 def quantizers_of(model: nn.Module) -> dict[str, dict[str, nn.Module]]:

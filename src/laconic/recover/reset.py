@@ -14,6 +14,7 @@ from laconic.names import of_laid
 from laconic.scope import Scope
 from laconic.step import State, Step, derive
 from laconic.weights.laid import bake, laid_tensors, lay
+from laconic.weights.quantize import look
 
 if TYPE_CHECKING:
     from laconic.tasks import Task
@@ -29,7 +30,8 @@ class Reset(Step):
     With a Train after it, the control of Liu et al. 2019 ("Rethinking the value of network
     pruning"): what a pruned network reaches from scratch. Every module draws by its own
     ``reset_parameters``, statistics of norms start again, representations are fitted to the new
-    numbers. Frozen parameters stay.
+    numbers, and ranges of activations are found as ``Quantize`` finds them. Frozen parameters
+    stay.
 
     Attributes:
         scope: modules whose parameters are drawn.
@@ -72,6 +74,7 @@ class Reset(Step):
             # The first owner of a tied weight lays them all.
             if name not in laid_tensors(state.model):
                 lay(state.model, name, layer.representation, mask=layer.mask)
+        look(state, (module for module, _ in chosen.values()), self.name)
 
 
 def _reset_of(module: nn.Module) -> Draw | None:

@@ -28,6 +28,7 @@ from laconic.tasks.split import map_tensors
 from laconic.tasks.task import needed
 from laconic.weights.laid import Laid, copied, laid_tensors
 from laconic.weights.quantize import planned
+from laconic.weights.quantizer import Quantizer
 
 if TYPE_CHECKING:
     from laconic.tasks import Batch, Task
@@ -41,10 +42,11 @@ class Train(Step):
     """Train the network through its masks and representations.
 
     What is outside the scope stays as it is: a BatchNorm there normalises with the statistics
-    it has. Teachers answer in evaluation mode, in the precision of the training; they never
-    change. What an objective learns beside the network (projections, peers) moves with it and is
-    not kept. A last batch of one example that BatchNorm cannot normalise is passed over. What a
-    representation needs of the loss's curvature is Adam's second moment, after every update.
+    it has, and a range of activations follows nothing. Teachers answer in evaluation mode, in
+    the precision of the training; they never change. What an objective learns beside the network
+    (projections, peers) moves with it and is not kept. A last batch of one example that BatchNorm
+    cannot normalise is passed over. What a representation needs of the loss's curvature is Adam's
+    second moment, after every update.
 
     Attributes:
         scope: modules whose parameters move.
@@ -147,10 +149,10 @@ class _Loop:
             self.checkpoint()
 
     def enter_training(self) -> None:
-        """Switch to training mode, but for norms outside the scope: they learn statistics."""
+        """Switch to training mode, but for what learns statistics outside the scope."""
         self.model.train()
         for name, module in self.model.named_modules():
-            if isinstance(module, _NormBase) and name not in self.scope:
+            if isinstance(module, _NormBase | Quantizer) and name not in self.scope:
                 module.eval()
 
     def update(self, batch: Batch) -> None:

@@ -21,7 +21,7 @@ from laconic.progress import progress
 from laconic.scope import Scope
 from laconic.tasks.split import Batch
 from laconic.tasks.task import evaluation
-from laconic.weights.laid import bake, copied, laid_tensors, latent_of, lay, weights_of
+from laconic.weights.laid import bake, copied, laid_tensors, latent_of, lay_each, weights_of
 from laconic.weights.mixed import blocks_of
 from laconic.weights.representation import Representation
 from laconic.weights.slopes import eigenvalues as eigenvalues_of
@@ -450,15 +450,16 @@ def bit_sensitivity(
     ['0']
     """
     chosen = scope if isinstance(scope, Scope) else Scope(scope)
-    blocks = blocks_of(network, weights_of(network, chosen))
+    weights = weights_of(network, chosen)
+    blocks = blocks_of(network, weights)
     if not blocks:
         raise ScopeError(f"'{chosen}' selects no weight of two or more dimensions")
     scores: dict[str, dict[str, Mapping[str, float]]] = {block: {} for block in blocks}
     pairs = list(itertools.product(blocks, representations))
     for block, kind in progress(iter(pairs), "bit sensitivity", len(pairs)):
         quantised = copied(network)
-        for name in blocks[block]:
-            lay(quantised, name, Representation.coerce(representations[kind]))
+        representation = Representation.coerce(representations[kind])
+        lay_each(quantised, {name: weights[name] for name in blocks[block]}, representation)
         scores[block][kind] = task.score(quantised, split)
     return BitSensitivity(task.score(network, split), scores)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from laconic.errors import RunError
 from laconic.step import Value
 from laconic.weights.representation import ste
-from laconic.weights.uniform import clipped, level_range
+from laconic.weights.uniform import clipped, level_range, positive, scale_surrogate
 
 __all__ = [
     "Activation",
@@ -110,7 +110,7 @@ def _levels(tensor: Tensor, scale: Tensor, first: Tensor, last: Tensor) -> Tenso
 
 
 class Activation(Value, ABC):
-    """How activations are rounded; what that learns is a state outside of it.
+    """How activations are rounded: a frozen value, whose state is kept outside of it.
 
     Every tensor has one range and one spacing. ``rounded`` is computed in float32, whatever
     autocast says, and is exactly ``(code - zero_point) * scale`` of ``codes``.
@@ -178,9 +178,10 @@ class Activation(Value, ABC):
             uint8 [shape of the tensor] from 0, counted from the first level; the scale []; the
             zero point [], the code of 0.
         """
-        scale, first, last = self.grid_of(tensor, state)
-        level = _levels(tensor, scale, first, last)
-        return (level - first).to(torch.uint8), scale, -first
+        with torch.no_grad():
+            scale, first, last = self.grid_of(tensor, state)
+            level = _levels(tensor, scale, first, last)
+            return (level - first).to(torch.uint8), scale, -first
 
 
 class MinMax(Activation):
@@ -229,8 +230,12 @@ class Ranged(Activation, ABC):
         return grid(state["low"], state["high"], self.bits, self.levels)
 
     def surrogate(self, tensor: Tensor, state: State) -> Tensor:
-        """Return the tensor, without gradient at and beyond the limits."""
-        return clipped(tensor, state["low"], state["high"])
+        """Return the tensor, without gradient at and beyond the ends of the grid."""
+        low, high = state["low"], state["high"]
+        if self.levels == "symmetric":
+            high = torch.maximum(-low, high)
+            low = -high
+        return clipped(tensor, low, high)
 
 
 def _average(state: State, limits: tuple[Tensor, Tensor], *, least: float) -> None:
@@ -310,7 +315,8 @@ class LearnedClip(Activation):
     A limit moves with all numbers at and beyond it: ``d/d high = sum of the gradients where x >=
     high``, and so for low (Choi et al. 2018, PACT, equation 3). Levels lie between the extremes
     of what is clipped, as in BinaryBERT (Bai et al. 2021): over all of +-2.5, probabilities of
-    attention would get one level in five.
+    attention would get one level in five. Numbers are clipped to both limits where levels are
+    symmetric too; a limit that has crossed zero is taken for zero.
 
     Attributes:
         low, high: the limits to begin with.
@@ -331,15 +337,20 @@ class LearnedClip(Activation):
         return {"low": torch.tensor(self.low), "high": torch.tensor(self.high)}
 
     def grid_of(self, tensor: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the grid over the extremes of the tensor, or the limits where they are nearer."""
+        """Return the grid over what is left of the tensor, and no level beyond it."""
         low, high = torch.aminmax(tensor)
-        low, high = torch.maximum(low, state["low"]), torch.minimum(high, state["high"])
-        return grid(low, high, self.bits, self.levels)
+        low = torch.maximum(low, state["low"].detach()).clamp(max=0.0)
+        high = torch.minimum(high, state["high"].detach()).clamp(min=0.0)
+        scale, first, last = grid(low, high, self.bits, self.levels)
+        if self.levels == "symmetric":
+            first, last = (low / scale).round(), (high / scale).round()
+        return scale, first, last
 
     def surrogate(self, tensor: Tensor, state: State) -> Tensor:
-        """Return the tensor, clipped to the limits."""
+        """Return what has the gradients of the tensor and of both limits."""
         low, high = state["low"], state["high"]
-        return torch.where(tensor >= high, high, torch.where(tensor <= low, low, tensor))
+        above, below = tensor >= high.clamp(min=0.0), tensor <= low.clamp(max=0.0)
+        return torch.where(above, high, torch.where(below, low, tensor))
 
 
 class LearnedSpacing(Activation):
@@ -382,17 +393,14 @@ class LearnedSpacing(Activation):
                 f"activations: {self!r} has seen no data and has no spacing; calibrate it "
                 "(recalibrate), or train"
             )
-        scale = scale.clamp(min=torch.finfo(scale.dtype).tiny)
+        scale = positive(scale)
         if self.levels == "symmetric":
             return scale, scale.new_tensor(-self.top - 1), scale.new_tensor(self.top)
         first = (tensor.amin().clamp(max=0.0) / scale).round().clamp(min=-self.top)
         return scale, first, first + self.top
 
     def surrogate(self, tensor: Tensor, state: State) -> Tensor:
-        """Return level * scale, with the gradients of LSQ."""
-        _, first, last = (float(number) for number in self.grid_of(tensor.detach(), state))
+        """Return what has the gradients of the tensor and of the spacing."""
+        _, first, last = self.grid_of(tensor.detach(), state)
         share = (tensor.numel() * self.top) ** -0.5
-        scale = state["scale"] * share
-        scale = scale + (state["scale"] - scale).detach()
-        inside = (tensor / scale).clamp(first, last)
-        return (inside + (inside.round() - inside).detach()) * scale
+        return scale_surrogate(tensor, state["scale"], first, last, share=share)

@@ -24,6 +24,7 @@ __all__ = [
     "laid_tensors",
     "latent_of",
     "lay",
+    "lay_each",
     "mask_of",
     "narrow",
     "owner",
@@ -340,6 +341,31 @@ def lay(
         if parametrize.is_parametrized(holder):
             _separate(holder, name)
         parametrize.register_parametrization(holder, name, laid, unsafe=True)
+
+
+def lay_each(
+    model: nn.Module, weights: Mapping[str, Tensor], representation: Representation
+) -> None:
+    """Lay a representation on several weights, the choices that they share made over all.
+
+    Args:
+        model: the network, changed in place.
+        weights: dotted name -> what the network uses.
+        representation: how they are stored from now on.
+
+    >>> from laconic.weights import FixedPoint
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    >>> lay_each(model, weights_of(model, Scope("*")), FixedPoint(4))
+    >>> len({layer.representation for layer, _ in laid_tensors(model).values()})
+    1
+    """
+    survivors = {name: weight.detach().flatten() for name, weight in weights.items()}
+    for name in weights:
+        mask = mask_of(model, name)
+        if mask is not None:
+            survivors[name] = weights[name].detach()[mask]
+    for name, resolved in representation.resolve(survivors).items():
+        lay(model, name, resolved)
 
 
 def narrow(model: nn.Module, tensor: str, mask: Tensor) -> None:

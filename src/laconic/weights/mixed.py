@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from laconic.errors import ModelError, ScopeError
 from laconic.models.families import blocks_path
 from laconic.step import State, Step
 from laconic.tasks.task import needed
-from laconic.weights.laid import lay, mask_of, weights_of
+from laconic.weights.laid import lay_each, weights_of
 from laconic.weights.representation import Representation
 from laconic.weights.slopes import drawn, eigenvalues, losses, probe
 from laconic.weights.uniform import Symmetric
@@ -133,7 +133,7 @@ class MixedPrecision(Step):
             logger.info("%s: %s: sensitivity %.3g, %s", self.name, block, value, kind)
         for representation, chosen in ((self.high, True), (self.low, False)):
             names = [n for block in blocks if (block in high) == chosen for n in blocks[block]]
-            _lay(state.model, {name: weights[name] for name in names}, representation)
+            lay_each(state.model, {name: weights[name] for name in names}, representation)
 
     def sensitivities(self, state: State, blocks: Mapping[str, Sequence[str]]) -> dict[str, float]:
         """Return the sensitivity of every block; the network stays as it is.
@@ -167,9 +167,3 @@ class MixedPrecision(Step):
                 "to mix; widen the scope, or quantize it"
             )
         return blocks
-
-
-def _lay(model: nn.Module, weights: Mapping[str, Tensor], representation: Representation) -> None:
-    survivors = {name: weight.detach()[mask_of(model, name)] for name, weight in weights.items()}
-    for name, resolved in representation.resolve(survivors).items():
-        lay(model, name, resolved)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import model_validator
@@ -16,14 +16,14 @@ from laconic.scope import KINDS, Scope
 from laconic.step import State, Step
 from laconic.tasks.task import needed
 from laconic.weights.activations import Activation
-from laconic.weights.laid import laid_tensors, lay, mask_of, weights_of
-from laconic.weights.quantizer import Quantizer, attach_, attention_paths, calibrate
+from laconic.weights.laid import laid_tensors, lay_each, weights_of
+from laconic.weights.quantizer import Quantizer, attach_, attention_paths, calibrate, check_places
 from laconic.weights.representation import Representation
 
 if TYPE_CHECKING:
     from laconic.tasks import Task
 
-__all__ = ["Quantize", "planned"]
+__all__ = ["Quantize", "look", "planned"]
 
 # Batches, and examples in each, that give activations their first range.
 FIRST_LOOK = (8, 32)
@@ -70,26 +70,26 @@ class Quantize(Step):
         if stored and not self.represented(model):
             raise ScopeError(f"'{self.scope}' selects no weight of two or more dimensions")
         if self.activation is not None:
-            if not self._places(model):
+            places = self._places(model)
+            if not places:
                 raise ScopeError(
                     f"'{self.scope}' selects no linear layer, convolution or attention"
                 )
+            check_places(model, places)
             if self.activation.needs_data:
                 needed(task, f"quantize needs data for the range of {self.activation!r}")
 
     def apply(self, state: State) -> None:
         """Lay the representations and attach what rounds."""
         for representation, weights in self.represented(state.model):
-            _lay(state.model, weights, representation)
+            lay_each(state.model, weights, representation)
         if self.activation is None:
             return
+        before = set(state.model.modules())
         attach_(state.model, self._places(state.model))
-        if self.activation.needs_data:
-            task = needed(state.task, f"quantize needs data for the range of {self.activation!r}")
-            count, size = FIRST_LOOK
-            drawn = task.train.batches(size, seed=state.seed, device=state.device)
-            found = [each for each in state.model.modules() if isinstance(each, Quantizer)]
-            calibrate(state.model.to(state.device), task, itertools.islice(drawn, count), found)
+        look(
+            state, (module for module in state.model.modules() if module not in before), "quantize"
+        )
 
     def represented(self, model: nn.Module) -> list[tuple[Representation, dict[str, Tensor]]]:
         """Return the representations, each with the weights of the scope that it is laid on."""
@@ -110,21 +110,35 @@ class Quantize(Step):
         found: dict[str, dict[str, Activation]] = {}
         for path, module in chosen.items():
             half = isinstance(model.get_submodule(path.rpartition(".")[0]), Halves)
-            if isinstance(module, (*KINDS["linear"], *KINDS["conv"], Halves)) and not half:
+            layer = module.first if isinstance(module, Halves) else module
+            if isinstance(layer, (*KINDS["linear"], *KINDS["conv"])) and not half:
                 found[path] = {INPUT: self.activation}
             elif self.operands and path in attentions:
                 found[path] = dict.fromkeys(OPERANDS, self.activation)
         return found
 
 
-def _lay(model: nn.Module, weights: Mapping[str, Tensor], representation: Representation) -> None:
-    masks = {name: mask_of(model, name) for name in weights}
-    survivors = {
-        name: weight.detach().flatten() if masks[name] is None else weight.detach()[masks[name]]
-        for name, weight in weights.items()
-    }
-    for name, chosen in representation.resolve(survivors).items():
-        lay(model, name, chosen)
+def look(state: State, modules: Iterable[nn.Module], step: str) -> None:
+    """Let those of some modules that round by data find their first range, on 8 batches of 32.
+
+    Args:
+        state: the network and the task.
+        modules: of the network.
+        step: who asks, for messages.
+
+    Raises:
+        TaskError: they need data, and there is no task.
+
+    >>> look(State(nn.Linear(1, 1)), [], "quantize")
+    """
+    quantizers = [module for module in modules if isinstance(module, Quantizer)]
+    asking = [each for each in quantizers if each.activation.needs_data]
+    if not asking:
+        return
+    task = needed(state.task, f"{step} needs data for the range of {asking[0].activation!r}")
+    count, size = FIRST_LOOK
+    drawn = task.train.batches(size, seed=state.seed, device=state.device)
+    calibrate(state.model.to(state.device), task, itertools.islice(drawn, count), asking)
 
 
 def planned(model: nn.Module, scope: Scope, earlier: Sequence[Step]) -> dict[str, Representation]:

@@ -27,6 +27,7 @@ __all__ = [
     "attach_data_",
     "attention_paths",
     "calibrate",
+    "check_places",
     "quantizing",
 ]
 
@@ -64,8 +65,8 @@ class Quantizer(nn.Module):
         """Return what the activation has learned, each []."""
         return {name: getattr(self, name) for name in self.names}
 
-    def reset(self) -> None:
-        """Forget what was learned."""
+    def reset_parameters(self) -> None:
+        """Forget what was learned; a range that needs data has seen none then."""
         with torch.no_grad():
             for name, tensor in self.activation.start().items():
                 getattr(self, name).copy_(tensor)
@@ -113,21 +114,47 @@ def attach_(model: nn.Module, activations: Mapping[str, Mapping[str, Activation]
     >>> from laconic.weights import MinMax
     >>> model = nn.Sequential(nn.Linear(1, 1, bias=False))
     >>> attach_(model, {"0": {"input": MinMax(2)}})
-    >>> bool(model(torch.tensor([[0.4], [3.0]]))[0] == 0)
+    >>> bool(model(torch.tensor([[0.1], [3.0]]))[0] == 0)
     True
     """
-    modules = dict(model.named_modules())
-    operands = any(place != INPUT for places in activations.values() for place in places)
-    attentions = attention_paths(model) if operands else []
-    first = next(model.parameters(), torch.empty(0))
+    check_places(model, activations)
+    device = next(model.parameters(), torch.empty(0)).device
+    for path, places in activations.items():
+        for place, activation in places.items():
+            place_(model.get_submodule(path), place, Quantizer(activation).to(device))
+    if any(places.keys() - {INPUT} for places in activations.values()):
+        use_attention_(model)
+
+
+def check_places(model: nn.Module, activations: Mapping[str, Mapping[str, Activation]]) -> None:
+    """Refuse places where a network cannot round.
+
+    Args:
+        model: the network.
+        activations: as for ``attach_``.
+
+    Raises:
+        ModelError: no such module or place, or a module that computes with its child itself.
+
+    >>> check_places(nn.Linear(1, 1), {})
+    """
+    modules, attentions = dict(model.named_modules()), attention_paths(model)
     for path, places in activations.items():
         if path not in modules:
             raise ModelError(f"the network has no module '{path}'{nearest(path, modules)}")
-        for place, activation in places.items():
-            _check_place(path, place, attentions)
-            place_(modules[path], place, Quantizer(activation).to(first.device))
-    if operands:
-        use_attention_(model)
+        for place in places.keys() - {INPUT}:
+            if place not in OPERANDS or path not in attentions:
+                raise ModelError(
+                    f"'{path}' has no '{place}' to round; layers have an '{INPUT}', modules "
+                    f"that compute attention {', '.join(OPERANDS)}"
+                )
+        parent = path.rpartition(".")[0]
+        if INPUT in places and path and isinstance(modules[parent], nn.MultiheadAttention):
+            raise ModelError(
+                f"'{parent}' is a MultiheadAttention, which computes with the weight of '{path}' "
+                f"itself and never calls it, so its input cannot be rounded; leave it out of the "
+                f"scope with '!{path}'"
+            )
 
 
 def _check_place(path: str, place: str, attentions: Sequence[str]) -> None:
@@ -189,11 +216,12 @@ def calibrate(
 
     Raises:
         TaskError: there were none.
+        ModelError: what flows through the network is not finite.
     """
     first, count = next(model.parameters(), torch.empty(0)), 0
     for quantizer in quantizers:
         if not quantizer.activation.learned:
-            quantizer.reset()
+            quantizer.reset_parameters()
     autocast = torch.autocast(first.device.type, enabled=False)
     with evaluation(model), quantizing(model, "pass"), autocast:
         for quantizer in quantizers:
@@ -203,7 +231,19 @@ def calibrate(
             count += 1
     if not count:
         raise TaskError("there are no examples to calibrate activations on; give at least a batch")
+    _check_finite(model, quantizers)
     return count
+
+
+def _check_finite(model: nn.Module, quantizers: Sequence[Quantizer]) -> None:
+    for name, module in model.named_modules():
+        if module in quantizers and not all(
+            bool(t.isfinite()) for t in module.state_dict().values()
+        ):
+            raise ModelError(
+                f"'{name}' was fed values that are not finite while its range was searched; the "
+                "steps before have broken the network: lower their learning rate or compress less"
+            )
 
 
 def attention_paths(model: nn.Module) -> list[str]:

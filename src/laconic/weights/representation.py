@@ -52,6 +52,8 @@ Granularity = Literal["tensor", "row"] | Count | Groups
 POSITION = "position"
 # Numbers that are decoded together: a core's cache holds them with all that is made of them.
 IN_CACHE = 1 << 17
+# From this length on torch adds up a row that is alone in several threads, in another order.
+SPREAD = 1 << 15
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,8 +279,9 @@ class Representation(Value, ABC):
         Rows that depend on nothing else are done a few at a time, so that they stay in the cache.
         """
         alone = mask is None and not state and dict(self).get("granularity") == "row"
-        rows = max(1, IN_CACHE * len(weight) // max(1, weight.numel())) if alone else 0
-        if not alone or rows >= len(weight):
+        length = max(1, weight[0].numel()) if alone and len(weight) else SPREAD
+        rows = IN_CACHE // length
+        if length >= SPREAD or rows >= len(weight):
             return self.shortcut(weight, mask, state)
         out = torch.empty_like(weight, memory_format=torch.contiguous_format)
         for start in range(0, len(weight), rows):

@@ -34,9 +34,11 @@ __all__ = [
     "fraction_for",
     "level_range",
     "mse_scale",
+    "positive",
     "power_levels",
     "power_thresholds",
     "round_to",
+    "scale_surrogate",
     "smallest_scale",
 ]
 
@@ -297,11 +299,11 @@ class LearnedStep(Representation):
 
     def update(self, state: Mapping[str, Tensor]) -> None:
         """Bring a scale back that the optimiser has moved below zero."""
-        state["scale"].copy_(_positive(state["scale"]))
+        state["scale"].copy_(positive(state["scale"]))
 
     def codes(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor]) -> Codes:
         """Return the levels, counted from the lowest, and the scale [groups] as trained."""
-        return self._grid().codes(weight, mask, {"scale": _positive(state["scale"].detach())})
+        return self._grid().codes(weight, mask, {"scale": positive(state["scale"].detach())})
 
     def values(self, codes: Codes) -> Tensor:
         """Return scale * level."""
@@ -314,14 +316,45 @@ class LearnedStep(Representation):
         """Return what has the gradients of the weight and of the scale."""
         low, high = level_range(self.bits, "full")
         groups = grouped(weight, self.granularity)
-        ratio = groups.detach() / _positive(state["scale"].detach())[:, None]
-        inside = (ratio >= low) & (ratio <= high)
-        slope = ratio.round().clamp_(low, high) - masked(ratio, inside)
-        slope *= 1 / math.sqrt(groups.shape[1] * high)
-        return (masked(groups, inside) + state["scale"][:, None] * slope).reshape(weight.shape)
+        share = 1 / math.sqrt(groups.shape[1] * high)
+        found = scale_surrogate(groups, state["scale"][:, None], low, high, share=share)
+        return found.reshape(weight.shape)
 
 
-def _positive(scale: Tensor) -> Tensor:
+def scale_surrogate(
+    numbers: Tensor, scale: Tensor, low: Tensor | int, high: Tensor | int, *, share: float
+) -> Tensor:
+    """Return what has the gradients of numbers on a grid and of its scale (LSQ).
+
+    With g the gradient of the result, that of a number x is g where ``low <= x / scale <=
+    high`` and 0 outside; that of the scale is the sum of ``g (round(x / scale) - x / scale)``
+    inside and of ``g low`` or ``g high`` outside, times the share (Esser et al. 2020, Learned
+    Step Size Quantization, equations 3 and 5, section 2.2).
+
+    Args:
+        numbers: [any shape].
+        scale: broadcast against them; below the smallest normal number it is taken for that.
+        low: the smallest level.
+        high: the largest level.
+        share: factor of the scale's gradient.
+
+    >>> scale = torch.tensor(1.0, requires_grad=True)
+    >>> scale_surrogate(torch.tensor([0.75, 9.0]), scale, -8, 7, share=1.0).sum().backward()
+    >>> scale.grad.item()
+    7.25
+    """
+    ratio = numbers.detach() / positive(scale.detach())
+    inside = (ratio >= low) & (ratio <= high)
+    slope = ratio.round().clamp_min_(low).clamp_max_(high) - masked(ratio, inside)
+    return masked(numbers, inside) + scale * slope.mul_(share)
+
+
+def positive(scale: Tensor) -> Tensor:
+    """Return the scale, no less than the smallest normal number.
+
+    >>> positive(torch.tensor([-1.0, 0.5])).gt(0).tolist()
+    [True, True]
+    """
     return scale.clamp(min=torch.finfo(scale.dtype).tiny)
 
 
