@@ -6,7 +6,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from laconic.errors import ArtifactError, LaconicError, nearest
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from laconic.ship.manifest import Manifest, TensorEntry
     from laconic.step import Value
     from laconic.tasks import Task
-
-Known = TypeVar("Known", bound="Value")
 
 __all__ = [
     "activation_rows",
@@ -176,7 +174,7 @@ def _streams(entry: TensorEntry) -> dict[str, str]:
     }
 
 
-def _read(family: type[Known], data: Any) -> Known:
+def _read(family: type[Value], data: Any) -> Any:
     """Return the member of a family that a file names.
 
     Raises:
