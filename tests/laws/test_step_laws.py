@@ -311,8 +311,9 @@ def tiny_network(step: Step | None = None) -> Tiny:
 @functools.cache
 def tiny_task() -> Task:
     generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(24) % 3
-    images = torch.randn(24, 1, 6, 6, generator=generator) + labels[:, None, None, None]
+    # More than a batch of 32: of all examples in one, no order would show in a range.
+    labels = torch.arange(36) % 3
+    images = torch.randn(36, 1, 6, 6, generator=generator) + labels[:, None, None, None]
     return Task((images, labels), (images[:9], labels[:9]), (images[:6], labels[:6]))
 
 
