@@ -195,12 +195,14 @@ def test_a_class_is_registered_only_once_its_fields_are_built() -> None:
 
 def test_every_family_of_laconic_reads_back_what_its_members_write() -> None:
     from laconic.recipe import families
+    from laconic.weights import Quantize
 
     checked = 0
     for family in families():
         if family.__module__.startswith("laconic."):
             for member in members(family, every=True).values():
-                if not any(field.is_required() for field in member.model_fields.values()):
+                needed = any(field.is_required() for field in member.model_fields.values())
+                if not needed and member is not Quantize:  # of three fields it needs one
                     assert family.coerce(member().to_data()) == member()
                     checked += 1
     assert checked > 20
