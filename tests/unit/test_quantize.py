@@ -315,6 +315,18 @@ def test_a_run_quantises_trains_and_ships(tmp_path: Path) -> None:
         assert torch.equal(task.call(loaded, batch), task.call(result.model, batch))
 
 
+def test_padded_batches_of_torchs_encoder_are_not_packed() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2).eval()
+    attach_(model, {"layers.0.linear1": {"input": MinMax(4)}})
+    padding = torch.tensor([[False] * 5, [False, False, True, True, True]])
+    inputs = torch.randn(2, 5, 8)
+    expected = model(inputs, src_key_padding_mask=padding)
+    with torch.no_grad():
+        found = model(inputs, src_key_padding_mask=padding)
+    torch.testing.assert_close(found[~padding], expected[~padding])
+
+
 # ---------------------------------------------------------------------------- bad input
 
 

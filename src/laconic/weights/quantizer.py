@@ -124,6 +124,10 @@ def attach_(model: nn.Module, activations: Mapping[str, Mapping[str, Activation]
             place_(model.get_submodule(path), place, Quantizer(activation).to(device))
     if any(places.keys() - {INPUT} for places in activations.values()):
         use_attention_(model)
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            # Else it packs padded batches in evaluation, and packed tensors have no extremes.
+            module.use_nested_tensor = False
 
 
 def check_places(model: nn.Module, activations: Mapping[str, Mapping[str, Activation]]) -> None:
