@@ -21,17 +21,23 @@ from torch import nn
 from laconic.recover import AdamW, Attention, Hidden, Logits, Stop, Train
 from laconic.step import During, State, run_step
 from laconic.tasks import Batch, Task
-from laconic.weights import Binary, Quantize, Symmetric, Ternary
+from laconic.weights import Binary, LossAware, Quantize, Representation, Symmetric, Ternary
 
 THREADS, ROUNDS, UPDATES = 2, 5, 4
 BATCH, TOKENS = 32, 64
 SCOPE = "*, !*position*, !*token_type*, !classifier"
 FLOAT = "float"
-VARIANTS: dict[str, Quantize | None] = {
-    FLOAT: None,
-    "8-8-8": Quantize(8, embedding=Symmetric(8, granularity="row"), activation=8, scope=SCOPE),
-    "ternary 2-2-8": Quantize(Ternary(), embedding=Ternary("row"), activation=8, scope=SCOPE),
-    "binary 1-1-8": Quantize(Binary(), embedding=Binary("row"), activation=8, scope=SCOPE),
+EXACT = LossAware(2, solver="exact")
+WEIGHTS: dict[str, tuple[Representation, Representation]] = {
+    "8-8-8": (Symmetric(8), Symmetric(8, granularity="row")),
+    "ternary 2-2-8": (Ternary(), Ternary("row")),
+    "binary 1-1-8": (Binary(), Binary("row")),
+    "loss-aware ternary 2-2-8": (LossAware(2), LossAware(2, granularity="row")),
+    "loss-aware ternary 2-2-8, exact": (EXACT, EXACT.model_copy(update={"granularity": "row"})),
+}
+VARIANTS: dict[str, Quantize | None] = {FLOAT: None} | {
+    name: Quantize(weight, embedding=embedding, activation=8, scope=SCOPE)
+    for name, (weight, embedding) in WEIGHTS.items()
 }
 TIMES: list[float] = []
 
