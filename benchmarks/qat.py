@@ -23,7 +23,7 @@ from laconic.step import During, State, run_step
 from laconic.tasks import Batch, Task
 from laconic.weights import Binary, LossAware, Quantize, Representation, Symmetric, Ternary
 
-THREADS, ROUNDS, UPDATES = 2, 5, 4
+THREADS, ROUNDS, UPDATES = 2, 4, 4
 BATCH, TOKENS = 32, 64
 SCOPE = "*, !*position*, !*token_type*, !classifier"
 FLOAT = "float"
