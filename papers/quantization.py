@@ -21,6 +21,7 @@ from laconic import Label, Logits, Recipe, Train, compress
 from laconic.recover import SGD, Recalibrate, Stop
 from laconic.step import Step
 from laconic.weights import (
+    Affine,
     Binary,
     Gobo,
     Groups,
@@ -47,9 +48,9 @@ WEIGHTS: dict[str, Representation] = {
 }
 
 
-def grouped(bits: int) -> Symmetric:
-    """Return Q-BERT's weights: 128 groups in every matrix."""
-    return Symmetric(bits, granularity=Groups(128))
+def grouped(bits: int) -> Affine:
+    """Return Q-BERT's weights: a range for each of 128 groups of every matrix."""
+    return Affine(bits, Groups(128))
 
 
 def methods(name: str) -> dict[str, tuple[Step, ...]]:
@@ -64,8 +65,8 @@ def methods(name: str) -> dict[str, tuple[Step, ...]]:
             labels,
         ),
         "Q-BERT 2/4-8-8": (
-            Quantize(embedding=eight, activation=MinMax(8), scope=BODY),
             MixedPrecision(grouped(2), grouped(4), scope=MATRICES),
+            Quantize(embedding=Affine(8, "row"), activation=MinMax(8), scope=BODY),
             labels,
         ),
         "GOBO 3-4-32": (quantize(Gobo(3), Gobo(4), None),),
