@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -50,6 +51,8 @@ __all__ = [
 ]
 
 BINS = 41
+# Points of a loss curve that are kept.
+POINTS = 100
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,7 @@ class Measurement:
         metrics: what the task scores.
         seconds: the step took.
         layers: the weights one by one.
+        curves: the losses of the step's training, by what was trained; long ones are averaged.
 
     >>> from laconic.models import digits_cnn
     >>> found = measure(digits_cnn(), step="original")
@@ -143,12 +147,14 @@ class Measurement:
     metrics: Mapping[str, float]
     seconds: float
     layers: tuple[Layer, ...]
+    curves: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def to_data(self) -> dict[str, Any]:
         """Return the measurement as JSON-able data; a metric that is no number as its name."""
         data = dataclasses.asdict(self)
         data["metrics"] = {name: _jsonable(value) for name, value in self.metrics.items()}
         data["layers"] = [layer | {"shape": list(layer["shape"])} for layer in data["layers"]]
+        data["curves"] = {name: list(losses) for name, losses in self.curves.items()}
         return data
 
     @classmethod
@@ -163,7 +169,9 @@ class Measurement:
             _check_fields(Layer, layer)
         layers = [Layer(**{**layer, "shape": tuple(layer["shape"])}) for layer in data["layers"]]
         metrics = {name: float(value) for name, value in data["metrics"].items()}
-        return cls(**{**data, "metrics": metrics, "layers": tuple(layers)})
+        curves = {name: tuple(losses) for name, losses in data.get("curves", {}).items()}
+        changed = {"metrics": metrics, "layers": tuple(layers), "curves": curves}
+        return cls(**{**data, **changed})
 
 
 def measure(
@@ -175,6 +183,7 @@ def measure(
     path: Path | None = None,
     split: str = "test",
     latency: bool = True,
+    curves: Mapping[str, Sequence[float]] | None = None,
 ) -> Measurement:
     """Return what a network costs and scores; the size is that of a written artefact.
 
@@ -186,6 +195,7 @@ def measure(
         path: where the artefact goes; None: a temporary file.
         split: which examples are scored.
         latency: whether to time forwards, for at most about a second.
+        curves: every loss of the step's training, by what was trained.
 
     Raises:
         ArtifactError: the network cannot be stored.
@@ -220,6 +230,21 @@ def measure(
         metrics={} if task is None else task.score(model, split),
         seconds=seconds,
         layers=layers,
+        curves={name: averaged(losses) for name, losses in (curves or {}).items()},
+    )
+
+
+def averaged(losses: Sequence[float], points: int = POINTS) -> tuple[float, ...]:
+    """Return a curve of at most so many points: the means of equal stretches.
+
+    >>> averaged([4.0, 2.0, 1.0, 1.0], points=2)
+    (3.0, 1.0)
+    """
+    if len(losses) <= points:
+        return tuple(losses)
+    edges = [index * len(losses) // points for index in range(points + 1)]
+    return tuple(
+        math.fsum(losses[start:end]) / (end - start) for start, end in itertools.pairwise(edges)
     )
 
 
@@ -348,8 +373,9 @@ def _jsonable(value: float) -> float | str:
 def _check_fields(kind: type, data: Mapping[str, Any]) -> None:
     fields = dataclasses.fields(kind)
     # What has a default is younger than the first history.
-    needed = {field.name for field in fields if field.default is dataclasses.MISSING}
-    wrong = sorted((needed - set(data)) | (set(data) - {field.name for field in fields}))
+    missing = dataclasses.MISSING
+    needed = {f.name for f in fields if f.default is missing and f.default_factory is missing}
+    wrong = sorted((needed - set(data)) | (set(data) - {f.name for f in fields}))
     if wrong:
         raise RunError(
             f"a {kind.__name__.lower()} of the history lacks or does not know {', '.join(wrong)}; "

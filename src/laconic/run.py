@@ -231,7 +231,10 @@ def _walk(recipe: Recipe, state: State, keeper: _Keeper | None) -> None:
 
 
 def _measure(state: State, label: str, seconds: float) -> None:
-    measured = measuring.measure(state.model, state.task, step=label, seconds=seconds)
+    measured = measuring.measure(
+        state.model, state.task, step=label, seconds=seconds, curves=state.curves
+    )
+    state.curves = {}
     state.history.append(measured)
     scores = ", ".join(f"{name} {value:.4f}" for name, value in measured.metrics.items())
     logger.info("%s: %d bytes, %s (%.1f s)", label, measured.size_bytes, scores, seconds)
@@ -258,7 +261,12 @@ class _Keeper:
 
     def write(self, state: State, training: dict[str, Any]) -> None:
         history = [measured.to_data() for measured in state.history]
-        run = {"history": history, "facts": self.facts, "seconds": time.monotonic() - self.began}
+        run = {
+            "history": history,
+            "facts": self.facts,
+            "seconds": time.monotonic() - self.began,
+            "curves": state.curves,
+        }
         with _writing(self.out):
             save_checkpoint(state, training, self.out / CHECKPOINT, run=run)
             write_text(self.out / HISTORY, json.dumps(history, indent=1))
@@ -280,6 +288,7 @@ def _prepare(keeper: _Keeper, state: State, resume: bool) -> None:
         _same_run(keeper, run["facts"])
         load_checkpoint(state, path)
         state.history = [measuring.Measurement.from_data(item) for item in run["history"]]
+        state.curves = run.get("curves", {})
         keeper.began -= run["seconds"]
     with _writing(keeper.out):
         write_text(keeper.out / RECIPE, keeper.facts["recipe"])

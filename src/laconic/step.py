@@ -279,6 +279,7 @@ class State:
         precision: "float32", or "bfloat16" for autocast while training.
         recall: bytes that may hold what teachers answered; 0: they answer every batch.
         history: one measurement per finished step.
+        curves: losses of the running step, by what was trained.
         keeper: writes checkpoints to the run directory; None: there is none.
         position: where the running loops stand, outermost first.
         saved: the position a resumed run continues from, outermost first.
@@ -297,6 +298,7 @@ class State:
     precision: str = "float32"
     recall: int = 0
     history: list[Any] = field(default_factory=list)
+    curves: dict[str, list[float]] = field(default_factory=dict)
     keeper: Keeper | None = None
     position: list[int] = field(default_factory=list)
     saved: list[int] = field(default_factory=list)
@@ -305,6 +307,10 @@ class State:
     def generator(self, *keys: object) -> torch.Generator:
         """Return a CPU generator that depends on the step's seed and the keys alone."""
         return torch.Generator().manual_seed(derive(self.seed, *keys))
+
+    def note(self, curve: str, value: float) -> None:
+        """Add the loss of an update to a curve of the running step."""
+        self.curves.setdefault(curve, []).append(value)
 
     def rounds(self, count: int) -> Iterator[int]:
         """Yield the rounds of a loop that may contain training, resuming where it stopped.

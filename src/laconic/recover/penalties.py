@@ -1,10 +1,10 @@
-"""Penalties on weights, added to the loss while training: L1, L2 and BatchNorm's scales."""
+"""Penalties on weights: L1, L2, BatchNorm's scales in the loss; proximal L1 and L2,1."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -16,7 +16,21 @@ from laconic.scope import Scope
 from laconic.step import Value
 from laconic.weights.laid import weights_of
 
-__all__ = ["L1", "L2", "Penalty", "Slimming", "absolute_sum", "square_sum"]
+__all__ = [
+    "L1",
+    "L2",
+    "Penalty",
+    "Proximal",
+    "ProximalL1",
+    "ProximalL21",
+    "Slimming",
+    "absolute_sum",
+    "shrink",
+    "shrink_channels",
+    "square_sum",
+]
+
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 def absolute_sum(weights: Mapping[str, Tensor]) -> Tensor:
@@ -126,3 +140,128 @@ class Slimming(Penalty):
     def __call__(self, weights: Mapping[str, Tensor]) -> Tensor:
         """Return weight * sum |gamma|."""
         return self.weight * absolute_sum(weights)
+
+
+def shrink(weight: Tensor, threshold: float) -> Tensor:
+    """Return ``argmin_U 1/2 ||U - W||^2 + t sum |U|``: ``sign(W) max(|W| - t, 0)``.
+
+    Args:
+        weight: W [any shape].
+        threshold: t, from 0.
+
+    >>> [round(number, 4) for number in shrink(torch.tensor([-1.0, 0.2, 0.7]), 0.5).tolist()]
+    [-0.5, 0.0, 0.2]
+    """
+    return weight.sign() * (weight.abs() - threshold).clamp(min=0) + 0.0
+
+
+def shrink_channels(weight: Tensor, threshold: float) -> Tensor:
+    """Return ``argmin_U 1/2 ||U - W||^2 + t sum_i ||U_i||``: ``max(1 - t / ||W_i||, 0) W_i``.
+
+    Args:
+        weight: W [outputs, channels, ...]; W_i are the weights of input channel i.
+        threshold: t, from 0.
+
+    >>> [round(w, 4) for w in shrink_channels(torch.tensor([[3.0], [4.0]]), 1.0).flatten().tolist()]
+    [2.4, 3.2]
+    """
+    norms = channel_norms(weight).clamp(min=torch.finfo(weight.dtype).tiny)
+    factors = (1 - threshold / norms).clamp(min=0)
+    return weight * along_channels(factors, weight) + 0.0
+
+
+def channel_norms(weight: Tensor) -> Tensor:
+    """Return ||W_i|| of every input channel [channels] of a weight [outputs, channels, ...]."""
+    return weight.transpose(0, 1).flatten(1).norm(dim=1)
+
+
+def along_channels(values: Tensor, weight: Tensor) -> Tensor:
+    """Return one value per input channel, shaped so that it broadcasts to a weight."""
+    return values.reshape(1, -1, *(1 for _ in weight.shape[2:]))
+
+
+class Proximal(Value, ABC):
+    """Remove elements of one layer while it learns: a proximal step after every gradient step.
+
+    The paper's form shrinks all elements by a threshold that grows until few enough are left
+    (``soft``). Its reference code keeps the largest, fewer and fewer of them, and shrinks nothing
+    (``topk``; Bai et al. 2020). What is gone stays gone.
+
+    Attributes:
+        keep: fraction of the elements left, (0, 1].
+        mode: "topk": as many as a straight line from all to the goal says are left;
+            "soft": the threshold grows by the same amount every step.
+        end: share of the steps after which no more than the goal are left.
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ("keep",)
+
+    keep: Share
+    mode: Literal["topk", "soft"] = "topk"
+    end: Share = 1 / 3
+
+    @abstractmethod
+    def sizes(self, weight: Tensor) -> Tensor:
+        """Return the size of every element [elements]."""
+
+    @abstractmethod
+    def shrunk(self, weight: Tensor, threshold: float) -> Tensor:
+        """Return a weight after the proximal operator [its shape]."""
+
+    @abstractmethod
+    def spread(self, kept: Tensor, weight: Tensor) -> Tensor:
+        """Return which weights are left, bool [shape of the weight], from elements [elements]."""
+
+    def goal(self, total: int) -> int:
+        """Return how many of the elements are left in the end, at least one."""
+        return max(1, round(self.keep * total))
+
+    def due(self, total: int, step: int, steps: int) -> int:
+        """Return how many elements may be left after a step, counted from 0.
+
+        >>> [ProximalL1(0.25, end=0.5).due(8, step, 8) for step in range(6)]
+        [8, 6, 5, 3, 2, 2]
+        """
+        horizon, goal = self.end * steps, self.goal(total)
+        left = max(horizon - step, 0.0) / horizon
+        return goal + int((total - goal) * left)
+
+
+class ProximalL1(Proximal):
+    """Single weights of a layer: ``t sum |w|`` (Bai et al. 2020, unstructured).
+
+    >>> ProximalL1(0.1)
+    ProximalL1(0.1)
+    """
+
+    def sizes(self, weight: Tensor) -> Tensor:
+        """Return |w| [weights]."""
+        return weight.abs().flatten()
+
+    def shrunk(self, weight: Tensor, threshold: float) -> Tensor:
+        """Return sign(w) max(|w| - t, 0)."""
+        return shrink(weight, threshold)
+
+    def spread(self, kept: Tensor, weight: Tensor) -> Tensor:
+        """Return the elements in the shape of the weight."""
+        return kept.reshape(weight.shape)
+
+
+class ProximalL21(Proximal):
+    """Input channels of a layer: ``t sum_i ||W_i||`` (Bai et al. 2020, structured).
+
+    >>> ProximalL21(0.5, mode="soft")
+    ProximalL21(0.5, mode='soft')
+    """
+
+    def sizes(self, weight: Tensor) -> Tensor:
+        """Return ||W_i|| [channels]."""
+        return channel_norms(weight)
+
+    def shrunk(self, weight: Tensor, threshold: float) -> Tensor:
+        """Return max(1 - t / ||W_i||, 0) W_i."""
+        return shrink_channels(weight, threshold)
+
+    def spread(self, kept: Tensor, weight: Tensor) -> Tensor:
+        """Return the channels repeated over a weight [outputs, channels, ...]."""
+        return along_channels(kept, weight).expand(weight.shape)

@@ -20,7 +20,7 @@ from laconic.names import module_of, plain_name
 from laconic.progress import progress
 from laconic.recover.lesson import Lesson
 from laconic.recover.objectives import Label, Objective
-from laconic.recover.optimize import AdamW, Optimizer, Stop, curvature_of
+from laconic.recover.optimize import AdamW, Optimizer, Stop, advance
 from laconic.recover.penalties import Penalty
 from laconic.scope import Scope
 from laconic.step import During, State, Step, derive
@@ -181,9 +181,7 @@ class _Loop:
             for parameters in self.networks:
                 nn.utils.clip_grad_norm_(parameters, self.train.optimizer.clip)
         self.optimizer.step()
-        for laid, latent in self.laid().items():
-            asked = "curvature" in laid.representation.needs
-            laid.update(curvature_of(self.optimizer, latent) if asked else None)
+        advance(self.laid(), self.optimizer)
 
     def learnable(self, batch: Batch) -> bool:
         """Return whether BatchNorm can normalise a batch; one example may be too few.

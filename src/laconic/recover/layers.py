@@ -1,0 +1,377 @@
+"""Reconstruction layer by layer: what enters both networks, and the layer that is fitted."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from laconic.errors import AxisError, ModelError, RecipeError, ScopeError
+from laconic.names import joined
+from laconic.recover.feeding import Feed
+from laconic.recover.penalties import along_channels, channel_norms
+from laconic.recover.quadratic import Fitted, Moments, Quadratic, groups_of, matrix_of, weight_of
+from laconic.recover.solve import Solve, contributions
+from laconic.scope import Scope
+from laconic.step import State
+from laconic.structure.axes import Axis, find_axes, slice_
+from laconic.structure.elements import alive, mask_, roles, unmask_
+from laconic.structure.examples import example_inputs
+from laconic.tasks import Batch, Task
+from laconic.tasks.task import evaluation, needed
+from laconic.weights.laid import Laid, laid_tensors, latent_of, mask_of, narrow
+from laconic.weights.representation import Float
+
+__all__ = ["LayerPart", "fit_layers", "fitted_layers"]
+
+logger = logging.getLogger(__name__)
+
+# Examples at once while what enters a layer is summed up.
+SUMMED = 64
+# Kinds of axes whose elements a layer may be the only one to read.
+READ_ALONE = ("channel", "neuron")
+
+
+class LayerPart:
+    """One layer of the student that learns to answer as the teacher's.
+
+    Args:
+        state: its model has the layer.
+        path: of the layer.
+        moments: of what enters it in both networks.
+        feed: what both sides are fed.
+        label: what a progress bar calls it.
+    """
+
+    def __init__(
+        self, state: State, path: str, moments: Moments, *, feed: Feed, label: str
+    ) -> None:
+        self.state, self.path, self.moments, self.feed = state, path, moments, feed
+        self.label = label
+        self.name = joined(path, "weight")
+        self.layer = moments.layers[1]
+
+    @property
+    def channels(self) -> int:
+        """Return how many input channels the layer reads."""
+        return int(self.layer.weight.shape[1])
+
+    def quadratic(self, progress: float) -> Quadratic:
+        """Return the loss at this progress, in float64."""
+        return self.moments.quadratic(self.feed.mixtures(progress))
+
+    def around(self, start: Tensor, progress: float) -> Quadratic:
+        """Return the loss as a form of the difference to a matrix, in float32."""
+        return self.quadratic(progress).around(start).to(torch.float32)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return what moves: the latent weight, the bias, and tables that are learned."""
+        return [each for each in self.layer.parameters() if each.requires_grad]
+
+    def laid(self) -> dict[Laid, Tensor]:
+        """Return what is laid on the layer."""
+        return dict(laid_tensors(self.layer).values())
+
+    def descend(self, form: Quadratic, start: Tensor) -> float:
+        """Put the loss's gradient on the parameters; return the loss.
+
+        Args:
+            form: of the difference to a matrix,
+            start: which is this one [groups, inputs, outputs].
+        """
+        matrix = matrix_of(self.layer)
+        moved = (matrix.detach() - start).to(torch.float32)
+        loss, gradient = form.with_gradient(moved)
+        matrix.backward(gradient)
+        return float(loss)
+
+    def matrix(self) -> Tensor:
+        """Return weight and bias as the layer uses them [groups, inputs, outputs], float64."""
+        return matrix_of(self.layer).detach().double()
+
+    def weight(self) -> Tensor:
+        """Return the latent weight, 0 where it is masked [outputs, channels, ...]."""
+        latent, mask = latent_of(self.state.model, self.name)[1].detach(), self._mask()
+        return latent if mask is None else torch.where(mask, latent, 0.0)
+
+    def write(self, matrix: Tensor) -> None:
+        """Set weight and bias.
+
+        Raises:
+            RecipeError: the weight is not represented by plain numbers.
+        """
+        laid = latent_of(self.state.model, self.name)[0]
+        if laid is not None and not isinstance(laid.representation, Float):
+            raise RecipeError(
+                f"reconstruct: '{self.name}' is quantized ({laid.representation}), and a closed "
+                "form solves plain numbers; use gradient, or reconstruct before quantize"
+            )
+        weight, answers = weight_of(self.layer, matrix)
+        self.write_weight(weight)
+        bias = self.layer.bias
+        if bias is not None and answers is not None:
+            with torch.no_grad():
+                bias.copy_(answers)
+
+    def write_weight(self, weight: Tensor) -> None:
+        """Set the latent weight [its shape]."""
+        with torch.no_grad():
+            latent_of(self.state.model, self.name)[1].copy_(weight)
+
+    def narrow(self, mask: Tensor) -> None:
+        """Mask all other weights, bool [shape of the weight], besides those masked before."""
+        before = self._mask()
+        mask = mask.to(self.layer.weight.device)
+        narrow(self.state.model, self.name, mask if before is None else before & mask)
+
+    def left(self) -> Tensor | None:
+        """Return which weights may move, bool [groups, inputs, outputs]; None: all of them."""
+        mask = self._mask()
+        if mask is None:
+            return None
+        left = mask.reshape(groups_of(self.layer), -1, mask[0].numel()).transpose(1, 2)
+        if self.layer.bias is None:
+            return left
+        return torch.cat([left, torch.ones_like(left[:, :1])], dim=1)
+
+    def contributions(self) -> tuple[Tensor, Tensor]:
+        """Return the inner products of the channels' contributions; see ``contributions``."""
+        size = self.layer.weight[0, 0].numel()
+        return contributions(self.quadratic(1.0), self.matrix(), size)
+
+    def norms(self) -> Tensor:
+        """Return the norm of the weights of every input channel [channels], float64."""
+        return channel_norms(self.layer.weight.detach().double())
+
+    def goal(self, keep: float) -> int:
+        """Return how many input channels a fraction of them is, at least one."""
+        return max(1, round(keep * self.channels))
+
+    def select(self, kept: Tensor) -> None:
+        """Leave these input channels, bool [channels]; the others are masked."""
+        weight = self.layer.weight
+        self.narrow(along_channels(kept, weight).expand(weight.shape))
+
+    def selected(self) -> Tensor:
+        """Return which input channels anything of the layer still reads, bool [channels]."""
+        mask = self._mask()
+        if mask is None:
+            return torch.ones(self.channels, dtype=torch.bool)
+        return mask.transpose(0, 1).flatten(1).any(dim=1).cpu()
+
+    def scale(self, factors: Tensor) -> None:
+        """Multiply the weights of every input channel by a factor [channels]."""
+        weight = self.weight().double()
+        self.write_weight(weight * along_channels(factors, weight))
+
+    def note(self, loss: float) -> None:
+        """Add a loss to the layer's curve."""
+        self.state.note(self.path, loss)
+
+    def note_loss(self) -> None:
+        """Add the loss of the layer as it is now."""
+        self.note(float(self.quadratic(1.0)(self.matrix())))
+
+    def _mask(self) -> Tensor | None:
+        return mask_of(self.state.model, self.name)
+
+
+def fit_layers(state: State, scope: Scope, *, feed: Feed, solve: Solve) -> None:
+    """Fit the layers of a scope one after the other, in the order of a forward.
+
+    Where the solver chooses input channels, only layers are fitted that alone read a free axis;
+    what computes a channel that is gone is masked with it, and in the end all of it is cut out.
+
+    Args:
+        state: its model changes; its first teacher answers; its task gives the examples.
+        scope: the linear layers and convolutions that may move.
+        feed: what both sides are fed.
+        solve: how a layer is fitted.
+
+    Raises:
+        ScopeError, ModelError: no layer of the scope can be fitted.
+        AxisError: no layer of the scope alone reads channels that could go.
+    """
+    layers = fitted_layers(state, scope, feed)
+    axes = _read_alone(state, layers) if solve.selects else {}
+    paths = [path for path in layers if path in axes or not solve.selects]
+    for index in state.rounds(len(paths)):
+        if state.keeper is not None and state.keeper.due():
+            state.keeper.write(state, {})
+        path = paths[index]
+        label = f"reconstruct {path} ({index + 1} of {len(paths)})"
+        part = LayerPart(state, path, _moments(state, path, layers[path]), feed=feed, label=label)
+        solve.fit(part)
+        if path in axes:
+            mask_(state.model, {axes[path]: part.selected()})
+        losses = state.curves[path]
+        logger.info("%s: loss %.4g -> %.4g", label, losses[0], losses[-1])
+    _cut(state.model, list(axes.values()))
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The same layer of both networks, and how often a forward calls it."""
+
+    teacher: Fitted
+    student: Fitted
+    calls: int
+
+
+def fitted_layers(state: State, scope: Scope, feed: Feed) -> dict[str, _Pair]:
+    """Return the layers of a scope that the teacher's can teach, in the order of a forward.
+
+    Raises:
+        ScopeError: the scope has no linear layer or convolution that a forward calls.
+        ModelError: the teacher has none of them, or feeding them needs inputs of one width.
+    """
+    if not len(state.teacher):
+        raise ModelError("reconstruct needs a teacher; run it by compress, or give the state one")
+    task, teacher = needed(state.task, "reconstruct needs examples"), state.teacher[0]
+    called = _calls(task, state.model, scope)
+    if not called:
+        raise ScopeError(
+            f"reconstruct: '{scope}' selects no linear layer or convolution that a forward calls"
+        )
+    theirs = dict(teacher.named_modules())
+    pairs: dict[str, _Pair] = {}
+    for path, calls in called.items():
+        student, other = state.model.get_submodule(path), theirs.get(path)
+        if isinstance(other, Fitted) and _answers_alike(other, cast("Fitted", student)):
+            pairs[path] = _Pair(other, cast("Fitted", student), calls)
+            _check_feed(feed, path, pairs[path])
+        else:
+            logger.info("reconstruct: '%s' stays: the teacher's answers have another shape", path)
+    if not pairs:
+        raise ModelError(
+            f"reconstruct: the teacher has no layer of '{scope}' with the same answers; fit whole "
+            "blocks (parts: block), or reconstruct before layers are replaced"
+        )
+    return pairs
+
+
+def _calls(task: Task, model: nn.Module, scope: Scope) -> Counter[str]:
+    """Return how often a forward calls the layers of a scope, in the order of first calls."""
+    calls: Counter[str] = Counter()
+    with ExitStack() as stack:
+        for path, module in scope.select(model).items():
+            if isinstance(module, Fitted):
+
+                def count(*_: Any, path: str = path) -> None:
+                    calls[path] += 1
+
+                stack.enter_context(_hooked(module, count))
+        with evaluation(model):
+            task.call(model, _examples(task, model))
+    return calls
+
+
+def _examples(task: Task, model: nn.Module) -> Batch:
+    first = next(model.parameters())
+    return task.example_batch(2).to(first.device)
+
+
+def _answers_alike(teacher: Fitted, student: Fitted) -> bool:
+    """Return whether answers of the same shape come from the same positions."""
+    names = ("kernel_size", "stride", "padding", "dilation", "groups")
+    same = [getattr(teacher, name, None) == getattr(student, name, None) for name in names]
+    biased = (teacher.bias is None) == (student.bias is None)
+    return all(same) and biased and teacher.weight.shape[0] == student.weight.shape[0]
+
+
+def _check_feed(feed: Feed, path: str, pair: _Pair) -> None:
+    """Refuse to mix what has not the same width."""
+    own = all(
+        (term.teacher, term.student) == (1, 1)
+        for progress in (0.0, 1.0)
+        for term in feed.mixtures(progress)
+    )
+    shapes = [tuple(layer.weight.shape) for layer in (pair.teacher, pair.student)]
+    if not own and shapes[0] != shapes[1]:
+        raise ModelError(
+            f"reconstruct: '{path}' reads {shapes[1][1]} channels and the teacher's "
+            f"{shapes[0][1]}, which {feed} would mix; feed it by student, or reconstruct first "
+            "and let it remove channels"
+        )
+
+
+def _moments(state: State, path: str, pair: _Pair) -> Moments:
+    """Return the moments of what enters a layer, over all training examples."""
+    task, moments = (
+        needed(state.task, "reconstruct needs examples"),
+        Moments(pair.teacher, pair.student),
+    )
+    networks = (state.teacher[0], pair.teacher), (state.model, pair.student)
+    for batch in task.train.any_order(SUMMED, device=state.device):
+        mask = batch.inputs.get("attention_mask") if isinstance(batch.inputs, Mapping) else None
+        taught, own = (_entering(task, net, layer, batch, pair.calls) for net, layer in networks)
+        for other, tensor in zip(taught, own, strict=True):
+            moments.add(other, tensor, None if mask is None else mask.bool())
+    return moments
+
+
+class _Enough(Exception):
+    """Ends a forward whose rest nobody needs."""
+
+
+def _entering(
+    task: Task, model: nn.Module, layer: nn.Module, batch: Batch, calls: int
+) -> list[Tensor]:
+    """Return what enters a layer, rounded where it rounds, at every call of a forward."""
+    found: list[Tensor] = []
+
+    def take(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        found.append(next(each for each in (*inputs, *named.values()) if isinstance(each, Tensor)))
+        if len(found) == calls:
+            raise _Enough
+
+    with _hooked(layer, take), evaluation(model), suppress(_Enough):
+        task.call(model, batch)
+    return found
+
+
+@contextmanager
+def _hooked(module: nn.Module, hook: Any) -> Iterator[None]:
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _read_alone(state: State, paths: Iterable[str]) -> dict[str, Axis]:
+    """Return the free axes of channels that one layer alone reads, by the layer's path.
+
+    Raises:
+        AxisError: none of the layers reads such an axis.
+    """
+    inputs, named = example_inputs(state.model, state.task)
+    found: dict[str, Axis] = {}
+    for axis in find_axes(state.model, *inputs, **named):
+        readers = roles(state.model, axis)["consumed"]
+        if axis.frozen is None and axis.kind in READ_ALONE and len(readers) == 1:
+            path = readers[0].name.rpartition(".")[0]
+            layer = state.model.get_submodule(path)
+            if isinstance(layer, Fitted) and layer.weight.shape[1] == axis.size:
+                found[path] = axis
+    chosen = {path: found[path] for path in paths if path in found}
+    if not chosen:
+        raise AxisError(
+            "reconstruct: no layer of the scope alone reads channels that could go; those that "
+            f"do: {', '.join(found) or 'none'}"
+        )
+    return chosen
+
+
+def _cut(model: nn.Module, axes: list[Axis]) -> None:
+    """Take masked channels out of the network."""
+    left = {axis: alive(model, axis) for axis in axes}
+    smaller = {axis: mask for axis, mask in left.items() if not bool(mask.all())}
+    slice_(model, {axis: mask.nonzero()[:, 0].tolist() for axis, mask in smaller.items()})
+    unmask_(model, {use.name for axis in axes for use in axis.uses})

@@ -1,0 +1,241 @@
+"""A layer's reconstruction loss as a quadratic form: what enters it is summed up once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from laconic.recover.feeding import Mixture
+
+__all__ = ["Moments", "Quadratic", "matrix_of", "patches", "weight_of"]
+
+# Numbers of patches that are unfolded at once.
+UNFOLDED = 1 << 24
+
+Convolution = nn.Conv1d | nn.Conv2d
+Fitted = nn.Linear | nn.Conv1d | nn.Conv2d
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """``(tr(W' G W) - 2 tr(W' P) + c) / n``: the mean squared error of a layer with matrix W.
+
+    Attributes:
+        gram: G, of what enters the layer [groups, inputs, inputs].
+        product: P, of that with the answers to learn [groups, inputs, outputs].
+        constant: c, the sum of the squares of the answers.
+        count: n, how many answers there are.
+
+    >>> one = torch.ones(1, 1, 1)
+    >>> Quadratic(one, 2 * one, 4.0, 1)(3 * one).item()  # (3 - 2)^2
+    1.0
+    """
+
+    gram: Tensor
+    product: Tensor
+    constant: float
+    count: int
+
+    def __call__(self, matrix: Tensor) -> Tensor:
+        """Return the loss of a matrix W [groups, inputs, outputs], a scalar."""
+        return self.with_gradient(matrix)[0]
+
+    def with_gradient(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss, and its gradient ``2 (G W - P) / n`` [groups, inputs, outputs]."""
+        answered = self.gram @ matrix
+        loss = ((answered - 2 * self.product) * matrix).sum() + self.constant
+        return loss / self.count, 2 * (answered - self.product) / self.count
+
+    def around(self, start: Tensor) -> Quadratic:
+        """Return the loss as a form of the difference to a matrix [groups, inputs, outputs].
+
+        Near that matrix nothing cancels, whatever the precision.
+        """
+        answered = self.gram @ start
+        constant = self.constant + float(((answered - 2 * self.product) * start).sum())
+        return Quadratic(self.gram, self.product - answered, constant, self.count)
+
+    def to(self, dtype: torch.dtype) -> Quadratic:
+        """Return the same form in another precision."""
+        gram, product = self.gram.to(dtype), self.product.to(dtype)
+        return Quadratic(gram, product, self.constant, self.count)
+
+
+class Moments:
+    """Second moments of what enters a layer, in the teacher and in the student.
+
+    A row is what one answer of the layer is computed from: a token's features or a patch of an
+    image, and a 1 where there is a bias. Sums are in float64, and the number of examples does not
+    show in the size of what is kept.
+
+    Args:
+        teacher: the teacher's layer.
+        student: the student's; it may read fewer channels.
+
+    >>> layer = nn.Linear(2, 3)
+    >>> moments = Moments(layer, layer)
+    >>> moments.add(torch.ones(5, 2), torch.ones(5, 2))
+    >>> moments.rows, moments.student.shape
+    (5, torch.Size([1, 3, 3]))
+    """
+
+    def __init__(self, teacher: Fitted, student: Fitted) -> None:
+        self.layers = teacher, student
+        sizes = [_inputs(layer) for layer in self.layers]
+        groups = groups_of(student)
+        device = student.weight.device
+
+        def zeros(first: int, second: int) -> Tensor:
+            return torch.zeros(groups, first, second, dtype=torch.float64, device=device)
+
+        self.teacher = zeros(sizes[0], sizes[0])
+        self.cross = zeros(sizes[1], sizes[0])
+        self.student = zeros(sizes[1], sizes[1])
+        self.rows = 0
+
+    def add(self, teacher: Tensor, student: Tensor, mask: Tensor | None = None) -> None:
+        """Add what entered both layers for the same examples.
+
+        Args:
+            teacher: what entered the teacher's [batch, ...].
+            student: what entered the student's [batch, ...].
+            mask: bool [batch, tokens]; rows of other tokens are left out.
+        """
+        both = self._rows(1, student, mask), self._rows(0, teacher, mask)
+        for own, other in zip(*both, strict=True):
+            self.student += own.transpose(1, 2) @ own
+            self.cross += own.transpose(1, 2) @ other
+            self.teacher += other.transpose(1, 2) @ other
+            self.rows += own.shape[1]
+
+    def _rows(self, side: int, inputs: Tensor, mask: Tensor | None) -> Iterator[Tensor]:
+        layer = self.layers[side]
+        largest = max(_inputs(each) for each in self.layers) * groups_of(layer)
+        per_example = largest * math.prod(_positions(layer, inputs))
+        for piece, kept in _pieces(inputs, mask, max(1, UNFOLDED // per_example)):
+            rows = patches(layer, piece).double()
+            yield rows if kept is None else rows[:, kept.flatten()]
+
+    def quadratic(self, terms: Sequence[Mixture]) -> Quadratic:
+        """Return the loss of the student's layer under the terms of a feeding rule.
+
+        With ``X = (1-b) A_T + b A_S`` and ``Y = (a A_T + (1-a) A_S) W_T``, G = X'X and P = X'Y
+        are sums of the three moments, times the term's weight.
+        """
+        weights = matrix_of(self.layers[0]).detach().double()
+        gram = torch.zeros_like(self.student)
+        product = torch.zeros_like(self.student[..., :1]) * weights[:, :1]
+        constant = 0.0
+        for term in terms:
+            own, other = term.student, term.teacher
+            gram += term.weight * self._product((own, 1 - own), (own, 1 - own))
+            product += term.weight * self._product((own, 1 - own), (1 - other, other)) @ weights
+            answers = self._product((1 - other, other), (1 - other, other))
+            constant += term.weight * float(((answers @ weights) * weights).sum())
+        return Quadratic(gram, product, constant, self.rows * self.layers[0].weight.shape[0])
+
+    def _product(self, left: tuple[float, float], right: tuple[float, float]) -> Tensor:
+        """Return ``(l_S A_S + l_T A_T)' (r_S A_S + r_T A_T)``, from what has a share alone."""
+        parts = {
+            (0, 0): self.student,
+            (0, 1): self.cross,
+            (1, 0): self.cross.transpose(1, 2),
+            (1, 1): self.teacher,
+        }
+        shares = {(i, j): left[i] * right[j] for i, j in parts}
+        return torch.stack([s * parts[key] for key, s in shares.items() if s]).sum(dim=0)
+
+
+def patches(layer: Fitted, inputs: Tensor) -> Tensor:
+    """Return the rows that a layer's answers are products of [groups, rows, inputs].
+
+    Rows come in the order of the examples and positions; the last column is 1 where the layer
+    has a bias. ``patches(layer, x) @ matrix_of(layer)`` is the layer's answer.
+
+    Args:
+        layer: linear or convolution.
+        inputs: what enters it [batch, ...].
+
+    >>> patches(nn.Conv2d(2, 4, 3, bias=False), torch.zeros(1, 2, 5, 5)).shape
+    torch.Size([1, 9, 18])
+    """
+    if isinstance(layer, nn.Linear):
+        rows = inputs.reshape(1, -1, inputs.shape[-1])
+    else:
+        columns = _unfolded(layer, inputs)  # [batch, channels * kernel, positions]
+        split = columns.unflatten(1, (layer.groups, -1))
+        rows = split.permute(1, 0, 3, 2).flatten(1, 2)
+    if layer.bias is None:
+        return rows
+    return torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=2)
+
+
+def matrix_of(layer: Fitted, weight: Tensor | None = None) -> Tensor:
+    """Return a layer's weight and bias as one matrix [groups, inputs, outputs].
+
+    Args:
+        layer: linear or convolution.
+        weight: as the layer uses it; None: asked of the layer.
+
+    >>> matrix_of(nn.Linear(2, 3)).shape
+    torch.Size([1, 3, 3])
+    """
+    weight = layer.weight if weight is None else weight
+    groups = groups_of(layer)
+    matrix = weight.reshape(groups, weight.shape[0] // groups, -1).transpose(1, 2)
+    if layer.bias is None:
+        return matrix
+    return torch.cat([matrix, layer.bias.reshape(groups, 1, -1)], dim=1)
+
+
+def weight_of(layer: Fitted, matrix: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the weight [its shape] and the bias [outputs] that a matrix is made of.
+
+    >>> layer = nn.Linear(2, 3)
+    >>> bool((weight_of(layer, matrix_of(layer))[0] == layer.weight).all())
+    True
+    """
+    body = matrix if layer.bias is None else matrix[:, :-1]
+    weight = body.transpose(1, 2).reshape(layer.weight.shape)
+    return weight, None if layer.bias is None else matrix[:, -1].flatten()
+
+
+def groups_of(layer: Fitted) -> int:
+    """Return in how many groups a layer's channels are apart."""
+    return 1 if isinstance(layer, nn.Linear) else layer.groups
+
+
+def _inputs(layer: Fitted) -> int:
+    """Return how many numbers one answer is computed from."""
+    return math.prod(layer.weight.shape[1:]) + (layer.bias is not None)
+
+
+def _positions(layer: Fitted, inputs: Tensor) -> Sequence[int]:
+    """Return the places of one example, at most: those of the input."""
+    return inputs.shape[1:-1] if isinstance(layer, nn.Linear) else inputs.shape[2:]
+
+
+def _pieces(
+    inputs: Tensor, mask: Tensor | None, count: int
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Yield some examples at once, with the tokens that count where they are known."""
+    known = mask is not None and inputs.shape[:-1] == mask.shape
+    masks = mask.split(count) if known and mask is not None else None
+    for index, piece in enumerate(inputs.split(count)):
+        yield piece, None if masks is None else masks[index]
+
+
+def _unfolded(layer: Convolution, inputs: Tensor) -> Tensor:
+    """Return the patches of a convolution [batch, channels * kernel, positions]."""
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    padded = functional.pad(inputs, layer._reversed_padding_repeated_twice, mode=mode)
+    sizes = [layer.kernel_size, layer.dilation, layer.stride]
+    if isinstance(layer, nn.Conv1d):
+        padded, sizes = padded.unsqueeze(2), [(1, *size) for size in sizes]
+    kernel, dilation, stride = sizes
+    return functional.unfold(padded, kernel, dilation=dilation, stride=stride)

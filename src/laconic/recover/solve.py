@@ -1,0 +1,361 @@
+"""Inner problems of reconstruct: how the numbers of one part are found."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from laconic.errors import RunError
+from laconic.progress import progress
+from laconic.recover.optimize import Adam, Milestones, Optimizer, advance
+from laconic.recover.penalties import Proximal, ProximalL21
+from laconic.recover.quadratic import Quadratic
+from laconic.step import Value
+
+if TYPE_CHECKING:
+    from laconic.recover.layers import LayerPart
+
+__all__ = [
+    "Gradient",
+    "Greedy",
+    "Lasso",
+    "LeastSquares",
+    "Pointwise",
+    "Solve",
+    "closest",
+    "contributions",
+    "greedy_channels",
+    "lasso_channels",
+]
+
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class Solve(Value, ABC):
+    """How the numbers of a part are found so that it answers as the teacher's."""
+
+    @property
+    def selects(self) -> bool:
+        """Return whether it chooses which input channels of a layer are left."""
+        return False
+
+    @abstractmethod
+    def fit(self, part: LayerPart) -> None:
+        """Find the numbers of one layer."""
+
+
+class Gradient(Solve):
+    """Descend on the part's loss, straight through masks and representations.
+
+    Attributes:
+        steps: updates of every part.
+        batch: examples of each; a layer's loss is always that of all examples.
+        optimizer: how the parameters move. Cross distillation's reference code divides the rate
+            by 10 once the channels are chosen.
+        penalty: removes weights or input channels of a layer on the way.
+
+    >>> Gradient(250).steps
+    250
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ("steps",)
+
+    steps: Annotated[int, Field(ge=1)] = 3000
+    batch: Annotated[int, Field(ge=1)] = 32
+    optimizer: Optimizer = Adam(lr=5e-4, decay=Milestones(at=(1 / 3,)))
+    penalty: Proximal | None = None
+
+    @property
+    def selects(self) -> bool:
+        """Return whether the penalty is on input channels."""
+        return isinstance(self.penalty, ProximalL21)
+
+    def fit(self, part: LayerPart) -> None:
+        """Descend on the quadratic form; remove what the penalty no longer lets in."""
+        # First: a mask that is laid on a weight makes another parameter of it.
+        removal = None if self.penalty is None else _Removal(self.penalty, part, self.steps)
+        optimizer = self.optimizer.build(part.parameters())
+        start = part.matrix()
+        form = part.around(start, 0.0)
+        for step in progress(range(self.steps), part.label):
+            done = step / self.steps
+            if 0 < done <= part.feed.settled:
+                form = part.around(start, done)
+            for group in optimizer.param_groups:
+                group["lr"] = self.optimizer.lr * self.optimizer.decay.factor(done)
+            optimizer.zero_grad()
+            loss = part.descend(form, start)
+            if not math.isfinite(loss):
+                raise RunError(
+                    f"reconstruct: the loss of '{part.path}' is {loss} after {step} steps; lower "
+                    f"the learning rate ({self.optimizer.lr:g})"
+                )
+            part.note(loss)
+            optimizer.step()
+            advance(part.laid(), optimizer)
+            if removal is not None:
+                removal.step(step)
+
+
+class _Removal:
+    """A proximal penalty at work on one layer."""
+
+    def __init__(self, penalty: Proximal, part: LayerPart, steps: int) -> None:
+        self.penalty, self.part, self.steps = penalty, part, steps
+        part.narrow(torch.ones_like(part.weight(), dtype=torch.bool))
+        sizes = penalty.sizes(part.weight())
+        self.total = self.left = len(sizes)
+        # A threshold that grows by this much every step has summed up to twice the largest
+        # element's size when the penalty ends, whatever the scale of the weights.
+        self.growth = 4 * float(sizes.max()) / max(penalty.end * steps, 1) ** 2
+
+    def step(self, step: int) -> None:
+        """Take the proximal step after a gradient step, counted from 0."""
+        goal = self.penalty.goal(self.total)
+        if self.left <= goal:
+            return
+        ended = step + 1 >= self.penalty.end * self.steps
+        if self.penalty.mode == "soft":
+            self.shrink(self.growth * (step + 1), goal)
+        due = goal if ended else self.penalty.due(self.total, step, self.steps)
+        if self.penalty.mode == "topk" or ended:
+            self.keep(due)
+
+    def shrink(self, threshold: float, goal: int) -> None:
+        """Shrink all elements, but not so that fewer than the goal are left."""
+        weight = self.part.weight()
+        sizes = self.penalty.sizes(weight)
+        limit = float(sizes.sort(descending=True).values[goal])
+        shrunk = self.penalty.shrunk(weight, min(threshold, limit))
+        self.part.write_weight(shrunk)
+        left = self.penalty.sizes(shrunk) > 0
+        if int(left.sum()) < self.left:
+            self.remove(left)
+
+    def keep(self, count: int) -> None:
+        """Keep the largest elements; of equal ones the first."""
+        if count < self.left:
+            sizes = self.penalty.sizes(self.part.weight())
+            order = sizes.sort(descending=True, stable=True).indices
+            left = torch.zeros(self.total, dtype=torch.bool)
+            left[order[:count]] = True
+            self.remove(left)
+
+    def remove(self, left: Tensor) -> None:
+        """Mask all other elements for good."""
+        self.left = int(left.sum())
+        self.part.narrow(self.penalty.spread(left, self.part.weight()))
+
+
+class LeastSquares(Solve):
+    """Solve a layer exactly: of all minima of its loss, the one closest to its weights now.
+
+    Masked weights stay masked. What the examples do not determine stays as it is.
+
+    >>> LeastSquares()
+    LeastSquares()
+    """
+
+    def fit(self, part: LayerPart) -> None:
+        """Solve the normal equations of every answer over the weights that are left."""
+        part.note_loss()
+        part.write(closest(part.quadratic(1.0), part.matrix(), part.left()))
+        part.note_loss()
+
+
+class Pointwise(Solve):
+    """Solve a 1x1 convolution behind a layer, and absorb it (FSKD; Li et al. 2020).
+
+    ``min_Q ||X W Q - Y||^2`` and ``W <- W Q``: as few numbers as answers squared, so that few
+    examples suffice. Of all minima, by least squares, the one closest to the identity.
+
+    >>> Pointwise()
+    Pointwise()
+    """
+
+    def fit(self, part: LayerPart) -> None:
+        """Solve for Q and multiply the layer with it."""
+        part.note_loss()
+        form, matrix = part.quadratic(1.0), part.matrix()
+        answers = matrix.transpose(1, 2) @ form.gram @ matrix
+        inner = Quadratic(answers, matrix.transpose(1, 2) @ form.product, form.constant, form.count)
+        start = torch.eye(answers.shape[1], dtype=answers.dtype, device=answers.device)
+        part.write(matrix @ closest(inner, start.expand_as(answers)))
+        part.note_loss()
+
+
+class Greedy(Solve):
+    """Remove input channels one by one, each the least missed (ThiNet; Luo et al. 2017).
+
+    Of all channels, the next is the one with which the sum of all removed contributions to the
+    layer's answers stays smallest. Then a factor for every channel left is solved by least
+    squares. The paper samples answers; here all answers of all examples count.
+
+    Attributes:
+        keep: fraction of the channels left, (0, 1].
+
+    >>> Greedy(0.5).selects
+    True
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ("keep",)
+
+    keep: Share
+
+    @property
+    def selects(self) -> bool:
+        """Return True."""
+        return True
+
+    def fit(self, part: LayerPart) -> None:
+        """Choose channels, then rescale them."""
+        part.note_loss()
+        inner, answers = part.contributions()
+        kept = greedy_channels(inner, part.goal(self.keep))
+        part.select(kept)
+        within = inner[kept][:, kept]
+        factors = torch.zeros_like(answers)
+        factors[kept] = 1 + _solved(within, answers[kept] - within.sum(dim=1))
+        part.scale(factors)
+        part.note_loss()
+
+
+class Lasso(Solve):
+    """Choose input channels by LASSO, then solve the layer exactly (CP; He et al. 2017).
+
+    ``min_b 1/(2N) ||Y - sum_i b_i X_i W_i||^2 + l sum |b_i|`` with every W_i scaled to norm 1; l
+    falls from where all channels are out until as many as wanted are in.
+
+    Attributes:
+        keep: fraction of the channels left, (0, 1].
+
+    >>> Lasso(0.5).selects
+    True
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ("keep",)
+
+    keep: Share
+
+    @property
+    def selects(self) -> bool:
+        """Return True."""
+        return True
+
+    def fit(self, part: LayerPart) -> None:
+        """Choose channels, then solve the weights that are left."""
+        part.note_loss()
+        inner, answers = part.contributions()
+        norms = part.norms().clamp(min=torch.finfo(torch.float32).tiny)
+        scaled = inner / norms[:, None] / norms
+        part.select(lasso_channels(scaled, answers / norms, part.goal(self.keep)))
+        part.write(closest(part.quadratic(1.0), part.matrix(), part.left()))
+        part.note_loss()
+
+
+def contributions(form: Quadratic, matrix: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return the inner products of what the channels contribute to the answers of a layer.
+
+    Element (i, j) is ``<X_i W_i, X_j W_j>`` and element i of the second
+    ``<X_i W_i, Y - b>``, summed over all examples; b is the bias, which no channel contributes.
+
+    Args:
+        form: of one group.
+        matrix: W [1, inputs, outputs], inputs in the order of channels, the bias last.
+        size: inputs of one channel.
+
+    >>> form = Quadratic(torch.eye(4)[None], torch.ones(1, 4, 1), 1.0, 1)
+    >>> contributions(form, torch.ones(1, 4, 1), 2)[0].tolist()
+    [[2.0, 0.0], [0.0, 2.0]]
+    """
+    products = form.gram[0] * (matrix[0] @ matrix[0].T)
+    toward = (form.product[0] * matrix[0]).sum(dim=1)
+    channels = len(toward) // size
+    bias = slice(channels * size, None)
+    toward = toward - products[:, bias].sum(dim=1)
+    split = products[: bias.start, : bias.start].reshape(channels, size, channels, size)
+    return split.sum(dim=(1, 3)), toward[: bias.start].reshape(channels, size).sum(dim=1)
+
+
+def greedy_channels(inner: Tensor, keep: int) -> Tensor:
+    """Return which channels stay when the least missed is removed again and again, bool [channels].
+
+    Args:
+        inner: products of the channels' contributions [channels, channels].
+        keep: how many stay.
+
+    >>> greedy_channels(torch.tensor([[2.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 0.5]]), 1)
+    tensor([False,  True, False])
+    """
+    kept = torch.ones(len(inner), dtype=torch.bool, device=inner.device)
+    # What the sum over the removed grows by with each channel: Q_cc + 2 sum_r Q_cr.
+    growth = inner.diagonal().clone()
+    for _ in range(len(inner) - keep):
+        least = int(torch.where(kept, growth, torch.inf).argmin())
+        kept[least] = False
+        growth += 2 * inner[least]
+    return kept
+
+
+def lasso_channels(inner: Tensor, toward: Tensor, keep: int) -> Tensor:
+    """Return which channels LASSO lets in first, bool [channels].
+
+    Args:
+        inner: products of the channels' contributions [channels, channels].
+        toward: products of these with the answers to learn [channels].
+        keep: how many may be in.
+
+    >>> lasso_channels(torch.eye(3), torch.tensor([1.0, -3.0, 2.0]), 2)
+    tensor([False,  True,  True])
+    """
+    from sklearn.linear_model import lars_path_gram
+
+    products, answers = inner.cpu().numpy(), toward.cpu().numpy()
+    # How many answers there are scales l alone.
+    _, _, path = lars_path_gram(Xy=answers, Gram=products, n_samples=1, method="lasso")
+    sizes = torch.from_numpy(path).abs()
+    fitting = [index for index in range(sizes.shape[1]) if int((sizes[:, index] > 0).sum()) <= keep]
+    chosen = sizes[:, fitting[-1]]
+    # Where channels come or go together, those in longest are taken first.
+    order = torch.argsort((chosen > 0) * len(fitting) + (sizes > 0).sum(dim=1), descending=True)
+    kept = torch.zeros(len(toward), dtype=torch.bool, device=toward.device)
+    kept[order[:keep].to(kept.device)] = True
+    return kept
+
+
+def closest(form: Quadratic, matrix: Tensor, left: Tensor | None = None) -> Tensor:
+    """Return the minimum of a quadratic form that is closest to a matrix.
+
+    ``W + G^+ (P - G W)`` for every column, over the rows that are left; other rows are 0.
+
+    Args:
+        form: in float64.
+        matrix: W [groups, inputs, outputs].
+        left: bool [groups, inputs, outputs]; None: all of it may move.
+
+    >>> form = Quadratic(2 * torch.eye(2)[None], torch.ones(1, 2, 1), 0.0, 1)
+    >>> closest(form, torch.zeros(1, 2, 1)).flatten().tolist()
+    [0.5, 0.5]
+    """
+    if left is None or bool(left.all()):
+        return matrix + _solved(form.gram, form.product - form.gram @ matrix)
+    found = torch.zeros_like(matrix)
+    for group in range(len(matrix)):
+        patterns, which = left[group].T.unique(dim=0, return_inverse=True)
+        for index, rows in enumerate(patterns):
+            columns = (which == index).nonzero()[:, 0]
+            place = (group, rows.nonzero(), columns)
+            gram = form.gram[group][rows][:, rows]
+            start = matrix[place]
+            found[place] = start + _solved(gram, form.product[place] - gram @ start)
+    return found
+
+
+def _solved(gram: Tensor, product: Tensor) -> Tensor:
+    """Return ``G^+ P``: the smallest solution of the normal equations."""
+    return torch.linalg.pinv(gram, hermitian=True) @ product

@@ -1,0 +1,295 @@
+"""Reconstruction layer by layer: what is removed, what moves, what is refused."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from laconic.errors import AxisError, LaconicError, ModelError, RecipeError, ScopeError, TaskError
+from laconic.recover import (
+    Adam,
+    Cross,
+    Feed,
+    Gradient,
+    Greedy,
+    Lasso,
+    LeastSquares,
+    Mixed,
+    Parallel,
+    Pointwise,
+    Proximal,
+    ProximalL1,
+    ProximalL21,
+    Reconstruct,
+    Soft,
+    Solve,
+    Student,
+    Teacher,
+)
+from laconic.run import compress
+from laconic.scope import Scope
+from laconic.step import State, run_step
+from laconic.structure import Prune
+from laconic.tasks import Task
+from laconic.weights import Quantize
+
+CLOSED: tuple[Solve, ...] = (LeastSquares(), Pointwise(), Greedy(0.5), Lasso(0.5))
+FAST = Adam(lr=0.01)
+
+
+class Net(nn.Sequential):
+    """Three convolutions with BatchNorm and a linear layer: [batch, 2, 6, 6] -> [batch, 3]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for index, (first, second) in enumerate(((2, 8), (8, 8), (8, 6))):
+            self.add_module(f"conv{index}", nn.Conv2d(first, second, 3, padding=1))
+            self.add_module(f"norm{index}", nn.BatchNorm2d(second))
+            self.add_module(f"relu{index}", nn.ReLU())
+        self.add_module("pool", nn.AdaptiveAvgPool2d(1))
+        self.add_module("flat", nn.Flatten())
+        self.add_module("last", nn.Linear(6, 3))
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    network = Net()
+    network(torch.randn(64, 2, 6, 6))  # statistics
+    return network.eval()
+
+
+@pytest.fixture
+def task() -> Task:
+    targets = torch.arange(24) % 3
+    data = torch.randn(24, 2, 6, 6), targets
+    return Task(data, (torch.randn(6, 2, 6, 6), targets[:6]), data)
+
+
+def state_of(model: nn.Module, task: Task, **fields: Any) -> State:
+    teacher = copy.deepcopy(model).requires_grad_(False)
+    return State(copy.deepcopy(model), task, (teacher,), **fields)
+
+
+def difference(first: nn.Module, second: nn.Module, task: Task) -> float:
+    """Return the mean squared difference of the answers on the training examples."""
+    (inputs,) = task.example(24)
+    with torch.no_grad():
+        return float((first(inputs) - second(inputs)).square().mean())
+
+
+@pytest.mark.parametrize(
+    "feed", [Student(), Teacher(), Mixed(), Cross(0.5), Soft(0.9, 0.9)], ids=str
+)
+def test_the_teachers_own_layers_do_not_move(net: nn.Module, task: Task, feed: Feed) -> None:
+    state = state_of(net, task)
+    run_step(Reconstruct(feed=feed, solve=Gradient(3, optimizer=FAST)), state)
+    assert all(loss == pytest.approx(0, abs=1e-9) for loss in state.curves["conv0"])
+    # Adam moves by signs: what is left of a gradient of 0 is rounding.
+    assert difference(state.model, net, task) < 1e-2
+
+
+@pytest.mark.parametrize("solve", [Gradient(60, optimizer=FAST), LeastSquares()], ids=str)
+def test_layers_learn_the_teachers_answers(net: nn.Module, task: Task, solve: Solve) -> None:
+    state = state_of(net, task)
+    with torch.no_grad():
+        for parameter in state.model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    before = difference(state.model, net, task)
+    run_step(Reconstruct(solve=solve), state)
+    assert difference(state.model, net, task) < 0.5 * before
+    for path in ("conv0", "conv1", "conv2", "last"):
+        assert state.curves[path][-1] <= state.curves[path][0]
+
+
+@pytest.mark.parametrize("mode", ["topk", "soft"])
+def test_channels_are_removed_and_cut_out(net: nn.Module, task: Task, mode: Any) -> None:
+    state = state_of(net, task)
+    penalty = ProximalL21(0.5, mode=mode)
+    run_step(Reconstruct(solve=Gradient(60, optimizer=FAST, penalty=penalty)), state)
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.model.named_parameters()}
+    assert shapes["conv0.weight"] == (4, 2, 3, 3)
+    assert shapes["conv1.weight"] == (4, 4, 3, 3)
+    assert shapes["conv2.weight"] == (3, 4, 3, 3)
+    assert shapes["last.weight"] == (3, 3)
+
+
+@pytest.mark.parametrize("solve", [Greedy(0.5), Lasso(0.5)], ids=str)
+def test_chosen_channels_are_better_than_the_smallest(
+    net: nn.Module, task: Task, solve: Solve
+) -> None:
+    scope = Scope("conv1, conv2")
+    state = state_of(net, task)
+    run_step(Reconstruct(solve=solve, scope=scope), state)
+    plain = compress(net, task, [Prune("channels", keep=0.5, scope=Scope("conv0, conv1"))]).model
+    assert state.model.get_submodule("conv1").weight.shape == (4, 4, 3, 3)
+    assert difference(state.model, net, task) < difference(plain, net, task)
+
+
+@pytest.mark.parametrize("mode", ["topk", "soft"])
+def test_single_weights_are_removed(net: nn.Module, task: Task, mode: Any) -> None:
+    state = state_of(net, task)
+    solve = Gradient(60, optimizer=FAST, penalty=ProximalL1(0.1, mode=mode))
+    run_step(Reconstruct(solve=solve, scope=Scope("kind:conv, !conv0")), state)
+    for path, total in (("conv1", 576), ("conv2", 432)):
+        assert int((state.model.get_submodule(path).weight != 0).sum()) <= round(0.1 * total)
+    assert int((state.model.get_submodule("conv0").weight == 0).sum()) == 0
+
+
+@pytest.mark.parametrize("penalty", [ProximalL1(0.2), ProximalL21(0.5)], ids=str)
+def test_less_is_lost_than_without_reconstruction(
+    net: nn.Module, task: Task, penalty: Proximal
+) -> None:
+    state = state_of(net, task)
+    run_step(Reconstruct(solve=Gradient(200, optimizer=FAST, penalty=penalty)), state)
+    axes = "weights" if isinstance(penalty, ProximalL1) else "channels"
+    plain = compress(net, task, [Prune(axes, keep=penalty.keep)]).model
+    assert difference(state.model, net, task) < difference(plain, net, task)
+
+
+def test_fed_the_teachers_layers_do_not_depend_on_order(net: nn.Module, task: Task) -> None:
+    solve = Gradient(20, optimizer=FAST, penalty=ProximalL1(0.5))
+    together = state_of(net, task)
+    run_step(Reconstruct(feed=Teacher(), solve=solve), together)
+    apart = state_of(net, task)
+    for path in ("last", "conv2", "conv0", "conv1"):
+        run_step(Reconstruct(feed=Teacher(), solve=solve, scope=Scope(path)), apart)
+    for name, tensor in together.model.state_dict().items():
+        assert torch.equal(tensor, apart.model.state_dict()[name]), name
+
+
+def test_an_absorbed_pointwise_convolution_is_the_explicit_one(net: nn.Module, task: Task) -> None:
+    """FSKD: the layer times Q answers as the layer followed by a 1x1 convolution with Q."""
+    smaller = compress(net, task, [Prune("channels", keep=0.5, scope=Scope("conv0, conv1"))]).model
+    state = State(copy.deepcopy(smaller), task, (net,))
+    run_step(Reconstruct(solve=Pointwise(), scope=Scope("conv2")), state)
+    (inputs,) = task.example(24)
+    entering = nn.Sequential(*list(smaller.children())[:6])(inputs)
+    before, after = smaller.get_submodule("conv2"), state.model.get_submodule("conv2")
+    target = nn.Sequential(*list(net.children())[:7])(inputs)
+    rows = before(entering).movedim(1, -1).flatten(0, 2)
+    solution = torch.linalg.lstsq(rows, target.movedim(1, -1).flatten(0, 2)).solution
+    explicit = nn.functional.conv2d(before(entering), solution.T[:, :, None, None])
+    assert torch.allclose(after(entering), explicit, atol=1e-4)
+
+
+def test_what_stays_out_of_scope_stays(net: nn.Module, task: Task) -> None:
+    state = state_of(net, task)
+    solve = Gradient(5, optimizer=FAST, penalty=ProximalL1(0.5))
+    run_step(Reconstruct(solve=solve, scope=Scope("conv1")), state)
+    for name, tensor in net.state_dict().items():
+        same = torch.equal(tensor, state.model.state_dict().get(name, tensor))
+        assert same == (name != "conv1.bias"), name
+
+
+def test_quantised_layers_learn_through_their_rounding(net: nn.Module, task: Task) -> None:
+    rounded = compress(net, task, [Quantize("ternary", activation=8)])
+    steps = [Quantize("ternary", activation=8), Reconstruct(solve=Gradient(80, optimizer=FAST))]
+    fitted = compress(net, task, steps)
+    assert difference(fitted.model, net, task) < difference(rounded.model, net, task)
+    assert "Ternary" in str(
+        fitted.model.get_submodule("conv1").parametrizations.weight[0].representation
+    )
+
+
+def test_a_run_that_is_resumed_ends_the_same(
+    net: nn.Module, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = [Reconstruct(solve=Gradient(10, optimizer=FAST, penalty=ProximalL21(0.5)))]
+    whole = compress(net, task, steps)
+    fit, calls = Gradient.fit, []
+
+    def dies(self: Gradient, part: Any) -> None:
+        calls.append(part.path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        fit(self, part)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Gradient, "fit", dies)
+        with pytest.raises(KeyboardInterrupt):
+            compress(net, task, steps, out=tmp_path / "run", checkpoint_seconds=0)
+    resumed = compress(net, task, steps, out=tmp_path / "run", resume=True)
+    assert calls == ["conv1", "conv2"]
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+    assert resumed.history[-1].curves == whole.history[-1].curves
+
+
+def narrower() -> nn.Module:
+    """Return a teacher whose second convolution reads fewer channels."""
+    teacher = Net()
+    teacher.conv0, teacher.norm0 = nn.Conv2d(2, 5, 3, padding=1), nn.BatchNorm2d(5)
+    teacher.conv1 = nn.Conv2d(5, 8, 3, padding=1)
+    return teacher.eval()
+
+
+def test_layers_without_the_teachers_answers_stay(net: nn.Module, task: Task) -> None:
+    state = State(copy.deepcopy(net), task, (narrower(),))
+    run_step(Reconstruct(solve=LeastSquares()), state)
+    assert list(state.curves) == ["conv1", "conv2", "last"]
+
+
+def refusals() -> dict[
+    str, tuple[Callable[[nn.Module, Task], State], Reconstruct, type[LaconicError], str]
+]:
+    def same(net: nn.Module, task: Task) -> State:
+        return state_of(net, task)
+
+    def small(net: nn.Module, task: Task) -> State:
+        return State(copy.deepcopy(net), task, (narrower(),))
+
+    def ternary(net: nn.Module, task: Task) -> State:
+        state = state_of(net, task)
+        run_step(Quantize("ternary"), state)
+        return state
+
+    quick = Gradient(2)
+    return {
+        "nothing to fit": (same, Reconstruct(scope=Scope("norm*")), ScopeError, "no linear layer"),
+        "mixed widths": (small, Reconstruct(feed=Cross(0.5)), ModelError, "5, which"),
+        "no channels": (
+            same,
+            Reconstruct(solve=Greedy(0.5), scope=Scope("conv0")),
+            AxisError,
+            "conv1",
+        ),
+        "closed form": (ternary, Reconstruct(solve=LeastSquares()), RecipeError, "is quantized"),
+        "no teacher": (
+            lambda net, task: State(copy.deepcopy(net), task),
+            Reconstruct(solve=quick),
+            ModelError,
+            "needs a teacher",
+        ),
+        "no task": (
+            lambda net, task: State(copy.deepcopy(net), None, (net,)),
+            Reconstruct(solve=quick),
+            TaskError,
+            "needs examples",
+        ),
+    }
+
+
+@pytest.mark.parametrize("case", refusals())
+def test_what_cannot_be_fitted_is_refused(net: nn.Module, task: Task, case: str) -> None:
+    build, step, error, text = refusals()[case]
+    state = build(net, task)
+    with pytest.raises(error, match=text):
+        run_step(step, state)
+
+
+def test_layers_do_not_learn_in_parallel(net: nn.Module, task: Task) -> None:
+    with pytest.raises(RecipeError, match="block"):
+        Reconstruct(order=Parallel()).check(net, task)
+
+
+def test_loss_is_not_finite(net: nn.Module, task: Task) -> None:
+    state = state_of(net, task)
+    nn.init.normal_(state.model.get_submodule("conv0").weight)
+    with pytest.raises(LaconicError, match="learning rate"):
+        run_step(Reconstruct(solve=Gradient(50, optimizer=Adam(lr=1e30))), state)
