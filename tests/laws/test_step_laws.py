@@ -22,7 +22,16 @@ from laconic import measure as measuring
 from laconic.budget import Budget
 from laconic.errors import ChainError
 from laconic.recipe import Recipe
-from laconic.recover import SGD, Recalibrate, Reset, Train
+from laconic.recover import (
+    SGD,
+    Cross,
+    Gradient,
+    ProximalL1,
+    Recalibrate,
+    Reconstruct,
+    Reset,
+    Train,
+)
 from laconic.run import compress
 from laconic.scope import Scope
 from laconic.ship import load, save
@@ -101,6 +110,10 @@ EXAMPLES: dict[str, dict[Step, bool]] = {
         Quantize(activation=Percentile(4)): True,
     },
     "recalibrate": {Recalibrate(2, batch=8): True},
+    "reconstruct": {
+        Reconstruct(solve=Gradient(3)): False,
+        Reconstruct(solve=Gradient(6, penalty=ProximalL1(0.5)), feed=Cross(0.5)): False,
+    },
     "reset": {Reset(): True},
     "rewire": {Rewire("channels"): False},
     "share_layers": {ShareLayers("mean"): False},
@@ -309,6 +322,14 @@ def tiny_network(step: Step | None = None) -> Tiny:
 
 
 @functools.cache
+def tiny_teacher() -> Tiny:
+    """Return a network to learn from that is not the student."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return Tiny().eval().requires_grad_(False)
+
+
+@functools.cache
 def tiny_task() -> Task:
     generator = torch.Generator().manual_seed(0)
     # More than a batch of 32: of all examples in one, no order would show in a range.
@@ -326,7 +347,7 @@ def bytes_of(model: nn.Module) -> dict[str, bytes]:
 
 def after(step: Step, seed: int = 0, *, train_mode: bool = False) -> nn.Module:
     """Return the tiny network after a step."""
-    state = State(tiny_network(step).train(train_mode), tiny_task(), seed=seed)
+    state = State(tiny_network(step).train(train_mode), tiny_task(), (tiny_teacher(),), seed=seed)
     step.check(state.model, state.task)
     run_step(step, state)
     assert state.position == [] and state.saved == [] and state.training == {}
@@ -345,7 +366,7 @@ def test_the_same_seed_gives_the_same_bytes(step: Step, draws: bool) -> None:
 
 @each_step
 def test_a_step_changes_the_network_and_may_be_repeated(step: Step, draws: bool) -> None:
-    state = State(tiny_network(step), tiny_task())
+    state = State(tiny_network(step), tiny_task(), (tiny_teacher(),))
     before = bytes_of(state.model)
     run_step(step, state)
     assert bytes_of(state.model) != before
@@ -444,6 +465,7 @@ def kinds() -> dict[str, Step]:
         "prune while training": Train(batch=8, during=(Prune("weights", keep=0.25),)),
         "train": Train(batch=8),
         "recalibrate": Recalibrate(2, batch=8),
+        "reconstruct": Reconstruct(solve=Gradient(3)),
         "prune channels": Prune("channels", keep=0.5),
         "prune neurons": Prune("neurons", keep=0.5),
         "drop_layers": DropLayers(Top(1)),
@@ -495,7 +517,7 @@ def zeros(model: nn.Module) -> dict[str, Tensor]:
 
 @functools.cache
 def run_first(first: str) -> State:
-    state = State(tiny_network(KINDS[first]), tiny_task(), seed=3)
+    state = State(tiny_network(KINDS[first]), tiny_task(), (tiny_teacher(),), seed=3)
     run_step(KINDS[first], state)
     return state
 
@@ -506,7 +528,7 @@ def test_any_step_runs_after_any_other_or_is_refused_at_once(
 ) -> None:
     if refused(first, then):
         return
-    state = State(copy.deepcopy(run_first(first).model), tiny_task(), seed=3)
+    state = State(copy.deepcopy(run_first(first).model), tiny_task(), (tiny_teacher(),), seed=3)
     before = zeros(state.model)
     run_step(KINDS[then], state, key=1)
     if first.startswith("prune"):

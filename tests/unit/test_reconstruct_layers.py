@@ -5,13 +5,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import nn
 
-from laconic.errors import AxisError, LaconicError, ModelError, RecipeError, ScopeError, TaskError
+from laconic.errors import (
+    AxisError,
+    ChainError,
+    LaconicError,
+    ModelError,
+    RecipeError,
+    ScopeError,
+    TaskError,
+)
 from laconic.recover import (
     Adam,
     Cross,
@@ -27,17 +35,19 @@ from laconic.recover import (
     ProximalL1,
     ProximalL21,
     Reconstruct,
-    Soft,
+    SoftCross,
     Solve,
     Student,
     Teacher,
 )
+from laconic.recover.quadratic import Fitted
 from laconic.run import compress
 from laconic.scope import Scope
 from laconic.step import State, run_step
 from laconic.structure import Prune
 from laconic.tasks import Task
-from laconic.weights import Quantize
+from laconic.weights import Quantize, Ternary
+from laconic.weights.laid import laid_tensors
 
 CLOSED: tuple[Solve, ...] = (LeastSquares(), Pointwise(), Greedy(0.5), Lasso(0.5))
 FAST = Adam(lr=0.01)
@@ -71,6 +81,11 @@ def task() -> Task:
     return Task(data, (torch.randn(6, 2, 6, 6), targets[:6]), data)
 
 
+def layer(model: nn.Module, path: str) -> Fitted:
+    """Return a layer, typed."""
+    return cast("Fitted", model.get_submodule(path))
+
+
 def state_of(model: nn.Module, task: Task, **fields: Any) -> State:
     teacher = copy.deepcopy(model).requires_grad_(False)
     return State(copy.deepcopy(model), task, (teacher,), **fields)
@@ -84,7 +99,7 @@ def difference(first: nn.Module, second: nn.Module, task: Task) -> float:
 
 
 @pytest.mark.parametrize(
-    "feed", [Student(), Teacher(), Mixed(), Cross(0.5), Soft(0.9, 0.9)], ids=str
+    "feed", [Student(), Teacher(), Mixed(), Cross(0.5), SoftCross(0.9, 0.9)], ids=str
 )
 def test_the_teachers_own_layers_do_not_move(net: nn.Module, task: Task, feed: Feed) -> None:
     state = state_of(net, task)
@@ -127,7 +142,7 @@ def test_chosen_channels_are_better_than_the_smallest(
     state = state_of(net, task)
     run_step(Reconstruct(solve=solve, scope=scope), state)
     plain = compress(net, task, [Prune("channels", keep=0.5, scope=Scope("conv0, conv1"))]).model
-    assert state.model.get_submodule("conv1").weight.shape == (4, 4, 3, 3)
+    assert layer(state.model, "conv1").weight.shape == (4, 4, 3, 3)
     assert difference(state.model, net, task) < difference(plain, net, task)
 
 
@@ -137,8 +152,8 @@ def test_single_weights_are_removed(net: nn.Module, task: Task, mode: Any) -> No
     solve = Gradient(60, optimizer=FAST, penalty=ProximalL1(0.1, mode=mode))
     run_step(Reconstruct(solve=solve, scope=Scope("kind:conv, !conv0")), state)
     for path, total in (("conv1", 576), ("conv2", 432)):
-        assert int((state.model.get_submodule(path).weight != 0).sum()) <= round(0.1 * total)
-    assert int((state.model.get_submodule("conv0").weight == 0).sum()) == 0
+        assert int((layer(state.model, path).weight != 0).sum()) <= round(0.1 * total)
+    assert int((layer(state.model, "conv0").weight == 0).sum()) == 0
 
 
 @pytest.mark.parametrize("penalty", [ProximalL1(0.2), ProximalL21(0.5)], ids=str)
@@ -170,7 +185,7 @@ def test_an_absorbed_pointwise_convolution_is_the_explicit_one(net: nn.Module, t
     run_step(Reconstruct(solve=Pointwise(), scope=Scope("conv2")), state)
     (inputs,) = task.example(24)
     entering = nn.Sequential(*list(smaller.children())[:6])(inputs)
-    before, after = smaller.get_submodule("conv2"), state.model.get_submodule("conv2")
+    before, after = layer(smaller, "conv2"), layer(state.model, "conv2")
     target = nn.Sequential(*list(net.children())[:7])(inputs)
     rows = before(entering).movedim(1, -1).flatten(0, 2)
     solution = torch.linalg.lstsq(rows, target.movedim(1, -1).flatten(0, 2)).solution
@@ -192,9 +207,7 @@ def test_quantised_layers_learn_through_their_rounding(net: nn.Module, task: Tas
     steps = [Quantize("ternary", activation=8), Reconstruct(solve=Gradient(80, optimizer=FAST))]
     fitted = compress(net, task, steps)
     assert difference(fitted.model, net, task) < difference(rounded.model, net, task)
-    assert "Ternary" in str(
-        fitted.model.get_submodule("conv1").parametrizations.weight[0].representation
-    )
+    assert laid_tensors(fitted.model)["conv1.weight"][0].representation == Ternary()
 
 
 def test_a_run_that_is_resumed_ends_the_same(
@@ -249,6 +262,11 @@ def refusals() -> dict[
         run_step(Quantize("ternary"), state)
         return state
 
+    def sparse(net: nn.Module, task: Task) -> State:
+        state = state_of(net, task)
+        run_step(Prune("weights", keep=0.5), state)
+        return state
+
     quick = Gradient(2)
     return {
         "nothing to fit": (same, Reconstruct(scope=Scope("norm*")), ScopeError, "no linear layer"),
@@ -259,7 +277,13 @@ def refusals() -> dict[
             AxisError,
             "conv1",
         ),
-        "closed form": (ternary, Reconstruct(solve=LeastSquares()), RecipeError, "is quantized"),
+        "closed form": (
+            ternary,
+            Reconstruct(solve=LeastSquares()),
+            ChainError,
+            "rounding would undo",
+        ),
+        "scattered": (sparse, Reconstruct(solve=Pointwise()), RecipeError, "single weights"),
         "no teacher": (
             lambda net, task: State(copy.deepcopy(net), task),
             Reconstruct(solve=quick),
@@ -275,12 +299,17 @@ def refusals() -> dict[
     }
 
 
+def attempt(step: Reconstruct, state: State) -> None:
+    step.check(state.model, state.task)
+    run_step(step, state)
+
+
 @pytest.mark.parametrize("case", refusals())
 def test_what_cannot_be_fitted_is_refused(net: nn.Module, task: Task, case: str) -> None:
     build, step, error, text = refusals()[case]
     state = build(net, task)
     with pytest.raises(error, match=text):
-        run_step(step, state)
+        attempt(step, state)
 
 
 def test_layers_do_not_learn_in_parallel(net: nn.Module, task: Task) -> None:
@@ -290,6 +319,6 @@ def test_layers_do_not_learn_in_parallel(net: nn.Module, task: Task) -> None:
 
 def test_loss_is_not_finite(net: nn.Module, task: Task) -> None:
     state = state_of(net, task)
-    nn.init.normal_(state.model.get_submodule("conv0").weight)
+    nn.init.normal_(layer(state.model, "conv0").weight)
     with pytest.raises(LaconicError, match="learning rate"):
         run_step(Reconstruct(solve=Gradient(50, optimizer=Adam(lr=1e30))), state)

@@ -418,3 +418,26 @@ def test_a_task_line_starts_at_its_recipe(tmp_path):
     other = task_from_dict({"npz": {"path": "d.npz", "mean": [0.5], "std": [1]}}, base=tmp_path)
     assert one.describe() == other.describe() and one.name == "d"
     assert task_from_dict("digits", base=tmp_path).describe()["examples"]["test"] == 360
+
+
+def test_a_recipe_draws_few_examples() -> None:
+    task = task_from_dict({"digits": None, "few": {"per_class": 3, "seed": 1}})
+    assert task.train.targets().bincount().tolist() == [3] * 10
+    again = task_from_dict({"digits": None}).few(per_class=3, seed=1)
+    assert task.describe()["drawn"] == list(again.drawn or ())
+    assert len(task_from_dict({"digits": None, "few": {"total": 7}}).train) == 7
+
+
+@pytest.mark.parametrize(
+    ("few", "text"),
+    [
+        (5, "per_class: 5"),
+        ({"per_clas": 5}, "did you mean 'per_class'"),
+        ({"total": 2.5}, "whole number"),
+        ({"per_class": 10_000}, "10000 examples of class 0"),
+        ({}, "either"),
+    ],
+)
+def test_few_examples_that_cannot_be_drawn(few: object, text: str) -> None:
+    with pytest.raises(TaskError, match=text):
+        task_from_dict({"digits": None, "few": few})

@@ -51,7 +51,7 @@ _TABLE: dict[str, str] = {
     "Sequential": "laconic.recover.reconstruct",
     "Skip": "laconic.recover.mapping",
     "Slimming": "laconic.recover.penalties",
-    "Soft": "laconic.recover.feeding",
+    "SoftCross": "laconic.recover.feeding",
     "Solve": "laconic.recover.solve",
     "Stop": "laconic.recover.optimize",
     "Student": "laconic.recover.feeding",

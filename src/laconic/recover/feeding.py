@@ -11,7 +11,7 @@ from torch import Tensor
 
 from laconic.step import Value
 
-__all__ = ["Cross", "Feed", "Mixed", "Mixture", "Soft", "Student", "Teacher"]
+__all__ = ["Cross", "Feed", "Mixed", "Mixture", "SoftCross", "Student", "Teacher"]
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -145,7 +145,7 @@ class Cross(Feed):
         return tuple(term for term in terms if term.weight)
 
 
-class Soft(Feed):
+class SoftCross(Feed):
     """Soft cross distillation: both sides are fed a mixture (SCD; Bai et al. 2020, equation 8).
 
     ``||w_T (a h_T + (1-a) h_S) - w_S ((1-b) h_T + b h_S)||^2``. With (1, 1) it is ``Student``,
@@ -155,7 +155,7 @@ class Soft(Feed):
         teacher: a, the share of its own that the teacher is fed.
         student: b, the share of its own that the student is fed.
 
-    >>> Soft(0.9, 0.8).mixtures(0.0)
+    >>> SoftCross(0.9, 0.8).mixtures(0.0)
     (Mixture(weight=1.0, teacher=0.9, student=0.8),)
     """
 

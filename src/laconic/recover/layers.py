@@ -26,7 +26,6 @@ from laconic.structure.examples import example_inputs
 from laconic.tasks import Batch, Task
 from laconic.tasks.task import evaluation, needed
 from laconic.weights.laid import Laid, laid_tensors, latent_of, mask_of, narrow
-from laconic.weights.representation import Float
 
 __all__ = ["LayerPart", "fit_layers", "fitted_layers"]
 
@@ -101,21 +100,11 @@ class LayerPart:
         return latent if mask is None else torch.where(mask, latent, 0.0)
 
     def write(self, matrix: Tensor) -> None:
-        """Set weight and bias.
-
-        Raises:
-            RecipeError: the weight is not represented by plain numbers.
-        """
-        laid = latent_of(self.state.model, self.name)[0]
-        if laid is not None and not isinstance(laid.representation, Float):
-            raise RecipeError(
-                f"reconstruct: '{self.name}' is quantized ({laid.representation}), and a closed "
-                "form solves plain numbers; use gradient, or reconstruct before quantize"
-            )
+        """Set weight and bias."""
         weight, answers = weight_of(self.layer, matrix)
         self.write_weight(weight)
         bias = self.layer.bias
-        if bias is not None and answers is not None:
+        if bias is not None and bias.requires_grad and answers is not None:
             with torch.no_grad():
                 bias.copy_(answers)
 
@@ -132,18 +121,40 @@ class LayerPart:
 
     def left(self) -> Tensor | None:
         """Return which weights may move, bool [groups, inputs, outputs]; None: all of them."""
-        mask = self._mask()
-        if mask is None:
+        mask, bias = self._mask(), self.layer.bias
+        if mask is None and (bias is None or bias.requires_grad):
             return None
+        mask = torch.ones_like(self.layer.weight, dtype=torch.bool) if mask is None else mask
         left = mask.reshape(groups_of(self.layer), -1, mask[0].numel()).transpose(1, 2)
-        if self.layer.bias is None:
+        if bias is None:
             return left
-        return torch.cat([left, torch.ones_like(left[:, :1])], dim=1)
+        return torch.cat([left, torch.full_like(left[:, :1], bias.requires_grad)], dim=1)
+
+    def fixed(self) -> Tensor:
+        """Return the matrix of a bias that is frozen, 0 elsewhere [groups, inputs, outputs]."""
+        matrix, bias = self.matrix(), self.layer.bias
+        if bias is None or bias.requires_grad:
+            return torch.zeros_like(matrix)
+        matrix[:, :-1] = 0
+        return matrix
+
+    def refuse_scattered(self) -> None:
+        """Stop where single weights are masked, which a sum of columns would bring back.
+
+        Raises:
+            RecipeError: answers of the layer read different inputs.
+        """
+        mask = self._mask()
+        if mask is not None and not bool((mask == mask[:1]).all()):
+            raise RecipeError(
+                f"reconstruct: single weights of '{self.name}' are pruned, and a pointwise "
+                "convolution mixes all answers of a layer; use least_squares or gradient"
+            )
 
     def contributions(self) -> tuple[Tensor, Tensor]:
         """Return the inner products of the channels' contributions; see ``contributions``."""
-        size = self.layer.weight[0, 0].numel()
-        return contributions(self.quadratic(1.0), self.matrix(), size)
+        shape = self.channels, self.layer.weight[0, 0].numel()
+        return contributions(self.quadratic(1.0), self.matrix(), shape)
 
     def norms(self) -> Tensor:
         """Return the norm of the weights of every input channel [channels], float64."""
@@ -243,6 +254,9 @@ def fitted_layers(state: State, scope: Scope, feed: Feed) -> dict[str, _Pair]:
     pairs: dict[str, _Pair] = {}
     for path, calls in called.items():
         student, other = state.model.get_submodule(path), theirs.get(path)
+        if not latent_of(state.model, joined(path, "weight"))[1].requires_grad:
+            logger.info("reconstruct: '%s' stays: its weight is frozen", path)
+            continue
         if isinstance(other, Fitted) and _answers_alike(other, cast("Fitted", student)):
             pairs[path] = _Pair(other, cast("Fitted", student), calls)
             _check_feed(feed, path, pairs[path])

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
-from laconic.errors import RecipeError
+from laconic.errors import ChainError, RecipeError
 from laconic.recover.feeding import Feed, Student
 from laconic.recover.layers import fit_layers
 from laconic.recover.solve import Gradient, Solve
 from laconic.step import State, Step, Value
 from laconic.tasks.task import needed
+from laconic.weights.quantize import planned
+from laconic.weights.representation import Float
 
 if TYPE_CHECKING:
     from laconic.tasks import Task
@@ -74,6 +76,7 @@ class Reconstruct(Step):
         Raises:
             TaskError: there is no task.
             RecipeError: the order is not one of these parts.
+            ChainError: a step before leaves nothing that these parts can learn.
         """
         super().check(model, task, earlier)
         needed(task, "reconstruct needs examples")
@@ -82,6 +85,24 @@ class Reconstruct(Step):
                 "reconstruct: layers learn one after the other; order: parallel is of parts: block "
                 "or of a number of parts"
             )
+        if self.parts == "layer":
+            self._check_layers(model, earlier)
+
+    def _check_layers(self, model: nn.Module, earlier: tuple[Step, ...]) -> None:
+        if any(step.name == "split" for step in earlier):
+            raise ChainError(
+                "reconstruct after split: the teacher has no layers like halves; put reconstruct "
+                "before split, or fit whole blocks (parts: block)"
+            )
+        if not self.solve.exact:
+            return
+        for name, representation in planned(model, self.scope, earlier).items():
+            if not isinstance(representation, Float):
+                raise ChainError(
+                    f"reconstruct ({self.solve.name}) after quantize ({representation.name}) at "
+                    f"'{name}': rounding would undo what is solved for; put reconstruct before "
+                    "quantize, or use gradient"
+                )
 
     def apply(self, state: State) -> None:
         """Fit every part."""

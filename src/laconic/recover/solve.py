@@ -35,6 +35,10 @@ __all__ = [
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
+# Directions in which inputs vary less than this, of the most they vary in any, do not determine
+# weights: moments are sums of float32 products.
+UNDETERMINED = 1e-6
+
 
 class Solve(Value, ABC):
     """How the numbers of a part are found so that it answers as the teacher's."""
@@ -43,6 +47,11 @@ class Solve(Value, ABC):
     def selects(self) -> bool:
         """Return whether it chooses which input channels of a layer are left."""
         return False
+
+    @property
+    def exact(self) -> bool:
+        """Return whether a layer's numbers are solved for, so that rounding would undo it."""
+        return True
 
     @abstractmethod
     def fit(self, part: LayerPart) -> None:
@@ -75,12 +84,17 @@ class Gradient(Solve):
         """Return whether the penalty is on input channels."""
         return isinstance(self.penalty, ProximalL21)
 
+    @property
+    def exact(self) -> bool:
+        """Return False."""
+        return False
+
     def fit(self, part: LayerPart) -> None:
         """Descend on the quadratic form; remove what the penalty no longer lets in."""
         # First: a mask that is laid on a weight makes another parameter of it.
         removal = None if self.penalty is None else _Removal(self.penalty, part, self.steps)
         optimizer = self.optimizer.build(part.parameters())
-        start = part.matrix()
+        start, laid = part.matrix(), part.laid()
         form = part.around(start, 0.0)
         for step in progress(range(self.steps), part.label):
             done = step / self.steps
@@ -97,9 +111,10 @@ class Gradient(Solve):
                 )
             part.note(loss)
             optimizer.step()
-            advance(part.laid(), optimizer)
+            advance(laid, optimizer)
             if removal is not None:
                 removal.step(step)
+        optimizer.zero_grad()
 
 
 class _Removal:
@@ -181,11 +196,14 @@ class Pointwise(Solve):
     def fit(self, part: LayerPart) -> None:
         """Solve for Q and multiply the layer with it."""
         part.note_loss()
-        form, matrix = part.quadratic(1.0), part.matrix()
+        part.refuse_scattered()
+        form, fixed = part.quadratic(1.0), part.fixed()
+        matrix = part.matrix() - fixed
         answers = matrix.transpose(1, 2) @ form.gram @ matrix
-        inner = Quadratic(answers, matrix.transpose(1, 2) @ form.product, form.constant, form.count)
+        wanted = matrix.transpose(1, 2) @ (form.product - form.gram @ fixed)
         start = torch.eye(answers.shape[1], dtype=answers.dtype, device=answers.device)
-        part.write(matrix @ closest(inner, start.expand_as(answers)))
+        inner = Quadratic(answers, wanted, form.constant, form.count)
+        part.write(matrix @ closest(inner, start.expand_as(answers)) + fixed)
         part.note_loss()
 
 
@@ -258,7 +276,7 @@ class Lasso(Solve):
         part.note_loss()
 
 
-def contributions(form: Quadratic, matrix: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def contributions(form: Quadratic, matrix: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Return the inner products of what the channels contribute to the answers of a layer.
 
     Element (i, j) is ``<X_i W_i, X_j W_j>`` and element i of the second
@@ -267,19 +285,18 @@ def contributions(form: Quadratic, matrix: Tensor, size: int) -> tuple[Tensor, T
     Args:
         form: of one group.
         matrix: W [1, inputs, outputs], inputs in the order of channels, the bias last.
-        size: inputs of one channel.
+        shape: how many channels there are, and the inputs of each.
 
     >>> form = Quadratic(torch.eye(4)[None], torch.ones(1, 4, 1), 1.0, 1)
-    >>> contributions(form, torch.ones(1, 4, 1), 2)[0].tolist()
+    >>> contributions(form, torch.ones(1, 4, 1), (2, 2))[0].tolist()
     [[2.0, 0.0], [0.0, 2.0]]
     """
     products = form.gram[0] * (matrix[0] @ matrix[0].T)
     toward = (form.product[0] * matrix[0]).sum(dim=1)
-    channels = len(toward) // size
-    bias = slice(channels * size, None)
-    toward = toward - products[:, bias].sum(dim=1)
-    split = products[: bias.start, : bias.start].reshape(channels, size, channels, size)
-    return split.sum(dim=(1, 3)), toward[: bias.start].reshape(channels, size).sum(dim=1)
+    end = shape[0] * shape[1]
+    toward = toward - products[:, end:].sum(dim=1)
+    split = products[:end, :end].reshape(*shape, *shape)
+    return split.sum(dim=(1, 3)), toward[:end].reshape(shape).sum(dim=1)
 
 
 def greedy_channels(inner: Tensor, keep: int) -> Tensor:
@@ -331,31 +348,30 @@ def lasso_channels(inner: Tensor, toward: Tensor, keep: int) -> Tensor:
 def closest(form: Quadratic, matrix: Tensor, left: Tensor | None = None) -> Tensor:
     """Return the minimum of a quadratic form that is closest to a matrix.
 
-    ``W + G^+ (P - G W)`` for every column, over the rows that are left; other rows are 0.
+    ``W + G^+ (P - G W)`` for every column, over the rows that may move.
 
     Args:
         form: in float64.
         matrix: W [groups, inputs, outputs].
-        left: bool [groups, inputs, outputs]; None: all of it may move.
+        left: bool [groups, inputs, outputs], what may move; None: all of it.
 
     >>> form = Quadratic(2 * torch.eye(2)[None], torch.ones(1, 2, 1), 0.0, 1)
     >>> closest(form, torch.zeros(1, 2, 1)).flatten().tolist()
     [0.5, 0.5]
     """
+    rest = form.product - form.gram @ matrix
     if left is None or bool(left.all()):
-        return matrix + _solved(form.gram, form.product - form.gram @ matrix)
-    found = torch.zeros_like(matrix)
+        return matrix + _solved(form.gram, rest)
+    found = matrix.clone()
     for group in range(len(matrix)):
         patterns, which = left[group].T.unique(dim=0, return_inverse=True)
         for index, rows in enumerate(patterns):
             columns = (which == index).nonzero()[:, 0]
             place = (group, rows.nonzero(), columns)
-            gram = form.gram[group][rows][:, rows]
-            start = matrix[place]
-            found[place] = start + _solved(gram, form.product[place] - gram @ start)
+            found[place] += _solved(form.gram[group][rows][:, rows], rest[place])
     return found
 
 
 def _solved(gram: Tensor, product: Tensor) -> Tensor:
     """Return ``G^+ P``: the smallest solution of the normal equations."""
-    return torch.linalg.pinv(gram, hermitian=True) @ product
+    return torch.linalg.pinv(gram, rtol=UNDETERMINED, hermitian=True) @ product

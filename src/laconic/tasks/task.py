@@ -467,7 +467,8 @@ def task_from_dict(
     """Return the Task that the ``task:`` line of a recipe describes.
 
     ``digits``, ``{mnist: folder}``, ``{npz: {path: file, augment: flip}}`` or, the same,
-    ``{npz: file, augment: flip}``; ``{glue: folder, tokenizer: folder, max_length: 64}``.
+    ``{npz: file, augment: flip}``; ``{glue: folder, tokenizer: folder, max_length: 64}``. With
+    ``few: {per_class: 5}`` or ``few: {total: 4096, seed: 1}`` beside it, few examples are drawn.
 
     Args:
         spec: the name of a kind of task, and its options.
@@ -487,13 +488,24 @@ def task_from_dict(
     if name is None:
         wrong = str(next(iter(given), ""))
         raise TaskError(f"task: no kind of task is called '{wrong}'{nearest(wrong, tasks.KINDS)}")
-    main = given.pop(name)
+    main, few = given.pop(name), given.pop("few", None)
     first = dict(main) if isinstance(main, Mapping) else {} if main is None else {"path": main}
     builder = getattr(tasks, name)
     if tokenizer is not None and "tokenizer" in inspect.signature(builder).parameters:
         first = {"tokenizer": tokenizer} | first
     built: Task = builder(**_arguments(builder, name, first | given, base))
-    return built
+    return built if few is None else _few(built, few)
+
+
+def _few(task: Task, options: Any) -> Task:
+    """Return a task with the few examples that a recipe asks for."""
+    if not isinstance(options, Mapping):
+        raise TaskError(f"task: few: {options!r}: write {{per_class: 5}} or {{total: 100}}")
+    numbers = _arguments(task.few, "few", options)
+    for option, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TaskError(f"task: few: '{option}' must be a whole number, got {value!r}")
+    return task.few(**numbers)
 
 
 def _arguments(
