@@ -28,7 +28,7 @@ from laconic.structure import DropLayers, HeadImportance, NeuronImportance, Spre
 
 GRID = [cell for cell in product((1.0, 0.75, 0.5, 0.25), (1.0, 0.5)) if cell != (1.0, 1.0)]
 CELLS = {"MRPC": GRID, "SST-2": [(0.5, 1.0), (0.25, 1.0), (1.0, 0.5)]}
-EPOCHS = {"MRPC": 3, "SST-2": 1}
+EPOCHS = {"MRPC": 3, "SST-2": 1, "CoLA": 3, "RTE": 4, "STS-B": 3}
 OBJECTIVES: dict[str, Objective] = {
     "labels": Label(),
     "distilled": Hidden() + Logits(loss="cross_entropy"),
