@@ -1,0 +1,168 @@
+"""Few bits without training end to end: REM and MREM on 4,096 texts without labels.
+
+The fine-tuned 6-layer encoder in three parts of two layers (Bai et al. 2022): weights and word
+embedding of 4 or 2 bits, activations of 8 or 4; head and pooler stay float. REM fits layer by
+layer, MREM-S the three parts one after the other, MREM-P all three at once, here in turns in one
+process. QAT is the same network trained as a whole, on all examples, by the same losses as
+TernaryBERT. 2,000 updates of every part and 250, with fading teacher forcing and without. Memory is
+what a run takes at its peak above what the process had before it. Scores are those of the full dev
+set; published figures are of BERT base on MNLI.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from common import file_bytes, parser, row, spread, write_results
+from encoders import fine_tuned, glue, score
+from lowbit import BODY, joint, still
+
+from laconic import Recipe, Result, Scope, Task, compress
+from laconic.recover import (
+    Adam,
+    Feed,
+    Gradient,
+    Linear,
+    Mixed,
+    Order,
+    Parallel,
+    Reconstruct,
+    Sequential,
+    Student,
+)
+from laconic.step import Step
+from laconic.weights import LearnedSpacing, LearnedStep, MinMax, Quantize, Ternary
+
+EXAMPLES, PARTS = 4096, 3
+SCOPE = Scope(f"{BODY}, !*pooler*")
+WIDTHS: dict[str, Step] = {
+    "4-4-8": Quantize(
+        LearnedStep(4),
+        embedding=LearnedStep(4, granularity="row"),
+        activation=MinMax(8),
+        scope=SCOPE,
+    ),
+    "2-2-8": Quantize(Ternary(), embedding=Ternary("row"), activation=MinMax(8), scope=SCOPE),
+    "2-2-4": Quantize(
+        Ternary(), embedding=Ternary("row"), activation=LearnedSpacing(4), scope=SCOPE
+    ),
+}
+FORCED = Mixed()
+WAYS: dict[str, tuple[int | str, Feed, Order, int]] = {
+    "REM": ("layer", Student(), Sequential(), 2000),
+    "MREM-S": (PARTS, FORCED, Sequential(), 2000),
+    "MREM-P": (PARTS, FORCED, Parallel(), 2000),
+    "MREM-S, no forcing": (PARTS, Student(), Sequential(), 2000),
+    "MREM-P, no forcing": (PARTS, Student(), Parallel(), 2000),
+    "MREM-S, 250 updates": (PARTS, FORCED, Sequential(), 250),
+    "MREM-P, 250 updates": (PARTS, FORCED, Parallel(), 250),
+    "MREM-S, 250 updates, no forcing": (PARTS, Student(), Sequential(), 250),
+    "MREM-P, 250 updates, no forcing": (PARTS, Student(), Parallel(), 250),
+}
+# BERT base on MNLI-m; QAT, REM, MREM-S and MREM-P.
+PUBLISHED = {
+    "4-4-8": {"QAT": 84.6, "REM": 73.3, "MREM-S": 83.5, "MREM-P": 83.4},
+    "2-2-8": {"QAT": 84.4, "REM": 71.6, "MREM-S": 82.7, "MREM-P": 82.3},
+    "2-2-4": {"QAT": 83.5, "REM": 58.3, "MREM-S": 81.1, "MREM-P": 80.8},
+}
+
+
+def rebuilt(way: str) -> Step:
+    """Return the step of a row."""
+    parts, feed, order, steps = WAYS[way]
+    solve = Gradient(steps, batch=32, optimizer=Adam(1e-4, decay=Linear()))
+    return Reconstruct(parts=parts, feed=feed, order=order, solve=solve, scope=SCOPE)
+
+
+def resident() -> dict[str, int]:
+    """Return the bytes that the process holds, now and at its peak."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    return {key: 1024 * int(fields[key].split()[0]) for key in ("VmRSS", "VmHWM")}
+
+
+def run(
+    options: argparse.Namespace, place: str, teacher: Result, task: Task, recipe: Recipe
+) -> tuple[Result, dict[str, float]]:
+    """Run a recipe, once, and note the minutes and the memory that it took."""
+    out = options.work / "mrem" / place
+    known = out / "took"
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak
+    before, began = resident()["VmRSS"], time.monotonic()
+    result = compress(still(teacher), task, recipe, out=out, resume=True)
+    if not known.is_file():
+        peak = resident()["VmHWM"] - before
+        known.write_text(f"{time.monotonic() - began} {peak}", encoding="ascii")
+    seconds, peak_bytes = map(float, known.read_text(encoding="ascii").split())
+    trained = sum(measured.seconds for measured in result.history)
+    return result, {"seconds": trained, "peak": peak_bytes, "all": seconds}
+
+
+def line(
+    name: str, task: Task, label: str, done: list[tuple[Result, dict[str, float]]], **more: Any
+) -> dict[str, Any]:
+    """Return the row of a way, from the runs of every seed."""
+    results = [result for result, _ in done]
+    mean, deviation = spread([score(each, task) for each in results])
+    took = {key: sum(each[key] for _, each in done) / len(done) for key in ("seconds", "peak")}
+    print(f"{name}, {label}: {mean} {took}", flush=True)
+    return row(
+        row=label,
+        task=f"{name} dev",
+        metric=f"{task.main_metric} x 100",
+        ours=mean,
+        std=deviation,
+        seeds=len(done),
+        size_bytes=file_bytes(results[0]),
+        seconds=took["seconds"],
+        published_setting=more.get("published") and "BERT base on MNLI-m",
+        note=f"{len(task.train)} examples, peak {took['peak'] / 2**20:.0f} MiB above the start; "
+        f"{results[0].recipe.steps!r}",
+        **more,
+    )
+
+
+def rows(options: argparse.Namespace, name: str) -> Iterator[dict[str, Any]]:
+    """Yield one row for each width and each way."""
+    task = glue(options, name)
+    seeds = range(options.seeds)
+    teachers = [fine_tuned(options, name, task, seed) for seed in seeds]
+    baseline = sum(score(each, task) for each in teachers) / len(teachers)
+    for bits, quantize in WIDTHS.items():
+        ways: dict[str, tuple[Step, ...]] = {way: (rebuilt(way),) for way in WAYS}
+        for way, steps in (ways | {"QAT": joint(name)}).items():
+            if options.ways and way not in options.ways:
+                continue
+            done = []
+            for seed in seeds:
+                few = task if way == "QAT" else task.few(total=EXAMPLES, seed=seed)
+                recipe = Recipe((quantize, *steps), seed=seed, precision="bfloat16")
+                place = f"{name}-{bits}-{way.replace(' ', '-').replace(',', '')}-{seed}"
+                done.append(run(options, place, teachers[seed], few, recipe))
+            published = PUBLISHED[bits].get(way)
+            yield line(name, task, f"{way} {bits}", done, baseline=baseline, published=published)
+
+
+def main() -> None:
+    """Run the table and write what is finished after every row."""
+    made = parser(__doc__)
+    made.add_argument("--tasks", nargs="*", default=["SST-2"])
+    made.add_argument("--ways", nargs="*", choices=("QAT", *WAYS))
+    options = made.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    done: list[dict[str, Any]] = []
+    for name in options.tasks:
+        for found in rows(options, name):
+            done.append(found)
+            write_results("mrem", done)
+
+
+if __name__ == "__main__":
+    main()
