@@ -51,8 +51,9 @@ __all__ = [
 ]
 
 BINS = 41
-# Points of a loss curve that are kept.
+# Points of a loss curve that are kept, and their digits: enough to draw it.
 POINTS = 100
+DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ class Measurement:
         data = dataclasses.asdict(self)
         data["metrics"] = {name: _jsonable(value) for name, value in self.metrics.items()}
         data["layers"] = [layer | {"shape": list(layer["shape"])} for layer in data["layers"]]
-        data["curves"] = {name: list(losses) for name, losses in self.curves.items()}
+        data["curves"] = {name: [*map(_jsonable, each)] for name, each in self.curves.items()}
         return data
 
     @classmethod
@@ -169,7 +170,7 @@ class Measurement:
             _check_fields(Layer, layer)
         layers = [Layer(**{**layer, "shape": tuple(layer["shape"])}) for layer in data["layers"]]
         metrics = {name: float(value) for name, value in data["metrics"].items()}
-        curves = {name: tuple(losses) for name, losses in data.get("curves", {}).items()}
+        curves = {name: tuple(map(float, each)) for name, each in data.get("curves", {}).items()}
         changed = {"metrics": metrics, "layers": tuple(layers), "curves": curves}
         return cls(**{**data, **changed})
 
@@ -235,17 +236,15 @@ def measure(
 
 
 def averaged(losses: Sequence[float], points: int = POINTS) -> tuple[float, ...]:
-    """Return a curve of at most so many points: the means of equal stretches.
+    """Return a curve of at most so many points: the means of equal stretches, in six digits.
 
     >>> averaged([4.0, 2.0, 1.0, 1.0], points=2)
     (3.0, 1.0)
     """
-    if len(losses) <= points:
-        return tuple(losses)
-    edges = [index * len(losses) // points for index in range(points + 1)]
-    return tuple(
-        math.fsum(losses[start:end]) / (end - start) for start, end in itertools.pairwise(edges)
-    )
+    count = min(points, len(losses))
+    edges = [index * len(losses) // max(count, 1) for index in range(count + 1)]
+    means = (sum(losses[start:end]) / (end - start) for start, end in itertools.pairwise(edges))
+    return tuple(float(f"{mean:.{DIGITS}g}") for mean in means)
 
 
 def _written(model: nn.Module, task: Task | None, path: Path | None) -> Inventory:

@@ -14,6 +14,7 @@ from laconic.errors import RunError
 from laconic.report import (
     BitSensitivity,
     Eigenvalues,
+    EstimationError,
     LossSurface,
     Trajectory,
     write_analysis,
@@ -76,6 +77,16 @@ def bits(blocks: int = 6, metric: str = "accuracy") -> BitSensitivity:
     )
 
 
+def estimation(layers: int = 12, students: tuple[str, ...] = ("prior", "cd")) -> EstimationError:
+    draws = random.Random(layers)
+    return EstimationError(
+        {
+            name: {f"features.{layer}": 10 ** draws.gauss(-2, 1) for layer in range(layers)}
+            for name in students
+        }
+    )
+
+
 EXAMPLES: list[Analysis] = [
     curvature(),
     curvature(12),
@@ -91,6 +102,13 @@ EXAMPLES: list[Analysis] = [
     bits(1, "loss"),
     bits(24, "a metric with a long name"),
     BitSensitivity({"loss": 0.3}, {"x" * 80: {"1 bit": {"loss": math.inf}}}),
+    estimation(),
+    estimation(60, ("a student",)),
+    estimation(2, ("first", "second", "third")),
+    EstimationError({"same": {"fc": 0.0}, "other": {"fc": 0.0}}),
+    EstimationError({"same": {"fc": 0.0}}),
+    EstimationError({"prior": {"fc": 0.0, "a": math.nan}, "apart": {"fc": 1.0, "b": math.inf}}),
+    EstimationError({"prior": {"fc": 1e-30}, "apart": {"last": 2.0}}),
 ]
 each = pytest.mark.parametrize("found", EXAMPLES)
 
@@ -191,6 +209,21 @@ def test_the_path_begins_at_start_and_ends_at_end() -> None:
         assert "first direction, 81.0%" in texts
 
 
+def test_ratios_below_one_stand_left_of_the_line_as_far_as_their_logarithm() -> None:
+    found = EstimationError({"prior": {"a": 4.0, "b": 1.0}, "cd": {"a": 0.4, "b": 10.0}})
+    (drawing, _) = drawings(analysis_page([found], "One"))
+    better, worse = (float(one.get("cx", "")) for one in drawing.iter("circle"))
+    (line,) = (one for one in drawing.iter("line") if one.get("class") == "reference")
+    assert better < float(line.get("x1", "")) == pytest.approx((better + worse) / 2, abs=0.2)
+    assert {"0.1", "1", "10"} <= {element.text for element in drawing.iter("text")}
+
+
+def test_a_single_student_has_errors_and_no_line() -> None:
+    html = analysis_page([estimation(3, ("prior",))], "One")
+    assert "mean squared difference, logarithmic" in html
+    assert 'class="reference"' not in html
+
+
 def test_weights_of_a_surface_are_told_apart() -> None:
     (drawing, *_) = drawings(analysis_page([surface()], "One"))
     texts = [element.text or "" for element in drawing.iter("text")]
@@ -202,6 +235,7 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
         Eigenvalues({HOSTILE: {HOSTILE: (1.0, 2.0)}, "x": {HOSTILE: (1.0, 2.0)}}),
         LossSurface((HOSTILE, HOSTILE), (0.0,), {HOSTILE: ((1.0,),)}),
         BitSensitivity({HOSTILE: 1.0}, {HOSTILE: {HOSTILE: {HOSTILE: 1.0}}}),
+        EstimationError({HOSTILE: {HOSTILE: 1.0}, "x": {HOSTILE: 2.0}}),
     ]
     written = write_analysis(records, tmp_path / "a.html", title=HOSTILE)
     html = written.read_text(encoding="utf-8")

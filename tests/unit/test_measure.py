@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
+import random
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from laconic.errors import RunError
 from laconic.measure import (
     Layer,
     Measurement,
+    averaged,
     bit_operations,
     environment,
     factor_text,
@@ -412,6 +415,28 @@ def test_a_loss_that_is_no_number_survives_json() -> None:
     found = measure(small(), small_task(loss=infinite), latency=False)
     text = json.dumps(found.to_data(), allow_nan=False)
     assert Measurement.from_data(json.loads(text)).metrics["loss"] == math.inf
+
+
+def test_curves_survive_json_and_older_histories_have_none() -> None:
+    losses = {"fc": [3.0, 2.0, math.inf], "train: label": [1 / 3]}
+    found = measure(small(), curves=losses)
+    data = json.loads(json.dumps(found.to_data(), allow_nan=False))
+    assert Measurement.from_data(data).curves == {
+        "fc": (3.0, 2.0, math.inf),
+        "train: label": (0.333333,),
+    }
+    del data["curves"]
+    assert Measurement.from_data(data) == dataclasses.replace(found, curves={})
+
+
+def test_a_history_holds_few_digits_of_few_points() -> None:
+    draws = random.Random(0)
+    found = measure(small(), curves={"fc": [draws.random() for _ in range(10_000)]})
+    assert len(found.curves["fc"]) == 100
+    assert len(json.dumps(found.to_data()["curves"])) < 1100
+    assert averaged([draws.random() for _ in range(150)])[-1] > 0
+    assert averaged([5.0, 3.0, 1.0], points=2) == (5.0, 2.0)
+    assert averaged([]) == ()
 
 
 @pytest.mark.parametrize("place", ["measurement", "layer"])

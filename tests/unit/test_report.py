@@ -17,7 +17,7 @@ import pytest
 from laconic.errors import RunError
 from laconic.measure import Layer, Measurement
 from laconic.report import terminal, write_report
-from laconic.report.charts import linear_ticks, log_ticks, stacked_bar
+from laconic.report.charts import curve, linear_ticks, log_ticks, stacked_bar
 from laconic.report.page import page
 from laconic.report.style import DARK, LIGHT, STYLE
 from laconic.report.svg import Box, place, shorten, text_width
@@ -25,6 +25,7 @@ from laconic.report.tables import (
     PARTS,
     TIMES,
     byte_scale,
+    curve_columns,
     layer_columns,
     ledger_columns,
     main_metric,
@@ -127,6 +128,32 @@ FACTS: dict[str, Any] = {
 }
 
 
+ODD: dict[str, tuple[float, ...]] = {
+    "one": (0.5,),
+    "two": (0.5, 0.25),
+    "equal": (2.0,) * 9,
+    "zero": (0.0,) * 9,
+    "ends at zero": (1.0, 0.5, 0.0),
+    "below zero": (1.0, -1.0),
+    "not finite": (math.inf, 1.0, math.nan, 0.5),
+    "nothing finite": (math.nan,),
+    "tiny": (1e-300, 1e-17, 1e-30),
+    "huge and level": (-1e20,) * 3,
+    "no loss": (),
+}
+
+
+def learned(parts: int = 27) -> Measurement:
+    """Return the measurement of a step that trained so many parts, each with its curve."""
+    curves = {
+        f"encoder.layer.{part}.output.dense": tuple(
+            (1 + part) * math.exp(-index / (5 + part)) for index in range(100)
+        )
+        for part in range(parts)
+    }
+    return measurement("reconstruct", (layer(),), curves=curves)
+
+
 def _runs() -> dict[str, tuple[list[Measurement], dict[str, Any]]]:
     untasked = {"metrics": {}, "macs": None, "bit_operations": None}
     untasked |= {"latency_ms": None, "peak_memory_bytes": None}
@@ -166,6 +193,8 @@ def _runs() -> dict[str, tuple[list[Measurement], dict[str, Any]]]:
             FACTS,
         ),
         "notes": (plain, {**FACTS, "notes": ["resumed with other threads"]}),
+        "many curves": ([plain[0], learned(60)], FACTS),
+        "odd curves": ([plain[0], dataclasses.replace(plain[1], curves=ODD)], FACTS),
     }
 
 
@@ -260,10 +289,55 @@ def test_report_is_a_function_of_history_and_facts(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["a.html", "b.html"]
 
 
+def test_every_part_has_a_curve_that_ends_where_its_losses_do() -> None:
+    html = page([measurement("original", (layer(),)), learned()], FACTS)
+    assert "Losses in step 1 reconstruct" in Reader(html).text
+    found = [one for one in drawings(html) if one.get("class") == "curve"]
+    assert len(found) == 27
+    assert found[1][0].text == "encoder.layer.1.output.dense: loss 2 to 1.365e-07"
+    for one in found:
+        points = re.findall(r"([\d.]+),([\d.]+)", named(one, "losses")[0].get("d", ""))
+        assert [points[0], points[-1]] == [("0", "6"), ("200", "56")]
+        assert len(points) == 100
+    assert "Losses in step" not in page(history(), FACTS)
+
+
+def heights(*losses: float) -> list[float]:
+    path = named(curve(losses, title="t"), "losses")[0].get("d", "")
+    return [float(y) for y in re.findall(r",([\d.]+)", path)]
+
+
+def test_a_curve_is_logarithmic_where_all_losses_are_positive() -> None:
+    assert heights(100.0, 10.0, 1.0) == [6, 31, 56]
+    assert len(named(curve((100.0, 10.0, 1.0), title="t"), "grid")) == 3
+    assert heights(1.0, 0.75, 0.0) == [6, 18.5, 56]
+    assert named(curve((1.0, 0.75, 0.0), title="t"), "grid") == []
+
+
+def test_a_curve_of_one_height_is_level_in_the_middle() -> None:
+    assert heights(2.0, 2.0, 2.0) == heights(0.0, 0.0, 0.0) == [31] * 3
+    assert named(curve((3.0,), title="t"), "losses")[0].get("d") == "M0,31H200"
+
+
+def test_what_is_not_finite_is_left_out_of_a_curve() -> None:
+    drawn = curve((math.inf, 10.0, math.nan, 1.0, 1.0), title="t")
+    assert named(drawn, "losses")[0].get("d") == "M50,6L150,56L200,56"
+    assert named(curve((math.nan,), title="t"), "losses") == []
+
+
+def test_losses_are_told_in_numbers() -> None:
+    cells = [column.cells for column in curve_columns(measurement("train", (), curves=ODD))]
+    rows = {part: ends for part, *ends in zip(*cells, strict=True)}
+    assert rows["two"] == ["0.5", "0.25", f"2{TIMES}"]
+    assert rows["ends at zero"] == ["1", "0", "\u2013"]
+    assert rows["nothing finite"] == ["\u2013"] * 3
+    assert "no loss" not in rows
+
+
 def test_hostile_names_are_text(tmp_path: Path) -> None:
     weights = (layer(HOSTILE), layer("x", representation=HOSTILE))
     runs = [
-        measurement(step, weights, metrics={HOSTILE: score})
+        measurement(step, weights, metrics={HOSTILE: score}, curves={HOSTILE: (1.0,)})
         for step, score in (("original", 0.9), (HOSTILE, 0.8))
     ]
     facts = {
@@ -482,7 +556,7 @@ def luminance(colour: str) -> float:
 
 
 def test_every_class_of_a_drawing_has_a_style() -> None:
-    html = page(history(5), {**FACTS, "notes": ["a note"]})
+    html = page([*history(5), learned()], {**FACTS, "notes": ["a note"]})
     used = {
         name
         for one in drawings(html)
@@ -507,11 +581,11 @@ def printed(history_: list[Measurement], facts: dict[str, Any], width: int) -> s
 
 @pytest.mark.parametrize("width", [50, 80, 200])
 def test_terminal_prints_every_cell_of_the_tables(width: int) -> None:
-    runs = history(4)
+    runs = [*history(4), learned(3)]
     text = printed(runs, FACTS, width)
     assert max(map(len, text.splitlines())) <= width
     words = set(text.split())
-    for column in ledger_columns(runs):
+    for column in (*ledger_columns(runs), *curve_columns(runs[-1])):
         assert {word for cell in column.cells for word in cell.split()} <= words
     assert {"12345", "1,365,", "digits:"} <= words
 

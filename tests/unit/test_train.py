@@ -27,6 +27,7 @@ from laconic.recover import (
     Cosine,
     Label,
     Linear,
+    Logits,
     Milestones,
     Stop,
     Train,
@@ -72,6 +73,24 @@ def trained(train: Train, model: nn.Module | None = None, data: Task | None = No
     train.check(state.model, state.task)
     run_step(train, state)
     return state.model
+
+
+def test_the_loss_of_every_update_is_noted_by_objective() -> None:
+    state = State(network(), task())
+    run_step(Train(0.5 * Label() + 0.5 * Label(), epochs=2, batch=BATCH, penalty=L2(0.1)), state)
+    assert {name: len(losses) for name, losses in state.curves.items()} == {"train: label": 6}
+    first = _Loop(Train(batch=BATCH, penalty=L2(0.1)), State(network(), task()))
+    batch = next(first.task.train.batches(BATCH, seed=seed_of()))
+    assert state.curves["train: label"][0] == pytest.approx(first.loss(batch, (), 0.0).item())
+
+
+def test_trainings_within_a_step_go_on_with_its_curve() -> None:
+    state = State(network(), task(), (network().requires_grad_(False),))
+    lessons = Train(batch=BATCH), Train(Label() + Logits(2.0), batch=BATCH)
+    for retrain in lessons:
+        run_step(Prune("weights", keep=0.5, rounds=2, retrain=retrain), state)
+    lengths = {name: len(losses) for name, losses in state.curves.items()}
+    assert lengths == {"train: label": 6, "train: label + logits": 6}
 
 
 def seed_of(seed: int = 0) -> int:

@@ -57,6 +57,11 @@ class Objective(Value, ABC):
     weight: Annotated[float, Field(ge=0)] = 1.0
 
     @property
+    def words(self) -> str:
+        """Return what a curve of its losses is called."""
+        return self.name.replace("_", " ")
+
+    @property
     def teachers(self) -> frozenset[int]:
         """Return the indices of the teachers it learns from."""
         return frozenset()
@@ -225,6 +230,11 @@ class Sum(Objective):
     positional: ClassVar[tuple[str, ...]] = ("terms",)
 
     terms: Annotated[tuple[Objective, ...], Field(min_length=1)]
+
+    @property
+    def words(self) -> str:
+        """Return what its terms are called, each kind of them once."""
+        return " + ".join(dict.fromkeys(term.words for term in self.terms))
 
     @property
     def teachers(self) -> frozenset[int]:

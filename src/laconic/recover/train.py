@@ -46,7 +46,8 @@ class Train(Step):
     the precision of the training; they never change. What an objective learns beside the network
     (projections, peers) moves with it and is not kept. A last batch of one example that BatchNorm
     cannot normalise is passed over. What a representation needs of the loss's curvature is Adam's
-    second moment, after every update.
+    second moment, after every update. The loss of every update, penalty included, is noted under
+    the name of the objective; trainings within one step go on with the curve.
 
     Attributes:
         scope: modules whose parameters move.
@@ -174,7 +175,9 @@ class _Loop:
         # Cached, a laid weight is decoded once for forward and penalty; it is stale afterwards.
         with parametrize.cached():
             loss = self.loss(batch, taught, done)
-        self.refuse(loss.item(), f"at epoch {self.epoch + 1}, batch {self.batch + 1}")
+        found = loss.item()
+        self.refuse(found, f"at epoch {self.epoch + 1}, batch {self.batch + 1}")
+        self.state.note(f"{self.train.name}: {self.train.objective.words}", found)
         self.optimizer.zero_grad()
         loss.backward(inputs=self.parameters)
         if self.train.optimizer.clip is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from xml.etree.ElementTree import Element
 
@@ -15,8 +15,9 @@ from laconic.report.analyse import (
     LossSurface,
     Trajectory,
 )
+from laconic.report.estimation import EstimationError
 from laconic.report.markup import document, section, table
-from laconic.report.plots import Dot, Plane, dots, plane, series
+from laconic.report.plots import Dot, Plane, decades, dots, plane, series
 from laconic.report.svg import node
 from laconic.report.tables import LOSS, NONE, Column, Metric
 
@@ -235,9 +236,67 @@ def _bit_columns(found: BitSensitivity, metrics: Sequence[Metric]) -> list[Colum
     return columns
 
 
+def _estimation(found: EstimationError) -> Element:
+    first, *others = found.errors
+    shown = {other: found.ratios(other, to=first) for other in others} or found.errors
+    measure = "ratio of errors" if others else "mean squared difference"
+    rows = {
+        layer: [
+            Dot(_decimal(errors.get(layer)), 0.0, f"{layer}, {student}: {_cell(errors, layer)}")
+            for student, errors in shown.items()
+        ]
+        for layer in found.errors[first]
+    }
+    drawings = [
+        dots(
+            rows,
+            title=f"Layer by layer: {measure}",
+            axis=f"{measure}, logarithmic",
+            width=width,
+            reference=0.0 if others else None,
+            ticks=decades,
+            attributes={"class": kind},
+        )
+        for kind, width in WIDTHS.items()
+    ]
+    relative = f", relative to that of {first}: left of the line is better" if others else ""
+    return section(
+        "Estimation error",
+        "The mean squared difference of what a layer puts out from what the teacher's does, "
+        f"before BatchNorm and activation, each fed by its own network{relative}. Zeros are not "
+        "drawn.",
+        *_legend(shown),
+        *drawings,
+        _details(_estimation_columns(found), "Errors by layer"),
+    )
+
+
+def _estimation_columns(found: EstimationError) -> list[Column]:
+    first = next(iter(found.errors))
+    layers = tuple(dict.fromkeys(itertools.chain.from_iterable(found.errors.values())))
+    columns = [Column("Layer", layers, number=False)]
+    for student, errors in found.errors.items():
+        columns.append(Column("error", tuple(_cell(errors, one) for one in layers), group=student))
+        if student != first:
+            ratios = found.ratios(student, to=first)
+            cells = tuple(_cell(ratios, layer) for layer in layers)
+            columns.append(Column("ratio", cells, group=student))
+    return columns
+
+
+def _cell(values: Mapping[str, float], layer: str) -> str:
+    return _short(values.get(layer, math.nan))
+
+
+def _decimal(value: float | None) -> float:
+    """Return the decimal logarithm; NaN where there is none."""
+    return math.log10(value) if value and value > 0 else math.nan
+
+
 _SECTIONS: dict[type[Analysis], Callable[[Any], Element]] = {
     BitSensitivity: _bits,
     Eigenvalues: _eigenvalues,
+    EstimationError: _estimation,
     LossSurface: _surface,
     Trajectory: _trajectory,
 }

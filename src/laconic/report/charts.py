@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from xml.etree.ElementTree import Element
@@ -18,6 +18,7 @@ __all__ = [
     "Mark",
     "bar",
     "caption",
+    "curve",
     "histogram",
     "leader_line",
     "line",
@@ -33,6 +34,10 @@ DOT = 4.5
 SAME_SPOT = 2.0
 MARGIN = Box(52, 28, 18, 46)
 NAME_LENGTH = 22
+# Of a curve of losses: how wide it is, and where its base line stands.
+WIDTH, BASE = 200, 62
+# More lines than these would be a grey area.
+MOST_POWERS = 12
 # Narrower segments of a bar hold no percentage that can be read on a telephone.
 LABELLED_SHARE = 0.1
 SEGMENT_HEIGHT = 22
@@ -368,3 +373,48 @@ def _outline(values: Mapping[str, Any], bound: float, densest: float) -> str:
         for height, right in zip(heights, at[1:], strict=True)
     ]
     return f"M{number(at[0])},60{''.join(steps)}V60"
+
+
+def curve(losses: Sequence[float], *, title: str) -> Element:
+    """Return losses as a line from left to right, as high as the place it is put in.
+
+    The scale is logarithmic, with a line at every power of ten, where all losses are positive.
+    What is not finite is left out.
+
+    Args:
+        losses: in order; a single one is a level line.
+        title: of the drawing.
+
+    >>> [part.get("d") for part in curve([100.0, 10.0, 1.0], title="fc") if part.tag == "path"]
+    ['M0,6L100,31L200,56']
+    """
+    positive = all(loss > 0 for loss in losses if math.isfinite(loss))
+    heights = {
+        place: math.log10(loss) if positive else loss
+        for place, loss in enumerate(losses)
+        if math.isfinite(loss)
+    }
+    up = _between(heights.values())
+    across = Axis(0.0, max(len(losses) - 1, 1), 0.0, WIDTH)
+    points = [f"{number(across.at(x))},{number(up.at(y))}" for x, y in heights.items()]
+    path = f"M{'L'.join(points)}{f'H{WIDTH}' if len(points) == 1 else ''}"
+    return drawing(
+        title,
+        {"viewBox": f"0 0 {WIDTH} {BASE + 2}", "preserveAspectRatio": "none", "class": "curve"},
+        *(line(0, up.at(power), WIDTH, up.at(power), "grid") for power in _powers(up, positive)),
+        line(0, BASE, WIDTH, BASE, "base"),
+        *([node("path", {"d": path, "class": "losses"})] if points else []),
+    )
+
+
+def _between(heights: Collection[float]) -> Axis:
+    """Return an axis from the lowest to the highest; what is all at one height is in the middle."""
+    low, high = min(heights, default=0.0), max(heights, default=0.0)
+    room = 0.0 if low < high else 1.0 + abs(low)
+    return Axis(low - room, high + room, BASE - 6, 6.0)
+
+
+def _powers(up: Axis, positive: bool) -> Sequence[int]:
+    """Return the powers of ten of a logarithmic axis, unless they are too many to be told apart."""
+    found = range(math.ceil(up.low), math.floor(up.high) + 1) if positive else ()
+    return found if len(found) <= MOST_POWERS else ()

@@ -8,7 +8,7 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from laconic.measure import Layer, Measurement, size_text
-from laconic.report.charts import Mark, bar, histogram, stacked_bar, tradeoff
+from laconic.report.charts import Mark, bar, curve, histogram, stacked_bar, tradeoff
 from laconic.report.markup import document, section, table
 from laconic.report.summary import Tile, headline, sentences, tiles
 from laconic.report.svg import breakable, node
@@ -16,10 +16,14 @@ from laconic.report.tables import (
     LOSS,
     MINUS,
     PARTS,
+    Column,
     byte_columns,
     condition_rows,
+    curve_columns,
+    curves_of,
     layer_columns,
     ledger_columns,
+    loss_text,
     main_metric,
     parts_of,
     sparsity,
@@ -53,6 +57,7 @@ def page(history: Sequence[Measurement], facts: Mapping[str, Any]) -> str:
         _pictures(history),
         *_layers(history),
         *_weights(history),
+        *_curves(history),
         _conditions(facts),
     ]
     return document(f"Laconic report: {headline(history, facts)}", sections)
@@ -155,19 +160,18 @@ def _bytes(history: Sequence[Measurement]) -> Element:
         )
         words = [node("span", {"class": "step"}, name), node("span", {"class": "size"}, size)]
         rows.append(node("li", None, *words, thin, thick))
-    numbers = node(
-        "details",
-        None,
-        node("summary", None, "The same in numbers"),
-        table(byte_columns(history), "Bytes of the file after every step"),
-    )
     return section(
         "Where the bytes are",
         "Thin bars: file sizes, on one scale. Thick bars: what each file is made of.",
         _part_legend(history),
         node("ol", {"class": "bytes"}, *rows),
-        numbers,
+        _numbers(byte_columns(history), "Bytes of the file after every step"),
     )
+
+
+def _numbers(columns: Sequence[Column], caption: str) -> Element:
+    summary = node("summary", None, "The same in numbers")
+    return node("details", None, summary, table(columns, caption))
 
 
 def _part_legend(history: Sequence[Measurement]) -> Element:
@@ -245,6 +249,29 @@ def _weights(history: Sequence[Measurement]) -> list[Element]:
             node("ul", {"class": "multiples"}, *figures),
         )
     ]
+
+
+def _curves(history: Sequence[Measurement]) -> list[Element]:
+    """Return a section for every step that trained something."""
+    return [
+        section(
+            f"Losses in step {name}",
+            "The loss from the first update to the last, on a scale of its own: logarithmic, with "
+            "a line at every power of ten, where it is positive throughout. Long curves are "
+            "means of a hundred stretches.",
+            node("ul", {"class": "multiples"}, *(_curve(*each) for each in found.items())),
+            _numbers(curve_columns(one), "First and last losses of the step"),
+        )
+        for name, one in zip(step_names(history), history, strict=True)
+        if (found := curves_of(one))
+    ]
+
+
+def _curve(part: str, losses: Sequence[float]) -> Element:
+    ends = [loss_text(loss) for loss in (losses[0], losses[-1])]
+    drawn = curve(losses, title=f"{part}: loss {ends[0]} to {ends[1]}")
+    scale = node("p", {"class": "range"}, *(node("span", None, end) for end in ends))
+    return node("li", None, node("p", {"class": "name"}, *breakable(part)), drawn, scale)
 
 
 def _conditions(facts: Mapping[str, Any]) -> Element:

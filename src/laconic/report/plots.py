@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
@@ -16,18 +16,26 @@ from laconic.report.charts import (
     leader_line,
     line,
     linear_ticks,
+    log_ticks,
     words,
 )
 from laconic.report.style import SERIES
 from laconic.report.svg import Box, drawing, node, number, place, shorten, text_width
 
-__all__ = ["Dot", "Plane", "dots", "plane", "series"]
+__all__ = ["Dot", "Plane", "decades", "dots", "plane", "series"]
+
+# What an axis says from its low end to its high one: value -> text.
+Ticks = Callable[[float, float], dict[float, str]]
 
 # The largest share of the width that names of rows take.
 NAMES = 0.42
 BETWEEN_SERIES = 13
 BETWEEN_ROWS = 9
+# To the right of an axis, for half of its last text.
+ROOM = 14
 LEAST, MOST = 0.04, 0.92
+# Of a logarithmic axis: how long one of a single value is, and as many ticks as fit.
+SAME, FULL = 0.01, 8
 # Under a path and its labels, so that they can be read.
 PALE = 0.4
 
@@ -50,6 +58,29 @@ def series(place: int) -> str:
     return f"series-{place % len(SERIES)}"
 
 
+def even(low: float, high: float) -> dict[float, str]:
+    """Return the ticks of an axis of the values themselves.
+
+    >>> even(0, 1)
+    {0.0: '0', 0.5: '0.5', 1.0: '1'}
+    """
+    return {tick: f"{tick:.10g}" for tick in linear_ticks(low, high, 5)}
+
+
+def decades(low: float, high: float) -> dict[float, str]:
+    """Return the ticks of an axis of decimal logarithms, by what they are logarithms of.
+
+    >>> decades(0, 4), list(decades(-1, 0).values())
+    ({0.0: '1', 1.0: '10', 2.0: '100', 3.0: '1e+03', 4.0: '1e+04'}, ['0.1', '0.2', '0.5', '1'])
+    """
+    if high - low < SAME:
+        return {(low + high) / 2: f"{10 ** ((low + high) / 2):.2g}"}
+    ticks = log_ticks(10**low, 10**high)
+    if len(ticks) > FULL:
+        ticks = [tick for tick in ticks if f"{tick:e}".startswith("1")]
+    return {math.log10(tick): f"{tick:.3g}" for tick in ticks}
+
+
 def dots(
     rows: Mapping[str, Sequence[Dot]],
     *,
@@ -57,6 +88,7 @@ def dots(
     axis: str,
     width: int,
     reference: float | None = None,
+    ticks: Ticks = even,
     attributes: Mapping[str, object] | None = None,
 ) -> Element:
     """Return a row of dots for every name, one per series, with their deviations as whiskers.
@@ -67,6 +99,7 @@ def dots(
         axis: name and unit of the values.
         width: in pixels; the height follows from the rows.
         reference: a value that a line marks in all rows.
+        ticks: what the axis says; ``decades`` where values are logarithms.
         attributes: of the ``svg``.
 
     >>> dots({"fc": [Dot(1.0, 0.5, "fc")]}, title="t", axis="a", width=344).get("viewBox")
@@ -75,7 +108,7 @@ def dots(
     names = _fitting(rows, NAMES * width)
     left = max(text_width(name, FONT) for name in names) + 10
     deep = BETWEEN_SERIES * max(map(len, rows.values())) + BETWEEN_ROWS
-    area = Box(left, 24, width - 14, 24 + deep * len(rows))
+    area = Box(left, 24, width - ROOM, 24 + deep * len(rows))
     across = Axis.around(_reached(rows, reference), 0.02, area.left, area.right)
     found: list[Element] = []
     for place_, (name, row) in enumerate(zip(names, rows.values(), strict=True)):
@@ -89,7 +122,7 @@ def dots(
     return drawing(
         title,
         {"viewBox": f"0 0 {width} {number(area.bottom + 28)}", **(attributes or {})},
-        *_scale(across, area),
+        *_scale(across, area, ticks),
         words(axis, area.right, 14, "axis", anchor="end"),
         *found,
     )
@@ -129,14 +162,14 @@ def _marks(row: Sequence[Dot], across: Axis, top: float) -> list[Element]:
     return found
 
 
-def _scale(across: Axis, area: Box) -> list[Element]:
+def _scale(across: Axis, area: Box, ticks: Ticks) -> list[Element]:
     found: list[Element] = []
     right = -math.inf
-    for tick in linear_ticks(across.low, across.high, 5):
-        x, text = across.at(tick), f"{tick:.10g}"
+    for tick, text in ticks(across.low, across.high).items():
+        x = across.at(tick)
         found.append(line(x, area.top, x, area.bottom, "grid"))
         half = text_width(text, FONT) / 2
-        if x - half > right + 4:
+        if x - half > right + 4 and x + half < area.right + ROOM:
             found.append(words(text, x, area.bottom + 17, "tick", anchor="middle"))
             right = x + half
     return found

@@ -20,8 +20,11 @@ from laconic.report.tables import (
     Column,
     byte_columns,
     condition_rows,
+    curve_columns,
+    curves_of,
     layer_columns,
     ledger_columns,
+    step_names,
     work_columns,
 )
 from laconic.ship.container import replace_file
@@ -127,6 +130,11 @@ def terminal(history: Sequence[Measurement], facts: Mapping[str, Any]) -> Group:
         *([_Sheet("What one example takes", work)] if len(work) > 1 else []),
         _Sheet("Where the bytes are", [*byte_columns(history)[:-1], *shares]),
         _Sheet("Layer by layer", layer_columns(history)),
+        *(
+            _Sheet(f"Losses in step {name}", curve_columns(one))
+            for name, one in zip(step_names(history), history, strict=True)
+            if curves_of(one)
+        ),
         Text("\nConditions", style="bold"),
         *(Text(f"{key}: {value}") for key, value in conditions),
         Text("\nRecipe", style="bold"),

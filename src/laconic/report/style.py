@@ -178,9 +178,10 @@ svg.bar rect{stroke:var(--paper);stroke-width:0}
 .multiples .name{font:12px/1.35 ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",
  monospace;overflow-wrap:anywhere;margin-bottom:4px}
 .multiples .range{display:flex;justify-content:space-between;color:var(--soft);font-size:11.5px}
-.histogram path{vector-effect:non-scaling-stroke}
+.histogram path,.curve path,.curve line{vector-effect:non-scaling-stroke}
 .histogram .before{fill:var(--past);fill-opacity:.4;stroke:none}
 .histogram .after{fill:none;stroke:var(--accent);stroke-width:1.5}
+.losses{fill:none;stroke:var(--accent);stroke-width:1.5;stroke-linejoin:round}
 pre{margin:0;background:var(--panel);border-radius:10px;padding:14px 18px;overflow-x:auto;
  font:12.5px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace}
 .conditions{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:5px 18px;margin:0;

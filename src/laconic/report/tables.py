@@ -23,9 +23,12 @@ __all__ = [
     "byte_columns",
     "byte_scale",
     "condition_rows",
+    "curve_columns",
+    "curves_of",
     "heading",
     "layer_columns",
     "ledger_columns",
+    "loss_text",
     "main_metric",
     "metrics_of",
     "parts_of",
@@ -334,6 +337,42 @@ def byte_columns(history: Sequence[Measurement]) -> list[Column]:
         ),
         Column("file", tuple(scale.text(one.size_bytes) for one in history), scale.unit),
     ]
+
+
+def loss_text(loss: float) -> str:
+    """Return a loss as shown.
+
+    >>> loss_text(0.0012341), loss_text(math.nan) == NONE
+    ('0.001234', True)
+    """
+    return NONE if math.isnan(loss) else f"{loss:.4g}"
+
+
+def curves_of(measured: Measurement) -> dict[str, tuple[float, ...]]:
+    """Return the curves that have a loss; empty: the step trained nothing."""
+    return {part: losses for part, losses in measured.curves.items() if losses}
+
+
+def curve_columns(measured: Measurement) -> list[Column]:
+    """Return what the losses of a step's training began and ended with, part by part.
+
+    >>> from laconic.measure import measure
+    >>> from laconic.models import digits_cnn
+    >>> found = measure(digits_cnn(), curves={"fc1": [2.0, 1.0, 0.5]})
+    >>> [column.cells[0] for column in curve_columns(found)] == ["fc1", "2", "0.5", f"4{TIMES}"]
+    True
+    """
+    ends = {part: (losses[0], losses[-1]) for part, losses in curves_of(measured).items()}
+    return [
+        Column("Part", tuple(ends), number=False),
+        Column("first", tuple(loss_text(first) for first, _ in ends.values()), group="Loss"),
+        Column("last", tuple(loss_text(last) for _, last in ends.values()), group="Loss"),
+        Column("factor", tuple(_fall(*pair) for pair in ends.values()), group="Loss"),
+    ]
+
+
+def _fall(first: float, last: float) -> str:
+    return f"{first / last:.3g}{TIMES}" if first > 0 and last > 0 else NONE
 
 
 def shape_text(shape: Iterable[int]) -> str:
