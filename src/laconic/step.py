@@ -283,6 +283,7 @@ class State:
         position: where the running loops stand, outermost first.
         saved: the position a resumed run continues from, outermost first.
         training: tensors and counters of the interrupted training loop.
+        curves: what steps noted as they went, such as losses, by the name of the curve.
 
     >>> first, second = (State(nn.Identity(), seed=3).generator("mask") for _ in range(2))
     >>> first.initial_seed() == second.initial_seed()
@@ -301,6 +302,11 @@ class State:
     position: list[int] = field(default_factory=list)
     saved: list[int] = field(default_factory=list)
     training: dict[str, Any] = field(default_factory=dict)
+    curves: dict[str, list[float]] = field(default_factory=dict)
+
+    def note(self, curve: str, value: float) -> None:
+        """Add a value to a curve."""
+        self.curves.setdefault(curve, []).append(value)
 
     def generator(self, *keys: object) -> torch.Generator:
         """Return a CPU generator that depends on the step's seed and the keys alone."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from abc import ABC
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
 
+from laconic.errors import ScopeError
+from laconic.recover.descent import check_curvature, parameters_of
 from laconic.recover.feeding import Feed, Student
+from laconic.recover.fitting import Fitting, fittings_of, gradient_of
+from laconic.recover.modulewise import fit_all_at_once, fit_in_order
 from laconic.recover.solve import Gradient, Solve
 from laconic.step import State, Step, Value
 from laconic.tasks.task import needed
@@ -22,6 +27,15 @@ __all__ = ["Order", "Parallel", "Reconstruct", "Sequential"]
 class Order(Value, ABC):
     """Which part learns when."""
 
+    @abstractmethod
+    def fit(self, fittings: Sequence[Fitting], state: State) -> None:
+        """Let every part learn.
+
+        Args:
+            fittings: the parts, in their order.
+            state: of the run.
+        """
+
 
 class Sequential(Order):
     """One part after the other, each on what those before it have become.
@@ -29,6 +43,10 @@ class Sequential(Order):
     >>> Sequential()
     Sequential()
     """
+
+    def fit(self, fittings: Sequence[Fitting], state: State) -> None:
+        """Fit one part after the other."""
+        fit_in_order(fittings, state)
 
 
 class Parallel(Order):
@@ -44,6 +62,10 @@ class Parallel(Order):
     positional: ClassVar[tuple[str, ...]] = ("queue",)
 
     queue: Annotated[int, Field(ge=1)] = 16
+
+    def fit(self, fittings: Sequence[Fitting], state: State) -> None:
+        """Fit all parts in turn, an update each."""
+        fit_all_at_once(fittings, state, self.queue)
 
 
 class Reconstruct(Step):
@@ -70,6 +92,17 @@ class Reconstruct(Step):
         """Refuse to run without a task."""
         super().check(model, task, earlier)
         needed(task, "reconstruct needs examples")
+        if self.parts != "layer":
+            self._check_parts(model, earlier)
+
+    def _check_parts(self, model: nn.Module, earlier: tuple[Step, ...]) -> None:
+        solve = gradient_of(self.solve)
+        if not parameters_of(model, self.scope.select(model)):
+            raise ScopeError(f"'{self.scope}' selects no module with parameters to fit")
+        check_curvature(self, solve.optimizer, model, earlier)
 
     def apply(self, state: State) -> None:
         """Fit every part."""
+        if self.parts == "layer":
+            raise NotImplementedError  # fit_layers(self, state)
+        self.order.fit(fittings_of(self, state), state)
