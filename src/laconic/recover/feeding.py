@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -49,10 +50,10 @@ class Mixture:
 
 
 def mixed(first: Tensor, second: Tensor, share: float) -> Tensor:
-    """Return ``share * first + (1 - share) * second``; one of them itself at 1 and at 0."""
+    """Return ``share * first + (1 - share) * second``; where the two are equal, exactly them."""
     if share in (0, 1):
         return first if share else second
-    return share * first + (1 - share) * second
+    return torch.lerp(second, first, share)
 
 
 class Feed(Value, ABC):

@@ -79,7 +79,9 @@ def flattened(flow: Flow) -> tuple[Any, dict[str, Tensor]]:
 
 
 def restored(form: Any, tensors: Mapping[str, Tensor]) -> Flow:
-    """Return the flow of which ``flattened`` returned these.
+    """Return the flow of which ``flattened`` returned these, in memory of its own.
+
+    Where numbers lie in a file decides how a processor sums them, and so the last bit.
 
     >>> restored([{"tensor": "0"}, {"tensor": "0"}, {}], {"0": torch.ones(1)}).student
     tensor([1.])
@@ -88,7 +90,7 @@ def restored(form: Any, tensors: Mapping[str, Tensor]) -> Flow:
     def fill(value: Any) -> Any:
         if isinstance(value, Mapping):
             if value.keys() == {"tensor"}:
-                return tensors[value["tensor"]]
+                return tensors[value["tensor"]].clone()
             return {key: fill(each) for key, each in value.items()}
         return [fill(each) for each in value] if isinstance(value, list) else value
 
