@@ -22,7 +22,16 @@ from laconic import measure as measuring
 from laconic.budget import Budget
 from laconic.errors import ChainError
 from laconic.recipe import Recipe
-from laconic.recover import SGD, Recalibrate, Reset, Train
+from laconic.recover import (
+    SGD,
+    Gradient,
+    Mixed,
+    Parallel,
+    Recalibrate,
+    Reconstruct,
+    Reset,
+    Train,
+)
 from laconic.run import compress
 from laconic.scope import Scope
 from laconic.ship import load, save
@@ -70,6 +79,8 @@ def ours(family: type[Value]) -> dict[str, Any]:
 
 STEPS = ours(Step)
 
+FEW = Gradient(3, batch=8)
+
 # What a step's defaults do not show: for each, whether it draws random numbers.
 EXAMPLES: dict[str, dict[Step, bool]] = {
     "drop_layers": {DropLayers(Top(1)): False},
@@ -101,6 +112,10 @@ EXAMPLES: dict[str, dict[Step, bool]] = {
         Quantize(activation=Percentile(4)): True,
     },
     "recalibrate": {Recalibrate(2, batch=8): True},
+    "reconstruct": {
+        Reconstruct(parts="block", solve=FEW): True,
+        Reconstruct(parts=2, feed=Mixed(), order=Parallel(2), solve=FEW): True,
+    },
     "reset": {Reset(): True},
     "rewire": {Rewire("channels"): False},
     "share_layers": {ShareLayers("mean"): False},
@@ -119,6 +134,7 @@ PLACES = {
     "layer_drop": "blocks",
     "mixed_precision": "blocks",
     "recalibrate": "norm",
+    "reconstruct": "blocks",
     "share_layers": "blocks",
 }
 
@@ -308,6 +324,18 @@ def tiny_network(step: Step | None = None) -> Tiny:
     return network.eval()
 
 
+def another_network() -> nn.Module:
+    """Return what there is to learn from: other numbers, so that it makes a difference."""
+    network = tiny_network()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(1.25)
+    return network.requires_grad_(False)
+
+
+TEACHERS = (another_network(),)
+
+
 @functools.cache
 def tiny_task() -> Task:
     generator = torch.Generator().manual_seed(0)
@@ -326,7 +354,7 @@ def bytes_of(model: nn.Module) -> dict[str, bytes]:
 
 def after(step: Step, seed: int = 0, *, train_mode: bool = False) -> nn.Module:
     """Return the tiny network after a step."""
-    state = State(tiny_network(step).train(train_mode), tiny_task(), seed=seed)
+    state = State(tiny_network(step).train(train_mode), tiny_task(), TEACHERS, seed=seed)
     step.check(state.model, state.task)
     run_step(step, state)
     assert state.position == [] and state.saved == [] and state.training == {}
@@ -345,7 +373,7 @@ def test_the_same_seed_gives_the_same_bytes(step: Step, draws: bool) -> None:
 
 @each_step
 def test_a_step_changes_the_network_and_may_be_repeated(step: Step, draws: bool) -> None:
-    state = State(tiny_network(step), tiny_task())
+    state = State(tiny_network(step), tiny_task(), TEACHERS)
     before = bytes_of(state.model)
     run_step(step, state)
     assert bytes_of(state.model) != before
@@ -495,7 +523,7 @@ def zeros(model: nn.Module) -> dict[str, Tensor]:
 
 @functools.cache
 def run_first(first: str) -> State:
-    state = State(tiny_network(KINDS[first]), tiny_task(), seed=3)
+    state = State(tiny_network(KINDS[first]), tiny_task(), TEACHERS, seed=3)
     run_step(KINDS[first], state)
     return state
 
@@ -506,7 +534,7 @@ def test_any_step_runs_after_any_other_or_is_refused_at_once(
 ) -> None:
     if refused(first, then):
         return
-    state = State(copy.deepcopy(run_first(first).model), tiny_task(), seed=3)
+    state = State(copy.deepcopy(run_first(first).model), tiny_task(), TEACHERS, seed=3)
     before = zeros(state.model)
     run_step(KINDS[then], state, key=1)
     if first.startswith("prune"):

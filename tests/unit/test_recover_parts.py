@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from laconic import machine
-from laconic.errors import ChainError, LaconicError, ModelError, RecipeError, RunError, ScopeError
+from laconic.errors import ChainError, ModelError, RecipeError, RunError, ScopeError
 from laconic.models import resnet
 from laconic.progress import reporting
 from laconic.recover import (
@@ -44,12 +44,8 @@ from laconic.step import State, derive, run_step
 from laconic.tasks import Batch, Task
 from laconic.weights import (
     LossAware,
-    MinMax,
     MovingAverage,
     Quantize,
-    Quantizer,
-    Symmetric,
-    Ternary,
 )
 
 CLOSE = {"atol": 1e-6, "rtol": 1e-5}  # the same sums, perhaps in another order
@@ -143,10 +139,6 @@ def encoder(family: str = "Bert", **fields: Any) -> nn.Module:
         torch.manual_seed(0)
         network = getattr(transformers, f"{family}ForSequenceClassification")(config)
     return network.eval()
-
-
-class Padded(nn.Module):
-    pass
 
 
 @functools.cache
@@ -301,12 +293,9 @@ def test_without_forcing_it_is_the_student_that_is_fed() -> None:
     assert not same(after(step(feed=Mixed())), after(step(feed=Student())))
 
 
-@pytest.mark.parametrize("feed", [Teacher(), Mixed(end=1.0), Soft(1.0, 0.0)], ids=repr)
+@pytest.mark.parametrize("feed", [Teacher(), Soft(1.0, 0.0)], ids=repr)
 def test_full_forcing_makes_parts_independent(feed: Feed) -> None:
     """What becomes of the last part does not depend on the parts before it."""
-    if isinstance(feed, Mixed):
-        feed = Mixed(1.0, end=1.0)
-        pytest.skip("it fades")
     changed = quantised()
     with torch.no_grad():
         for parameter in changed.model.blocks[0].parameters():
@@ -317,7 +306,7 @@ def test_full_forcing_makes_parts_independent(feed: Feed) -> None:
         assert same(one.blocks[place], other.blocks[place])
 
 
-def test_reversed_order_gives_the_same_under_full_forcing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reversed_order_gives_the_same_under_full_forcing() -> None:
     wanted = after(step(feed=Teacher()))
     state = quantised()
     asked = step(feed=Teacher())
@@ -431,15 +420,17 @@ class Keeper:
         raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("at", [1, 4, 5, 6, 11, 15])
-@pytest.mark.parametrize("feed", [Student(), Mixed()], ids=repr)
-@pytest.mark.parametrize("order", ORDERS, ids=repr)
-def test_a_resumed_run_gives_the_same_bits(
-    order: Order, feed: Feed, at: int, tmp_path: Path
-) -> None:
-    if order == Parallel(2) and at > 5:
-        pytest.skip("a tick is an update of every part")
-    asked = step(3, order=order, feed=feed)
+@pytest.mark.parametrize(
+    ("order", "at"),
+    [
+        *itertools.product([Sequential()], [1, 4, 5, 6, 11, 15]),
+        *((Parallel(2), at) for at in (1, 4, 5)),
+    ],
+    ids=repr,
+)
+def test_a_resumed_run_gives_the_same_bits(order: Order, at: int, tmp_path: Path) -> None:
+    """In order, of each part's 5 updates; all at once, of 5 updates of every part."""
+    asked = step(3, order=order, feed=Mixed())
     activation: Any = MovingAverage(6)
     wanted = after(asked, quantised(activation=activation))
     state = quantised(activation=activation)

@@ -14,7 +14,14 @@ from laconic.models.capture import blocks_of
 from laconic.recover.descent import Descent, autocast, check_curvature, parameters_of
 from laconic.recover.feeding import Mixture, mixed
 from laconic.recover.matching import hidden_difference
-from laconic.recover.parts import Answer, Part, check_chain, even_parts, modules_of
+from laconic.recover.parts import (
+    Answer,
+    Part,
+    check_chain,
+    even_parts,
+    modules_of,
+    own_blocks,
+)
 from laconic.recover.solve import Gradient, Solve
 from laconic.recover.stream import Flow, flattened
 from laconic.step import State, derive
@@ -25,7 +32,7 @@ if TYPE_CHECKING:
     from laconic.recover.reconstruct import Reconstruct
     from laconic.tasks import Batch
 
-__all__ = ["Fitting", "difference", "fittings_of", "gradient_of"]
+__all__ = ["Fitting", "difference", "fittings_of", "gradient_of", "parts_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -250,8 +257,13 @@ def fittings_of(step: Reconstruct, state: State, parts: list[Part] | None = None
 
 
 def parts_of(step: Reconstruct, model: nn.Module) -> list[Part]:
-    """Return the parts of a network that a step asks for, as even as they can be."""
-    blocks = len(blocks_of(model))
+    """Return the parts of a network that a step asks for, as even as they can be.
+
+    Raises:
+        ModelError: it has no blocks, or shares them.
+        RecipeError: it has fewer blocks.
+    """
+    blocks = len(own_blocks(model))
     return even_parts(blocks, step.parts if isinstance(step.parts, int) else blocks)
 
 

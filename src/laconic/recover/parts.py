@@ -18,7 +18,7 @@ from laconic.tasks.task import evaluation
 if TYPE_CHECKING:
     from laconic.tasks import Batch, Task
 
-__all__ = ["Answer", "Part", "check_chain", "even_parts", "modules_of"]
+__all__ = ["Answer", "Part", "check_chain", "even_parts", "modules_of", "own_blocks"]
 
 FEATURE = "hidden_states"  # the name under which networks of Hugging Face hand on their feature
 
@@ -89,6 +89,30 @@ class Part:
             else:
                 beside = _begin(network, task, fed, blocks)
         return Answer([features[name] for name in names], beside)
+
+
+def own_blocks(network: nn.Module) -> list[nn.Module]:
+    """Return the blocks of a network that each have their own weights.
+
+    Raises:
+        ModelError: there are none, or they are shared.
+
+    >>> from laconic.models import resnet
+    >>> len(own_blocks(resnet(8)))
+    3
+    """
+    blocks, kind = blocks_of(network), type(network).__name__
+    if not blocks:
+        raise ModelError(
+            f"reconstruct: {kind} has no list of blocks, so it has no parts but its layers; "
+            "write parts: layer"
+        )
+    if len(set(blocks)) < len(blocks):
+        raise ModelError(
+            f"reconstruct: the layers of {kind} share one block, so its parts would move the same "
+            "weights; train it as a whole with hidden, or write parts: layer"
+        )
+    return blocks
 
 
 def even_parts(blocks: int, count: int) -> list[Part]:
@@ -223,24 +247,13 @@ def check_chain(network: nn.Module, task: Task, batch: Batch) -> None:
     >>> task = Task((images, torch.arange(4)), (images, torch.arange(4)))
     >>> check_chain(resnet(8), task, Batch((images,)))
     """
-    blocks, record = blocks_of(network), _Record()
-    kind = type(network).__name__
-    if not blocks:
-        raise ModelError(
-            f"reconstruct: {kind} has no list of blocks, so it has no parts but its layers; "
-            "write parts: layer"
-        )
-    if len(set(blocks)) < len(blocks):
-        raise ModelError(
-            f"reconstruct: the layers of {kind} share one block, so its parts would move the same "
-            "weights; train it as a whole with hidden, or write parts: layer"
-        )
+    blocks, record = own_blocks(network), _Record()
     with evaluation(network), torch.enable_grad(), record.watching(blocks):
         task.call(network, batch)
     if [call.place for call in record.calls] != [*range(len(blocks))]:
         raise ModelError(
-            f"reconstruct: {kind} does not call its {len(blocks)} blocks once each, in order; "
-            "write parts: layer"
+            f"reconstruct: {type(network).__name__} does not call its {len(blocks)} blocks once each, "
+            "in order, so they form no chain of parts; write parts: layer"
         )
     _check_features(record.calls)
     _check_beside(record.calls)

@@ -12,7 +12,7 @@ from torch import nn
 from laconic.errors import ScopeError
 from laconic.recover.descent import check_curvature, parameters_of
 from laconic.recover.feeding import Feed, Student
-from laconic.recover.fitting import Fitting, fittings_of, gradient_of
+from laconic.recover.fitting import Fitting, fittings_of, gradient_of, parts_of
 from laconic.recover.modulewise import fit_all_at_once, fit_in_order
 from laconic.recover.solve import Gradient, Solve
 from laconic.step import State, Step, Value
@@ -97,6 +97,7 @@ class Reconstruct(Step):
 
     def _check_parts(self, model: nn.Module, earlier: tuple[Step, ...]) -> None:
         solve = gradient_of(self.solve)
+        parts_of(self, model)
         if not parameters_of(model, self.scope.select(model)):
             raise ScopeError(f"'{self.scope}' selects no module with parameters to fit")
         check_curvature(self, solve.optimizer, model, earlier)
