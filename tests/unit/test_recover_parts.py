@@ -380,12 +380,14 @@ def test_a_queue_of_one_is_a_pipeline() -> None:
 def test_a_queue_holds_the_teachers_features_at_first_and_forgets_the_oldest() -> None:
     state = quantised()
     fittings = fittings_of(step(2), state)
-    data = ordering.data_of(fittings[0])
-    (queue,) = ordering._filled(fittings, data, 3)
+    turns = ordering.Turns(fittings, fittings, 3)
+    (queue,) = turns.queues.values()
     assert len(queue) == queue.maxlen == 3
     assert all(torch.equal(flow.teacher, flow.student) for flow in queue)
-    queue.append(fittings[0].update(next(data.flows(0))))
-    assert len(queue) == 3 and not torch.equal(queue[-1].teacher, queue[-1].student)
+    second = queue[1]
+    next(turns.each())
+    assert len(queue) == 3 and queue[0] is second
+    assert not torch.equal(queue[-1].teacher, queue[-1].student)
     assert not queue[-1].student.requires_grad
 
 

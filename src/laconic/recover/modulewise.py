@@ -19,7 +19,7 @@ from laconic.recover.fitting import EXAMPLES, Fitting
 from laconic.recover.stream import Data, Flow, Source, Stored, flattened, restored
 from laconic.step import State, derive
 
-__all__ = ["data_of", "fit_all_at_once", "fit_in_order"]
+__all__ = ["Turns", "data_of", "fit_all_at_once", "fit_in_order"]
 
 
 def data_of(fitting: Fitting) -> Data:
@@ -58,12 +58,15 @@ def fit_in_order(fittings: Sequence[Fitting], state: State) -> None:
 
 def _fit(fitting: Fitting, source: Source, state: State) -> None:
     """Take all updates of a part that are left."""
-    _restore([fitting], state)
+    training, state.training = state.training, {}
+    if training:
+        _restore([fitting], training["counters"], training["tensors"])
     fitting.begin()
     flows = source.flows(derive(state.seed, "flows", fitting.number[0]), fitting.finished)
     for _ in _ticks(fitting):
         fitting.update(next(flows))
-        _keep([fitting], state)
+        if state.keeper is not None and state.keeper.due():
+            state.keeper.write(state, _payload([fitting]))
     fitting.finish()
 
 
@@ -82,64 +85,114 @@ def fit_all_at_once(fittings: Sequence[Fitting], state: State, size: int) -> Non
     Raises:
         RunError: the queues do not fit into memory; a loss is not finite.
     """
-    check_memory(fittings, size, state.device)
-    data = data_of(fittings[0])
-    queues = _restore(fittings, state, size) or _filled(fittings, data, size)
-    for fitting in fittings:
-        fitting.begin()
-    flows = data.flows(derive(state.seed, "flows", 1), fittings[0].finished)
-    for _ in zip(*(_ticks(fitting) for fitting in fittings), strict=True):
-        for place, fitting in enumerate(fittings):
-            flow = drawn(queues[place - 1], fitting) if place else next(flows)
-            sent = fitting.update(flow)
-            if place < len(queues):
-                queues[place].append(sent)
-        _keep(fittings, state, queues)
+    turns = Turns(fittings, fittings, size)
+    training, state.training = state.training, {}
+    if training:
+        turns.restore(training["counters"], training["tensors"])
+    for _ in turns.each():
+        if state.keeper is not None and state.keeper.due():
+            state.keeper.write(state, turns.payload())
     for fitting in fittings:
         fitting.finish()
 
 
-def drawn(queue: deque[Flow], fitting: Fitting) -> Flow:
-    """Return the batch that a fitting draws from its queue for its next update."""
-    generator = fitting.state.generator("queue", fitting.number[0], fitting.finished)
-    return queue[int(torch.randint(len(queue), (), generator=generator))]
-
-
-def _filled(fittings: Sequence[Fitting], data: Data, size: int) -> list[deque[Flow]]:
-    """Return a queue for every part but the first, full of the teacher's features."""
-    queues: list[deque[Flow]] = [deque(maxlen=size) for _ in fittings[1:]]
-    seed = derive(fittings[0].state.seed, "fill")
-    for flow in itertools.islice(data.flows(seed), size):
-        for fitting, queue in zip(fittings, queues, strict=False):
-            flow = fitting.taught(flow)
-            queue.append(flow)
-    return queues
-
-
-def check_memory(fittings: Sequence[Fitting], size: int, device: str) -> None:
-    """Refuse queues that would not fit into the memory that is free.
+class Turns:
+    """Parts that take an update in turn, and the queues that feed them.
 
     Args:
         fittings: all parts.
+        own: those that take turns here, one after the other.
         size: of a queue, in batches.
-        device: where the queues live.
+
+    Raises:
+        RunError: the queues do not fit into memory.
+    """
+
+    def __init__(self, fittings: Sequence[Fitting], own: Sequence[Fitting], size: int) -> None:
+        self.own, self.state = own, own[0].state
+        self.data = data_of(fittings[0])
+        fed = [fitting.number[0] for fitting in own if fitting.part.start]
+        before = fittings[: own[-1].number[0] - 1]
+        _check_memory(before, fed, size)
+        self.queues: dict[int, deque[Flow]] = {number: deque(maxlen=size) for number in fed}
+        self._fill(before, size)
+
+    def each(self) -> Iterator[Flow]:
+        """Take all turns that are left; yield what the last part sends after each."""
+        for fitting in self.own:
+            fitting.begin()
+        flows = self.data.flows(derive(self.state.seed, "flows", 1), self.own[0].finished)
+        for _ in zip(*(_ticks(fitting) for fitting in self.own), strict=True):
+            for fitting in self.own:
+                number = fitting.number[0]
+                flow = self._drawn(fitting) if number in self.queues else next(flows)
+                sent = fitting.update(flow)
+                if number + 1 in self.queues:
+                    self.queues[number + 1].append(sent)
+            yield sent
+
+    def payload(self) -> dict[str, Any]:
+        """Return all that resumed turns need: counters and named tensors."""
+        found = _payload(self.own)
+        forms: dict[str, list[Any]] = {}
+        for number, queue in self.queues.items():
+            for place, flow in enumerate(queue.copy()):
+                form, tensors = flattened(flow)
+                forms.setdefault(str(number), []).append(form)
+                prefix = f"queue/{number}/{place}"
+                found["tensors"] |= {f"{prefix}/{name}": t for name, t in tensors.items()}
+        found["counters"]["queues"] = forms
+        return found
+
+    def restore(self, counters: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Continue from what ``payload`` returned."""
+        _restore(self.own, counters, tensors)
+        for number, forms in counters["queues"].items():
+            for place, form in enumerate(forms):
+                kept = _below(f"queue/{number}/{place}/", tensors)
+                self.queues[int(number)].append(restored(form, kept).to(self.state.device))
+
+    def _fill(self, before: Sequence[Fitting], size: int) -> None:
+        """Fill the queues with the teacher's features."""
+        for flow in itertools.islice(self.data.flows(derive(self.state.seed, "fill")), size):
+            for fitting in before:
+                flow = fitting.taught(flow)
+                if fitting.number[0] + 1 in self.queues:
+                    self.queues[fitting.number[0] + 1].append(flow)
+
+    def _drawn(self, fitting: Fitting) -> Flow:
+        """Return the batch that a part draws from its queue for its next update."""
+        queue = self.queues[fitting.number[0]]
+        generator = self.state.generator("queue", fitting.number[0], fitting.finished)
+        return queue[int(torch.randint(len(queue), (), generator=generator))]
+
+
+def _check_memory(before: Sequence[Fitting], fed: Sequence[int], size: int) -> None:
+    """Refuse queues that would not fit into the memory that is free.
+
+    Args:
+        before: all parts but the last.
+        fed: the numbers of those that have a queue.
+        size: of a queue, in batches.
 
     Raises:
         RunError: they are larger.
     """
-    batch = fittings[0].task.example_batch(EXAMPLES).to(device)
+    if not fed:
+        return
+    device, solve = before[0].state.device, before[0].solve
+    batch = before[0].task.example_batch(EXAMPLES).to(device)
     flow, one = Flow(batch, batch, {}), 0
-    for fitting in fittings[:-1]:
+    for fitting in before:
         flow = fitting.passed(flow)
-        one += flow.nbytes
-    examples = len(flow.teacher) if len(fittings) > 1 else 1
-    wanted = one * size * fittings[0].solve.batch // examples
+        one += flow.nbytes * (fitting.number[0] + 1 in fed)
+    wanted = one * size * solve.batch // len(flow.teacher)
     free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else free_memory()
     if wanted > free:
         raise RunError(
-            f"reconstruct: queues of {size} batches for {len(fittings)} parts take "
-            f"{wanted / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free; write "
-            f"parallel: {max(1, size * free // wanted)}, or a smaller batch"
+            f"reconstruct: {len(fed)} queues of {size} batches take {wanted / 2**20:.0f} MiB, and "
+            f"{free / 2**20:.0f} MiB are free; write parallel: {max(1, size * free // wanted)}, "
+            "or a smaller batch"
         )
 
 
@@ -152,43 +205,22 @@ def _ticks(fitting: Fitting) -> Iterator[int]:
 # ------------------------------------------------------------------ checkpoints
 
 
-def _keep(fittings: Sequence[Fitting], state: State, queues: Sequence[deque[Flow]] = ()) -> None:
-    """Let the run directory keep where the fittings stand, when it is due."""
-    if state.keeper is None or not state.keeper.due():
-        return
-    tensors: dict[str, Tensor] = {}
-    forms: list[list[Any]] = [[] for _ in queues]
-    for number, fitting in enumerate(fittings):
-        tensors |= {f"part/{number}/{name}": t for name, t in fitting.tensors().items()}
-    for number, queue in enumerate(queues):
-        for place, flow in enumerate(queue):
-            form, found = flattened(flow)
-            forms[number].append(form)
-            tensors |= {f"queue/{number}/{place}/{name}": t for name, t in found.items()}
-    counters = {"parts": [fitting.counters() for fitting in fittings], "queues": forms}
-    state.keeper.write(state, {"counters": counters, "tensors": tensors})
+def _payload(fittings: Sequence[Fitting]) -> dict[str, Any]:
+    """Return what resumed fittings need: counters and named tensors."""
+    tensors = {
+        f"part/{place}/{name}": tensor
+        for place, fitting in enumerate(fittings)
+        for name, tensor in fitting.tensors().items()
+    }
+    return {"counters": {"parts": [each.counters() for each in fittings]}, "tensors": tensors}
 
 
 def _restore(
-    fittings: Sequence[Fitting], state: State, size: int | None = None
-) -> list[deque[Flow]]:
-    """Continue from what ``_keep`` has written, if anything; return the queues that it has."""
-    training, state.training = state.training, {}
-    if not training:
-        return []
-    counters, tensors = training["counters"], training["tensors"]
-    for number, fitting in enumerate(fittings):
-        fitting.restore(counters["parts"][number], _below(f"part/{number}/", tensors))
-    return [
-        deque(
-            (
-                restored(form, _below(f"queue/{number}/{place}/", tensors)).to(state.device)
-                for place, form in enumerate(forms)
-            ),
-            maxlen=size,
-        )
-        for number, forms in enumerate(counters["queues"])
-    ]
+    fittings: Sequence[Fitting], counters: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> None:
+    """Continue from what ``_payload`` returned."""
+    for place, fitting in enumerate(fittings):
+        fitting.restore(counters["parts"][place], _below(f"part/{place}/", tensors))
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

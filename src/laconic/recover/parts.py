@@ -252,8 +252,8 @@ def check_chain(network: nn.Module, task: Task, batch: Batch) -> None:
         task.call(network, batch)
     if [call.place for call in record.calls] != [*range(len(blocks))]:
         raise ModelError(
-            f"reconstruct: {type(network).__name__} does not call its {len(blocks)} blocks once each, "
-            "in order, so they form no chain of parts; write parts: layer"
+            f"reconstruct: {type(network).__name__} does not call its {len(blocks)} blocks once "
+            "each, in order, so they form no chain of parts; write parts: layer"
         )
     _check_features(record.calls)
     _check_beside(record.calls)
