@@ -78,7 +78,7 @@ class Fitting:
         number: tuple[int, int],
         modules: set[str],
     ) -> None:
-        self.state, self.part, self.number = state, part, number
+        self.state, self.part, self.number, self.modules = state, part, number, modules
         self.feed, self.solve = step.feed, gradient_of(step.solve)
         self.task = needed(state.task, "reconstruct needs examples")
         self.teacher = state.teacher[0]
@@ -171,9 +171,13 @@ class Fitting:
 
     def restore(self, counters: Sequence[float], tensors: Mapping[str, Tensor]) -> None:
         """Continue from what ``counters`` and ``tensors`` returned."""
-        self.finished, self.first, self.last = int(counters[0]), counters[1], counters[2]
+        self.stand(counters)
         if self.descent is not None:
             self.descent.restore(tensors)
+
+    def stand(self, counters: Sequence[float]) -> None:
+        """Stand where ``counters`` says."""
+        self.finished, self.first, self.last = int(counters[0]), counters[1], counters[2]
 
     def _own(self, term: Mixture) -> Mixture:
         """Return a term as it is here: what enters the first part is the same for both."""

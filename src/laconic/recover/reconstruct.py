@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
 
+from laconic import ranks
 from laconic.errors import ScopeError
 from laconic.recover.descent import check_curvature, parameters_of
 from laconic.recover.feeding import Feed, Student
-from laconic.recover.fitting import Fitting, fittings_of, gradient_of, parts_of
+from laconic.recover.fitting import fittings_of, gradient_of, parts_of
 from laconic.recover.modulewise import fit_all_at_once, fit_in_order
+from laconic.recover.pipeline import fit_on_ranks
 from laconic.recover.solve import Gradient, Solve
 from laconic.step import State, Step, Value
 from laconic.tasks.task import needed
@@ -28,11 +29,11 @@ class Order(Value, ABC):
     """Which part learns when."""
 
     @abstractmethod
-    def fit(self, fittings: Sequence[Fitting], state: State) -> None:
-        """Let every part learn.
+    def fit(self, step: Reconstruct, state: State) -> None:
+        """Let every part of blocks learn.
 
         Args:
-            fittings: the parts, in their order.
+            step: says which, and how.
             state: of the run.
         """
 
@@ -44,13 +45,16 @@ class Sequential(Order):
     Sequential()
     """
 
-    def fit(self, fittings: Sequence[Fitting], state: State) -> None:
+    def fit(self, step: Reconstruct, state: State) -> None:
         """Fit one part after the other."""
-        fit_in_order(fittings, state)
+        fit_in_order(fittings_of(step, state), state)
 
 
 class Parallel(Order):
     """All parts at once, each on what its predecessor sent lately (MREM-P; Bai et al. 2022).
+
+    One process lets them take an update in turn, the same numbers every time. Those that
+    torchrun has started share the parts among them and send features on while they train.
 
     Attributes:
         queue: how many batches of features a part keeps of what it was sent.
@@ -63,9 +67,12 @@ class Parallel(Order):
 
     queue: Annotated[int, Field(ge=1)] = 16
 
-    def fit(self, fittings: Sequence[Fitting], state: State) -> None:
-        """Fit all parts in turn, an update each."""
-        fit_all_at_once(fittings, state, self.queue)
+    def fit(self, step: Reconstruct, state: State) -> None:
+        """Fit all parts in turn, an update each, or on all processes that torchrun started."""
+        if ranks.count() > 1:
+            fit_on_ranks(step, state, self.queue)
+        else:
+            fit_all_at_once(fittings_of(step, state), state, self.queue)
 
 
 class Reconstruct(Step):
@@ -106,4 +113,4 @@ class Reconstruct(Step):
         """Fit every part."""
         if self.parts == "layer":
             raise NotImplementedError  # fit_layers(self, state)
-        self.order.fit(fittings_of(self, state), state)
+        self.order.fit(self, state)
