@@ -24,7 +24,7 @@ def processor() -> str:
 
 
 def free_memory() -> int:
-    """Return the bytes of memory that a process may still take, as far as the system says.
+    """Return the bytes of memory that are free, as far as the system says.
 
     >>> free_memory() > 0
     True

@@ -80,6 +80,8 @@ def wait() -> None:
 
     Raises:
         RunError: one of them has ended.
+
+    >>> wait()
     """
     if count() > 1:
         with lost("another rank"):
@@ -116,6 +118,8 @@ def send(message: bytes, to: int, group: dist.ProcessGroup) -> None:
         message: at least a byte.
         to: its rank.
         group: of the two.
+
+    >>> send(b"some", 1, dist.new_group([0, 1]))  # doctest: +SKIP
     """
     dist.send(torch.tensor([len(message)]), to, group=group)
     dist.send(_numbers(message), to, group=group)
@@ -127,6 +131,9 @@ def receive(source: int, group: dist.ProcessGroup) -> bytes:
     Args:
         source: its rank.
         group: of the two.
+
+    >>> receive(0, dist.new_group([0, 1]))  # doctest: +SKIP
+    b'some'
     """
     size = torch.zeros(1, dtype=torch.int64)
     dist.recv(size, source, group=group)
@@ -141,6 +148,12 @@ def lost(who: str) -> Iterator[None]:
 
     Args:
         who: that is.
+
+    Raises:
+        RunError: torch says that a connection is closed.
+
+    >>> with lost("rank 1"):
+    ...     pass
     """
     try:
         yield

@@ -51,10 +51,11 @@ class Sequential(Order):
 
 
 class Parallel(Order):
-    """All parts at once, each on what its predecessor sent lately (MREM-P; Bai et al. 2022).
+    """All parts at once, each on what the one before sent lately (MREM-P).
 
-    One process lets them take an update in turn, the same numbers every time. Those that
-    torchrun has started share the parts among them and send features on while they train.
+    One process lets them take an update in turn, the same numbers every time. Those that torchrun
+    has started share the parts among them and send features on while they train (Bai et al. 2022,
+    Towards Efficient Post-training Quantization of Pre-trained Language Models).
 
     Attributes:
         queue: how many batches of features a part keeps of what it was sent.
