@@ -48,7 +48,9 @@ def fit_in_order(fittings: Sequence[Fitting], state: State) -> None:
     with tempfile.TemporaryDirectory(prefix="laconic-") as folder:
         for index in state.rounds(len(fittings)):
             for number in range(passed, index):
-                flows = (fittings[number].passed(flow) for flow in source.each())
+                label = f"reconstruct: what leaves part {number + 1}"
+                batches = progress(source.each(), label, len(source))
+                flows = (fittings[number].passed(flow) for flow in batches)
                 kept = Stored(Path(folder) / str(number), flows, state.device)
                 source.close()
                 source = kept

@@ -100,6 +100,9 @@ def restored(form: Any, tensors: Mapping[str, Tensor]) -> Flow:
 class Source(Protocol):
     """Where a part's batches come from."""
 
+    def __len__(self) -> int:
+        """Return how many batches there are."""
+
     def flows(self, seed: int, start: int) -> Iterator[Flow]:
         """Yield batches without end, every pass in an order of its own, from the start-th on."""
 
@@ -125,6 +128,9 @@ class Data:
         self.split, self.size, self.limit = split.plain(), size, limit
         self.seed, self.device = seed, device
 
+    def __len__(self) -> int:
+        return min(self.limit, self.split.batch_count(self.size))
+
     def flows(self, seed: int, start: int = 0) -> Iterator[Flow]:
         """Yield batches without end; see Source."""
         passed, first = divmod(start, self.split.batch_count(self.size))
@@ -137,8 +143,7 @@ class Data:
 
     def each(self) -> Iterator[Flow]:
         """Yield every batch once, or as many as are needed; see Source."""
-        count = min(self.limit, self.split.batch_count(self.size))
-        return itertools.islice(self.flows(derive(self.seed, "each")), count)
+        return itertools.islice(self.flows(derive(self.seed, "each")), len(self))
 
     def close(self) -> None:
         """Forget nothing: nothing is kept."""
@@ -161,17 +166,21 @@ class Stored:
         for flow in flows:
             self._write(flow)
 
+    def __len__(self) -> int:
+        return self.count
+
     def flows(self, seed: int, start: int = 0) -> Iterator[Flow]:
         """Yield batches without end; see Source."""
-        for epoch in itertools.count(start // self.count):
+        passed, first = divmod(start, len(self))
+        for epoch in itertools.count(passed):
             generator = torch.Generator().manual_seed(derive(seed, "order", epoch))
-            order: list[int] = torch.randperm(self.count, generator=generator).tolist()
-            yield from (self._read(index) for index in order[start % self.count :])
-            start = 0
+            order: list[int] = torch.randperm(len(self), generator=generator).tolist()
+            yield from (self._read(index) for index in order[first:])
+            first = 0
 
     def each(self) -> Iterator[Flow]:
         """Yield every batch once; see Source."""
-        return (self._read(index) for index in range(self.count))
+        return (self._read(index) for index in range(len(self)))
 
     def close(self) -> None:
         """Delete the files."""
