@@ -40,7 +40,6 @@ from laconic.recover import (
     Stop,
     Train,
 )
-from laconic.recover.pipeline import balanced
 from laconic.step import Step
 from laconic.tasks import Batch
 from laconic.weights import Quantize, Ternary
@@ -132,8 +131,15 @@ def speed() -> list[Mapping[str, Any]]:
             print(way, times[way][-1], flush=True)
     one, two = (statistics.median(times[way]) for way in WAYS)
     rows: list[Mapping[str, Any]] = [
-        {"row": way, "task": "an update of both parts", "metric": "seconds", "ours": median,
-         "baseline": one, "ratio": one / median, "seeds": ROUNDS}
+        {
+            "row": way,
+            "task": "an update of both parts",
+            "metric": "seconds",
+            "ours": median,
+            "baseline": one,
+            "ratio": one / median,
+            "seeds": ROUNDS,
+        }
         for way, median in zip(WAYS, (one, two), strict=True)
     ]
     return rows

@@ -48,7 +48,7 @@ from laconic.recover import (
 )
 from laconic.step import Step
 
-FEEDS: dict[str, Feed] = {"w/o CD": Student(), "CD": Cross(0.6), "SCD": SoftCross(0.9, 0.5)}
+FEEDS: dict[str, Feed] = {"w/o CD": Student(), "CD": Cross(0.6), "SCD": SoftCross(0.7, 0.7)}
 SHOTS = {"structured": (1, 2, 3, 5, 10, 50), "unstructured": (1, 5, 50)}
 NETWORKS = {"structured": "resnet56", "unstructured": "resnet20"}
 STEPS = 1000
@@ -116,7 +116,7 @@ def run(
         shots = int(name.rpartition("-K")[2])
         few = task.few(per_class=shots, seed=seed)
         out = options.work / "cross_distillation" / f"{name}-{seed}"
-        recipe = Recipe(method, seed=seed, precision="float32")
+        recipe = Recipe(method, seed=seed, precision="auto")
         yield compress(model, few, recipe, out=out, resume=True)
 
 

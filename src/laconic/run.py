@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from laconic import measure as measuring
+from laconic import ranks
 from laconic.budget import bytes_of
 from laconic.errors import RunError
 from laconic.recipe import Recipe
@@ -25,7 +26,7 @@ from laconic.recover.lesson import Teachers
 from laconic.recover.objectives import Objective
 from laconic.ship.artifact import save
 from laconic.ship.checkpoint import load_checkpoint, model_hash, save_checkpoint
-from laconic.ship.container import read, replace_file
+from laconic.ship.container import read, replace_file, write
 from laconic.ship.verification import verify
 from laconic.step import State, Step, Value, run_step
 from laconic.weights.laid import bake, copied
@@ -40,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 ARTIFACT = "model.safetensors"
 CHECKPOINT = "checkpoint.safetensors"
+PART = "checkpoint-{}.safetensors"  # of each rank, while the ranks share their work
 HISTORY = "history.json"
 RECIPE = "recipe.yaml"
 RUN = "run.json"
@@ -113,6 +115,10 @@ def compress(
     report, and a checkpoint from which a killed run goes on as if nothing had happened.
     Ctrl-C writes a checkpoint first; a second one stops at once.
 
+    Under torchrun every process calls it and gets the result. What runs in parallel shares its
+    work among them, each on its own GPU; all else every process does by itself. The first one
+    writes.
+
     Args:
         model: the trained network; left untouched.
         task: data, loss and metrics.
@@ -140,7 +146,7 @@ def compress(
     check_teachers(recipe, teachers or (model,), task)
     device = pick_device(device)
     # A caller may be inside torch.no_grad or inference_mode; this leaves both.
-    with torch.inference_mode(False), ExitStack() as stack:
+    with torch.inference_mode(False), ranks.joined(), ExitStack() as stack:
         state = State(
             model=copied(model),
             task=task,
@@ -154,7 +160,8 @@ def compress(
         facts["teacher"] = [model_hash(each) for each in teachers]
         keeper = None
         if out is not None:
-            stack.enter_context(_locked(Path(out)))
+            if ranks.leads():
+                stack.enter_context(_locked(Path(out)))
             keeper = state.keeper = _Keeper(Path(out), facts, checkpoint_seconds)
             _prepare(keeper, state, resume)
             stack.enter_context(_interruptible(keeper))
@@ -162,8 +169,9 @@ def compress(
         _walk(recipe, state, keeper)
         kept = None if keeper is None else keeper.out
         result = Result(state.model.eval(), tuple(state.history), recipe, task, facts, kept)
-        if keeper is not None:
+        if keeper is not None and ranks.leads():
             _finish(result, keeper.out)
+        ranks.wait()
     return result
 
 
@@ -260,6 +268,13 @@ class _Keeper:
         return self.interrupted or time.monotonic() - self.last >= self.seconds
 
     def write(self, state: State, training: dict[str, Any]) -> None:
+        if ranks.leads():
+            self._write(state, training)
+        self.last = time.monotonic()
+        if self.interrupted:
+            raise KeyboardInterrupt
+
+    def _write(self, state: State, training: dict[str, Any]) -> None:
         history = [measured.to_data() for measured in state.history]
         run = {
             "history": history,
@@ -270,9 +285,30 @@ class _Keeper:
         with _writing(self.out):
             save_checkpoint(state, training, self.out / CHECKPOINT, run=run)
             write_text(self.out / HISTORY, json.dumps(history, indent=1))
+
+    def write_part(self, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        with _writing(self.out):
+            write(self._part, {"run": self._stamp, "part": manifest}, tensors)
         self.last = time.monotonic()
         if self.interrupted:
             raise KeyboardInterrupt
+
+    def read_part(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        if not self._part.is_file():
+            return {}, {}
+        manifest, tensors = read(self._part)
+        return (manifest["part"], tensors) if manifest.get("run") == self._stamp else ({}, {})
+
+    def forget_part(self) -> None:
+        self._part.unlink(missing_ok=True)
+
+    @property
+    def _part(self) -> Path:
+        return self.out / PART.format(ranks.rank())
+
+    @property
+    def _stamp(self) -> list[Any]:
+        return [self.facts[key] for key in ("recipe", "model_hash", "task", "teacher")]
 
 
 def _prepare(keeper: _Keeper, state: State, resume: bool) -> None:
@@ -290,6 +326,12 @@ def _prepare(keeper: _Keeper, state: State, resume: bool) -> None:
         state.history = [measuring.Measurement.from_data(item) for item in run["history"]]
         state.curves = run.get("curves", {})
         keeper.began -= run["seconds"]
+    ranks.wait()  # all have read before anything is written
+    if ranks.leads():
+        _begin(keeper)
+
+
+def _begin(keeper: _Keeper) -> None:
     with _writing(keeper.out):
         write_text(keeper.out / RECIPE, keeper.facts["recipe"])
         write_text(keeper.out / RUN, json.dumps(keeper.facts, indent=1))
@@ -353,8 +395,10 @@ def pick_device(asked: str | None) -> str:
     >>> pick_device("cpu")
     'cpu'
     """
+    if asked is None and torch.cuda.is_available():
+        return ranks.gpu()
     if asked is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cpu"
     try:
         torch.empty(0, device=asked)
     except (RuntimeError, AssertionError) as error:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
-from torch import nn
+from torch import Tensor, nn
 
 from laconic.errors import FieldProblem, LaconicError, RecipeError, RunError, nearest
 from laconic.scope import Scope
@@ -264,6 +264,15 @@ class Keeper(Protocol):
 
     def write(self, state: State, training: dict[str, Any]) -> None:
         """Write the state and what a training loop needs to continue."""
+
+    def write_part(self, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Write what one of several processes needs to continue, beside the others'."""
+
+    def read_part(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return what this process has written, or nothing."""
+
+    def forget_part(self) -> None:
+        """Delete what this process has written."""
 
 
 @dataclass

@@ -26,6 +26,8 @@ from laconic.recover import (
     SGD,
     Cross,
     Gradient,
+    Mixed,
+    Parallel,
     ProximalL1,
     Recalibrate,
     Reconstruct,
@@ -79,6 +81,8 @@ def ours(family: type[Value]) -> dict[str, Any]:
 
 STEPS = ours(Step)
 
+FEW = Gradient(3, batch=8)
+
 # What a step's defaults do not show: for each, whether it draws random numbers.
 EXAMPLES: dict[str, dict[Step, bool]] = {
     "drop_layers": {DropLayers(Top(1)): False},
@@ -113,6 +117,8 @@ EXAMPLES: dict[str, dict[Step, bool]] = {
     "reconstruct": {
         Reconstruct(solve=Gradient(3)): False,
         Reconstruct(solve=Gradient(6, penalty=ProximalL1(0.5)), feed=Cross(0.5)): False,
+        Reconstruct(parts="block", solve=FEW): True,
+        Reconstruct(parts=2, feed=Mixed(), order=Parallel(2), solve=FEW): True,
     },
     "reset": {Reset(): True},
     "rewire": {Rewire("channels"): False},
@@ -132,6 +138,7 @@ PLACES = {
     "layer_drop": "blocks",
     "mixed_precision": "blocks",
     "recalibrate": "norm",
+    "reconstruct": "blocks",
     "share_layers": "blocks",
 }
 
@@ -321,12 +328,16 @@ def tiny_network(step: Step | None = None) -> Tiny:
     return network.eval()
 
 
-@functools.cache
-def tiny_teacher() -> Tiny:
-    """Return a network to learn from that is not the student."""
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        return Tiny().eval().requires_grad_(False)
+def another_network() -> nn.Module:
+    """Return what there is to learn from: other numbers, so that it makes a difference."""
+    network = tiny_network()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(1.25)
+    return network.requires_grad_(False)
+
+
+TEACHERS = (another_network(),)
 
 
 @functools.cache
@@ -347,7 +358,7 @@ def bytes_of(model: nn.Module) -> dict[str, bytes]:
 
 def after(step: Step, seed: int = 0, *, train_mode: bool = False) -> nn.Module:
     """Return the tiny network after a step."""
-    state = State(tiny_network(step).train(train_mode), tiny_task(), (tiny_teacher(),), seed=seed)
+    state = State(tiny_network(step).train(train_mode), tiny_task(), TEACHERS, seed=seed)
     step.check(state.model, state.task)
     run_step(step, state)
     assert state.position == [] and state.saved == [] and state.training == {}
@@ -366,7 +377,7 @@ def test_the_same_seed_gives_the_same_bytes(step: Step, draws: bool) -> None:
 
 @each_step
 def test_a_step_changes_the_network_and_may_be_repeated(step: Step, draws: bool) -> None:
-    state = State(tiny_network(step), tiny_task(), (tiny_teacher(),))
+    state = State(tiny_network(step), tiny_task(), TEACHERS)
     before = bytes_of(state.model)
     run_step(step, state)
     assert bytes_of(state.model) != before
@@ -517,7 +528,7 @@ def zeros(model: nn.Module) -> dict[str, Tensor]:
 
 @functools.cache
 def run_first(first: str) -> State:
-    state = State(tiny_network(KINDS[first]), tiny_task(), (tiny_teacher(),), seed=3)
+    state = State(tiny_network(KINDS[first]), tiny_task(), TEACHERS, seed=3)
     run_step(KINDS[first], state)
     return state
 
@@ -528,7 +539,7 @@ def test_any_step_runs_after_any_other_or_is_refused_at_once(
 ) -> None:
     if refused(first, then):
         return
-    state = State(copy.deepcopy(run_first(first).model), tiny_task(), (tiny_teacher(),), seed=3)
+    state = State(copy.deepcopy(run_first(first).model), tiny_task(), TEACHERS, seed=3)
     before = zeros(state.model)
     run_step(KINDS[then], state, key=1)
     if first.startswith("prune"):

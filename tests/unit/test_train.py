@@ -570,7 +570,9 @@ def test_it_offers_to_write_after_every_update_and_epoch() -> None:
 
 def moments(loop: _Loop, model: nn.Module) -> dict[str, dict[str, Tensor]]:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {names[id(parameter)]: slots for parameter, slots in loop.optimizer.state.items()}
+    return {
+        names[id(parameter)]: slots for parameter, slots in loop.descent.optimizer.state.items()
+    }
 
 
 @pytest.mark.parametrize("optimizer", [Adam(0.01), AdamW(0.01), SGD(0.1), plain_sgd()], ids=repr)

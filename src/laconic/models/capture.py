@@ -22,7 +22,15 @@ from laconic.names import of_laid
 if TYPE_CHECKING:
     from laconic.tasks import Batch, Task
 
-__all__ = ["Features", "attention_scores", "capture", "layer_count", "observe"]
+__all__ = [
+    "Features",
+    "attention_scores",
+    "blocks_of",
+    "capture",
+    "layer_count",
+    "observe",
+    "padding_mask",
+]
 
 # What observe knows without looking into the network.
 GIVEN = ("logits", "mask")
@@ -107,7 +115,7 @@ def capture(model: nn.Module, names: Iterable[str]) -> Iterator[Features]:
     """
     root = model.module if isinstance(model, DistributedDataParallel) else model
     wanted = list(dict.fromkeys(names))
-    blocks = _blocks(root) if wanted else []
+    blocks = blocks_of(root) if wanted else []
     recorder = _Recorder({name: _source(root, name, blocks) for name in wanted})
     recorder.features.layers = len(blocks)
     with recorder.watching(root):
@@ -137,11 +145,40 @@ def observe(task: Task, model: nn.Module, batch: Batch, names: Iterable[str] = (
         features["logits"] = task.call(model, batch)
     single = {name: tensor.float() for name, tensor in features.items()}
     taken = Features(single, layers=features.layers)
+    mask = padding_mask(batch)
+    if mask is not None:
+        taken["mask"] = mask
+    return taken
+
+
+def padding_mask(batch: Batch) -> Tensor | None:
+    """Return where tokens are no padding [batch, tokens], or None where a batch does not say.
+
+    >>> from laconic.tasks import Batch
+    >>> padding_mask(Batch({"attention_mask": torch.tensor([[1, 0]])}))
+    tensor([[ True, False]])
+    """
     inputs = batch.inputs if isinstance(batch.inputs, Mapping) else {}
     mask = inputs.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.dim() == 2:
-        taken["mask"] = mask.bool()
-    return taken
+    return mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+
+def blocks_of(root: nn.Module) -> list[nn.Module]:
+    """Return the blocks in the order of their calls; one that is shared, once for each.
+
+    >>> from laconic.models import resnet
+    >>> len(blocks_of(resnet(8)))
+    3
+    """
+    try:
+        found = root.get_submodule(blocks_path(root))
+    except ModelError:
+        return _stages(root)
+    family, blocks = family_of(root), list(cast("nn.ModuleList", found))
+    if family is None or not family.shared:
+        return blocks
+    depth = next(name for name, kind in family.config.items() if kind == "layer")
+    return blocks * int(getattr(root.config, depth))
 
 
 def layer_count(model: nn.Module) -> int:
@@ -151,7 +188,7 @@ def layer_count(model: nn.Module) -> int:
     >>> layer_count(resnet(20)), layer_count(digits_cnn())
     (9, 0)
     """
-    return len(_blocks(model))
+    return len(blocks_of(model))
 
 
 def attention_scores(query: Tensor, key: Tensor, scaling: float) -> Tensor:
@@ -345,19 +382,6 @@ def _head(family: Family, attention: nn.Module) -> tuple[int, float]:
     attribute = next(name for name, kind in family.attributes.items() if kind == "head_dim")
     size = int(getattr(attention, attribute))
     return size, float(getattr(attention, "scaling", size**-0.5))
-
-
-def _blocks(root: nn.Module) -> list[nn.Module]:
-    """Return the blocks in the order of their calls; one that is shared, once for each."""
-    try:
-        found = root.get_submodule(blocks_path(root))
-    except ModelError:
-        return _stages(root)
-    family, blocks = family_of(root), list(cast("nn.ModuleList", found))
-    if family is None or not family.shared:
-        return blocks
-    depth = next(name for name, kind in family.config.items() if kind == "layer")
-    return blocks * int(getattr(root.config, depth))
 
 
 def _stages(root: nn.Module) -> list[nn.Module]:

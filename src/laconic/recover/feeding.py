@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -49,10 +50,10 @@ class Mixture:
 
 
 def mixed(first: Tensor, second: Tensor, share: float) -> Tensor:
-    """Return ``share * first + (1 - share) * second``; one of them itself at 1 and at 0."""
+    """Return ``share * first + (1 - share) * second``; where the two are equal, exactly them."""
     if share in (0, 1):
         return first if share else second
-    return share * first + (1 - share) * second
+    return torch.lerp(second, first, share)
 
 
 class Feed(Value, ABC):
@@ -69,9 +70,9 @@ class Feed(Value, ABC):
 
 
 class Student(Feed):
-    """Each side is fed its own: the student learns the clean answer from what it will see.
+    """Feed each side its own: ``||w_T h_T - w_S h_S||^2``.
 
-    ``||w_T h_T - w_S h_S||^2``: layer-wise regression, REM and MREM.
+    The student learns the clean answer from what it will see: layer-wise regression, REM, MREM.
 
     >>> Student().mixtures(0.0)
     (Mixture(weight=1.0, teacher=1.0, student=1.0),)
@@ -83,7 +84,9 @@ class Student(Feed):
 
 
 class Teacher(Feed):
-    """Both are fed the teacher's: ``||w_T h_T - w_S h_T||^2``, so parts do not depend on others.
+    """Feed both the teacher's: ``||w_T h_T - w_S h_T||^2``.
+
+    Parts do not depend on each other, nor on their order.
 
     >>> Teacher().mixtures(0.0)
     (Mixture(weight=1.0, teacher=1.0, student=0.0),)
@@ -95,9 +98,10 @@ class Teacher(Feed):
 
 
 class Mixed(Feed):
-    """Teacher forcing that fades: the student is fed ``l h_T + (1-l) h_S`` (MREM; Bai et al. 2022).
+    """Feed by teacher forcing that fades (Bai et al. 2022, MREM).
 
-    ``l = start * max(1 - progress / end, 0)``; the teacher is fed its own.
+    The student is fed ``l h_T + (1-l) h_S`` with ``l = start * max(1 - progress / end, 0)``, the
+    teacher its own.
 
     Attributes:
         start: the teacher's share at first.
@@ -124,7 +128,7 @@ class Mixed(Feed):
 
 
 class Cross(Feed):
-    """Cross distillation: a correction and an imitation (CD; Bai et al. 2020, equation 5).
+    """Feed by cross distillation: correction and imitation (Bai et al. 2020, CD).
 
     ``c ||w_T h_T - w_S h_T||^2 + (1-c) ||w_T h_S - w_S h_S||^2``.
 
@@ -146,7 +150,7 @@ class Cross(Feed):
 
 
 class SoftCross(Feed):
-    """Soft cross distillation: both sides are fed a mixture (SCD; Bai et al. 2020, equation 8).
+    """Feed both sides a mixture: soft cross distillation (Bai et al. 2020, SCD).
 
     ``||w_T (a h_T + (1-a) h_S) - w_S ((1-b) h_T + b h_S)||^2``. With (1, 1) it is ``Student``,
     with (1, 0) ``Teacher``, with (0, 1) pure imitation.

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from laconic.errors import AxisError, ModelError, RecipeError, ScopeError
 from laconic.names import joined
+from laconic.recover.descent import Descent
 from laconic.recover.feeding import Feed
+from laconic.recover.optimize import Optimizer
 from laconic.recover.penalties import along_channels, channel_norms
 from laconic.recover.quadratic import Fitted, Moments, Quadratic, groups_of, matrix_of, weight_of
 from laconic.recover.solve import Solve, contributions
@@ -25,7 +27,7 @@ from laconic.structure.elements import alive, mask_, roles, unmask_
 from laconic.structure.examples import example_inputs
 from laconic.tasks import Batch, Task
 from laconic.tasks.task import evaluation, needed
-from laconic.weights.laid import Laid, laid_tensors, latent_of, mask_of, narrow
+from laconic.weights.laid import latent_of, mask_of, narrow
 
 __all__ = ["LayerPart", "fit_layers", "fitted_layers"]
 
@@ -67,28 +69,21 @@ class LayerPart:
 
     def around(self, start: Tensor, progress: float) -> Quadratic:
         """Return the loss as a form of the difference to a matrix, in float32."""
-        return self.quadratic(progress).around(start).to(torch.float32)
+        return self.quadratic(progress).around(start.double()).to(torch.float32)
 
     def parameters(self) -> list[nn.Parameter]:
         """Return what moves: the latent weight, the bias, and tables that are learned."""
         return [each for each in self.layer.parameters() if each.requires_grad]
 
-    def laid(self) -> dict[Laid, Tensor]:
-        """Return what is laid on the layer."""
-        return dict(laid_tensors(self.layer).values())
+    def descent(self, optimizer: Optimizer) -> Descent:
+        """Return an optimiser at work on what moves."""
+        return Descent(
+            optimizer, self.layer, [""], networks=[self.parameters()], name="reconstruct"
+        )
 
-    def descend(self, form: Quadratic, start: Tensor) -> float:
-        """Put the loss's gradient on the parameters; return the loss.
-
-        Args:
-            form: of the difference to a matrix,
-            start: which is this one [groups, inputs, outputs].
-        """
-        matrix = matrix_of(self.layer)
-        moved = (matrix.detach() - start).to(torch.float32)
-        loss, gradient = form.with_gradient(moved)
-        matrix.backward(gradient)
-        return float(loss)
+    def loss(self, form: Quadratic, start: Tensor) -> Tensor:
+        """Return the loss by a form of the difference to a matrix, which is ``start``, float32."""
+        return form(matrix_of(self.layer) - start)
 
     def matrix(self) -> Tensor:
         """Return weight and bias as the layer uses them [groups, inputs, outputs], float64."""

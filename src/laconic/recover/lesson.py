@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from laconic.errors import ModelError, RunError
 from laconic.models.capture import Features, layer_count, observe
 from laconic.progress import progress
+from laconic.recover.descent import autocast
 from laconic.recover.objectives import Objective
 from laconic.recover.recall import Recall
 from laconic.step import State
@@ -130,13 +131,13 @@ class Lesson(nn.Module):
             torch.manual_seed(seed)
             wanted = sorted(self.wants.teachers.get(index, ()))
             # Outside the cache of the student's forward: without gradients, it would poison it.
-            with evaluation(teacher), self.autocast():
+            with evaluation(teacher), autocast(self.state):
                 taught[index] = observe(self.task, teacher, batch, wanted)
         return taught
 
     def features(self, batch: Batch, taught: list[Features]) -> Features:
         """Return the features of the student, and fill in those of its peers."""
-        with self.autocast():
+        with autocast(self.state):
             student = observe(self.task, self.state.model, batch, sorted(self.wants.student))
             for name, peer in self.peers.items():
                 wanted = sorted(self.wants.teachers.get(int(name), ()))
@@ -154,11 +155,6 @@ class Lesson(nn.Module):
     def projections(self) -> list[nn.Parameter]:
         """Return the parameters of what the objective built."""
         return [] if self.learned is None else [*self.learned.parameters()]
-
-    def autocast(self) -> torch.autocast:
-        """Return what forwards in training run under."""
-        low = self.state.precision == "bfloat16"
-        return torch.autocast(self.state.device.split(":")[0], torch.bfloat16, enabled=low)
 
 
 def _indices(state: State) -> range:

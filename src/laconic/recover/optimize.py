@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -12,7 +12,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from laconic.step import Value
-from laconic.weights.laid import Laid
 
 __all__ = [
     "SGD",
@@ -25,7 +24,6 @@ __all__ = [
     "Milestones",
     "Optimizer",
     "Stop",
-    "advance",
     "curvature_of",
 ]
 
@@ -233,20 +231,6 @@ def curvature_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Tensor 
     _, beta2 = next(ours)["betas"]
     moment: Tensor = slots["exp_avg_sq"]
     return (moment / (1 - beta2 ** float(slots["step"]))).sqrt_().add_(EPSILON)
-
-
-def advance(laid: Mapping[Laid, Tensor], optimizer: torch.optim.Optimizer) -> None:
-    """Bring what is laid on weights forward by one update, curvature included.
-
-    Args:
-        laid: what is laid -> the latent weight below it.
-        optimizer: has just moved these.
-
-    >>> advance({}, torch.optim.SGD([nn.Parameter(torch.zeros(1))]))
-    """
-    for layer, latent in laid.items():
-        asked = "curvature" in layer.representation.needs
-        layer.update(curvature_of(optimizer, latent) if asked else None)
 
 
 class Stop(Value):

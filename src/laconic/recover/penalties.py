@@ -181,11 +181,11 @@ def along_channels(values: Tensor, weight: Tensor) -> Tensor:
 
 
 class Proximal(Value, ABC):
-    """Remove elements of one layer while it learns: a proximal step after every gradient step.
+    """Remove elements of one layer while it learns: proximal steps.
 
-    The paper's form shrinks all elements by a threshold that grows until few enough are left
-    (``soft``). Its reference code keeps the largest, fewer and fewer of them, and shrinks nothing
-    (``topk``; Bai et al. 2020). What is gone stays gone.
+    One follows every gradient step. The paper's form shrinks all elements by a threshold that grows
+    until few enough are left (``soft``). Its reference code keeps the largest, fewer and fewer of
+    them, and shrinks nothing (``topk``; Bai et al. 2020). What is gone stays gone.
 
     Attributes:
         keep: fraction of the elements left, (0, 1].

@@ -43,13 +43,8 @@ class Quadratic:
 
     def __call__(self, matrix: Tensor) -> Tensor:
         """Return the loss of a matrix W [groups, inputs, outputs], a scalar."""
-        return self.with_gradient(matrix)[0]
-
-    def with_gradient(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss, and its gradient ``2 (G W - P) / n`` [groups, inputs, outputs]."""
         answered = self.gram @ matrix
-        loss = ((answered - 2 * self.product) * matrix).sum() + self.constant
-        return loss / self.count, 2 * (answered - self.product) / self.count
+        return (((answered - 2 * self.product) * matrix).sum() + self.constant) / self.count
 
     def around(self, start: Tensor) -> Quadratic:
         """Return the loss as a form of the difference to a matrix [groups, inputs, outputs].

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
 
-from laconic.errors import ChainError, RecipeError
+from laconic import ranks
+from laconic.errors import ChainError, RecipeError, ScopeError
+from laconic.recover.descent import check_curvature, parameters_of
 from laconic.recover.feeding import Feed, Student
+from laconic.recover.fitting import fittings_of, gradient_of, parts_of
 from laconic.recover.layers import fit_layers
+from laconic.recover.modulewise import fit_all_at_once, fit_in_order
+from laconic.recover.pipeline import fit_on_ranks
 from laconic.recover.solve import Gradient, Solve
 from laconic.step import State, Step, Value
 from laconic.tasks.task import needed
@@ -26,6 +31,15 @@ __all__ = ["Order", "Parallel", "Reconstruct", "Sequential"]
 class Order(Value, ABC):
     """Which part learns when."""
 
+    @abstractmethod
+    def fit(self, step: Reconstruct, state: State) -> None:
+        """Let every part of blocks learn.
+
+        Args:
+            step: says which, and how.
+            state: of the run.
+        """
+
 
 class Sequential(Order):
     """One part after the other, each on what those before it have become.
@@ -34,9 +48,17 @@ class Sequential(Order):
     Sequential()
     """
 
+    def fit(self, step: Reconstruct, state: State) -> None:
+        """Fit one part after the other."""
+        fit_in_order(fittings_of(step, state), state)
+
 
 class Parallel(Order):
-    """All parts at once, each on what its predecessor sent lately (MREM-P; Bai et al. 2022).
+    """All parts at once, each on what the one before sent lately (MREM-P).
+
+    One process lets them take an update in turn, the same numbers every time. Those that torchrun
+    has started share the parts among them and send features on while they train (Bai et al. 2022,
+    Towards Efficient Post-training Quantization of Pre-trained Language Models).
 
     Attributes:
         queue: how many batches of features a part keeps of what it was sent.
@@ -48,6 +70,13 @@ class Parallel(Order):
     positional: ClassVar[tuple[str, ...]] = ("queue",)
 
     queue: Annotated[int, Field(ge=1)] = 16
+
+    def fit(self, step: Reconstruct, state: State) -> None:
+        """Fit all parts in turn, an update each, or on all processes that torchrun started."""
+        if ranks.count() > 1:
+            fit_on_ranks(step, state, self.queue)
+        else:
+            fit_all_at_once(fittings_of(step, state), state, self.queue)
 
 
 class Reconstruct(Step):
@@ -71,30 +100,37 @@ class Reconstruct(Step):
     solve: Solve = Gradient()
 
     def check(self, model: nn.Module, task: Task | None, earlier: tuple[Step, ...] = ()) -> None:
-        """Refuse to run without a task, and layers that learn in parallel.
+        """Refuse parts that do not exist, and ways in which they cannot learn.
 
         Raises:
             TaskError: there is no task.
-            RecipeError: the order is not one of these parts.
+            ScopeError: the scope has no parameters.
+            ModelError: the network has no blocks, or shares them.
+            RecipeError: these parts cannot be fitted in this order, or solved for.
             ChainError: a step before leaves nothing that these parts can learn.
         """
         super().check(model, task, earlier)
         needed(task, "reconstruct needs examples")
-        if self.parts == "layer" and isinstance(self.order, Parallel):
+        if self.parts == "layer":
+            self._check_layers(model, earlier)
+        else:
+            self._check_parts(model, earlier)
+        if not parameters_of(model, self.scope.select(model)):
+            raise ScopeError(f"'{self.scope}' selects no module with parameters to fit")
+
+    def _check_layers(self, model: nn.Module, earlier: tuple[Step, ...]) -> None:
+        if isinstance(self.order, Parallel):
             raise RecipeError(
                 "reconstruct: layers learn one after the other; order: parallel is of parts: block "
                 "or of a number of parts"
             )
-        if self.parts == "layer":
-            self._check_layers(model, earlier)
-
-    def _check_layers(self, model: nn.Module, earlier: tuple[Step, ...]) -> None:
         if any(step.name == "split" for step in earlier):
             raise ChainError(
                 "reconstruct after split: the teacher has no layers like halves; put reconstruct "
                 "before split, or fit whole blocks (parts: block)"
             )
-        if not self.solve.exact:
+        if isinstance(self.solve, Gradient):
+            check_curvature(self, self.solve.optimizer, model, earlier)
             return
         for name, representation in planned(model, self.scope, earlier).items():
             if not isinstance(representation, Float):
@@ -104,6 +140,13 @@ class Reconstruct(Step):
                     "quantize, or use gradient"
                 )
 
+    def _check_parts(self, model: nn.Module, earlier: tuple[Step, ...]) -> None:
+        parts_of(self, model)
+        check_curvature(self, gradient_of(self.solve).optimizer, model, earlier)
+
     def apply(self, state: State) -> None:
         """Fit every part."""
-        fit_layers(state, self.scope, feed=self.feed, solve=self.solve)
+        if self.parts == "layer":
+            fit_layers(state, self.scope, feed=self.feed, solve=self.solve)
+        else:
+            self.order.fit(self, state)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import functools
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -10,9 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from laconic.errors import RunError
 from laconic.progress import progress
-from laconic.recover.optimize import Adam, Milestones, Optimizer, advance
+from laconic.recover.optimize import Adam, Milestones, Optimizer
 from laconic.recover.penalties import Proximal, ProximalL21
 from laconic.recover.quadratic import Quadratic
 from laconic.step import Value
@@ -48,11 +47,6 @@ class Solve(Value, ABC):
         """Return whether it chooses which input channels of a layer are left."""
         return False
 
-    @property
-    def exact(self) -> bool:
-        """Return whether a layer's numbers are solved for, so that rounding would undo it."""
-        return True
-
     @abstractmethod
     def fit(self, part: LayerPart) -> None:
         """Find the numbers of one layer."""
@@ -84,37 +78,22 @@ class Gradient(Solve):
         """Return whether the penalty is on input channels."""
         return isinstance(self.penalty, ProximalL21)
 
-    @property
-    def exact(self) -> bool:
-        """Return False."""
-        return False
-
     def fit(self, part: LayerPart) -> None:
         """Descend on the quadratic form; remove what the penalty no longer lets in."""
         # First: a mask that is laid on a weight makes another parameter of it.
         removal = None if self.penalty is None else _Removal(self.penalty, part, self.steps)
-        optimizer = self.optimizer.build(part.parameters())
-        start, laid = part.matrix(), part.laid()
+        descent = part.descent(self.optimizer)
+        start = part.matrix().float()
         form = part.around(start, 0.0)
         for step in progress(range(self.steps), part.label):
             done = step / self.steps
             if 0 < done <= part.feed.settled:
                 form = part.around(start, done)
-            for group in optimizer.param_groups:
-                group["lr"] = self.optimizer.lr * self.optimizer.decay.factor(done)
-            optimizer.zero_grad()
-            loss = part.descend(form, start)
-            if not math.isfinite(loss):
-                raise RunError(
-                    f"reconstruct: the loss of '{part.path}' is {loss} after {step} steps; lower "
-                    f"the learning rate ({self.optimizer.lr:g})"
-                )
-            part.note(loss)
-            optimizer.step()
-            advance(laid, optimizer)
+            where = f"in layer '{part.path}', update {step + 1}"
+            part.note(descent.update(functools.partial(part.loss, form, start), done, where))
             if removal is not None:
                 removal.step(step)
-        optimizer.zero_grad()
+        descent.finish()
 
 
 class _Removal:
@@ -168,9 +147,10 @@ class _Removal:
 
 
 class LeastSquares(Solve):
-    """Solve a layer exactly: of all minima of its loss, the one closest to its weights now.
+    """Solve a layer exactly.
 
-    Masked weights stay masked. What the examples do not determine stays as it is.
+    Of all minima of its loss, the one that is closest to its weights as they are. Masked weights
+    stay masked. What the examples do not determine stays as it is.
 
     >>> LeastSquares()
     LeastSquares()
@@ -184,7 +164,7 @@ class LeastSquares(Solve):
 
 
 class Pointwise(Solve):
-    """Solve a 1x1 convolution behind a layer, and absorb it (FSKD; Li et al. 2020).
+    """Solve a 1x1 convolution behind a layer, and absorb it (Li et al. 2020, FSKD).
 
     ``min_Q ||X W Q - Y||^2`` and ``W <- W Q``: as few numbers as answers squared, so that few
     examples suffice. Of all minima, by least squares, the one closest to the identity.
@@ -208,7 +188,7 @@ class Pointwise(Solve):
 
 
 class Greedy(Solve):
-    """Remove input channels one by one, each the least missed (ThiNet; Luo et al. 2017).
+    """Remove input channels one by one, the least missed (Luo et al. 2017, ThiNet).
 
     Of all channels, the next is the one with which the sum of all removed contributions to the
     layer's answers stays smallest. Then a factor for every channel left is solved by least
@@ -244,7 +224,7 @@ class Greedy(Solve):
 
 
 class Lasso(Solve):
-    """Choose input channels by LASSO, then solve the layer exactly (CP; He et al. 2017).
+    """Choose input channels by LASSO, then solve the layer (He et al. 2017, CP).
 
     ``min_b 1/(2N) ||Y - sum_i b_i X_i W_i||^2 + l sum |b_i|`` with every W_i scaled to norm 1; l
     falls from where all channels are out until as many as wanted are in.

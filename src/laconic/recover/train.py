@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,22 +11,19 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
-from torch.nn.utils import parametrize
 
-from laconic.errors import ChainError, RunError, ScopeError, TaskError
+from laconic.errors import RunError, ScopeError, TaskError
 from laconic.models.capture import Features
-from laconic.names import module_of, plain_name
 from laconic.progress import progress
+from laconic.recover.descent import Descent, check_curvature, parameters_of
 from laconic.recover.lesson import Lesson
 from laconic.recover.objectives import Label, Objective
-from laconic.recover.optimize import AdamW, Optimizer, Stop, advance
+from laconic.recover.optimize import AdamW, Optimizer, Stop
 from laconic.recover.penalties import Penalty
-from laconic.scope import Scope
 from laconic.step import During, State, Step, derive
 from laconic.tasks.split import map_tensors
 from laconic.tasks.task import needed
-from laconic.weights.laid import Laid, copied, laid_tensors
-from laconic.weights.quantize import planned
+from laconic.weights.laid import copied
 from laconic.weights.quantizer import Quantizer
 
 if TYPE_CHECKING:
@@ -77,13 +73,13 @@ class Train(Step):
         """Refuse to train without a task, nothing, or with the wrong optimiser."""
         super().check(model, task, earlier)
         needed(task, "train needs data")
-        if not _parameters(model, self.scope):
+        if not parameters_of(model, self.scope.select(model)):
             raise ScopeError(f"'{self.scope}' selects no module with parameters to train")
         if not earlier:
             _trained(self, model)  # refuses a scope where all is frozen
         if self.penalty is not None:
             self.penalty.tensors(model, self.scope)  # refuses a scope without what it is of
-        _check_curvature(self, model, earlier)
+        check_curvature(self, self.optimizer, model, earlier)
         for index, step in enumerate(self.during):
             step.check(model, task, (*earlier, *self.during[:index]))
 
@@ -101,11 +97,12 @@ class _Loop:
         self.scope = train.scope.select(self.model)
         self.lesson = Lesson(train.objective, state, self.task)
         # One gradient norm each, so that a peer's does not shrink the student's step.
-        self.networks = [[*_trained(train, self.model), *self.lesson.projections()]]
-        self.networks += [_learning(peer) for peer in self.lesson.peers.values()]
-        self.parameters = [*itertools.chain.from_iterable(self.networks)]
-        self.optimizer = train.optimizer.build(self.parameters)
-        _check_curvature(train, self.model, ())
+        networks = [[*_trained(train, self.model), *self.lesson.projections()]]
+        networks += [_learning(peer) for peer in self.lesson.peers.values()]
+        self.descent = Descent(
+            train.optimizer, self.model, self.scope, networks=networks, name=train.name
+        )
+        check_curvature(train, train.optimizer, self.model)
         self.per_epoch = self.task.train.batch_count(train.batch)
         self.updates = train.epochs * self.per_epoch
         self.epoch = self.batch = self.stale = 0
@@ -120,7 +117,7 @@ class _Loop:
         label = f"{self.train.name} {self.train.epochs} epochs"
         for batch in progress(self.batches(), label, self.updates - self.finished):
             self.update(batch)
-        self.optimizer.zero_grad()
+        self.descent.finish()
         if self.best:
             self.model.load_state_dict(self.best)
         self.model.eval()
@@ -170,21 +167,9 @@ class _Loop:
     def learn(self, batch: Batch, taught: Sequence[Features]) -> None:
         """Move the parameters by one batch."""
         done = self.finished / self.updates
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.train.optimizer.lr * self.train.optimizer.decay.factor(done)
-        # Cached, a laid weight is decoded once for forward and penalty; it is stale afterwards.
-        with parametrize.cached():
-            loss = self.loss(batch, taught, done)
-        found = loss.item()
-        self.refuse(found, f"at epoch {self.epoch + 1}, batch {self.batch + 1}")
+        where = f"at epoch {self.epoch + 1}, batch {self.batch + 1}"
+        found = self.descent.update(lambda: self.loss(batch, taught, done), done, where)
         self.state.note(f"{self.train.name}: {self.train.objective.words}", found)
-        self.optimizer.zero_grad()
-        loss.backward(inputs=self.parameters)
-        if self.train.optimizer.clip is not None:
-            for parameters in self.networks:
-                nn.utils.clip_grad_norm_(parameters, self.train.optimizer.clip)
-        self.optimizer.step()
-        advance(self.laid(), self.optimizer)
 
     def learnable(self, batch: Batch) -> bool:
         """Return whether BatchNorm can normalise a batch; one example may be too few.
@@ -203,22 +188,6 @@ class _Loop:
                 f"batch of at least 2, not {self.train.batch}"
             )
         return False
-
-    def laid(self) -> dict[Laid, Tensor]:
-        """Return what is laid on the weights of the scope, once where they are tied, and these."""
-        return {
-            layer: latent
-            for name, (layer, latent) in laid_tensors(self.model).items()
-            if name.rpartition(".")[0] in self.scope
-        }
-
-    def refuse(self, loss: float, where: str) -> None:
-        """Stop at a loss that is not finite."""
-        if not math.isfinite(loss):
-            raise RunError(
-                f"train: the loss is {loss} {where}; lower the learning rate "
-                f"({self.train.optimizer.lr:g}) or clip the gradient"
-            )
 
     def loss(self, batch: Batch, taught: Sequence[Features], done: float) -> Tensor:
         """Return objective plus penalty, in float32."""
@@ -240,7 +209,7 @@ class _Loop:
             score[0],
             scores["loss"],
         )
-        self.refuse(scores["loss"], f"on the validation split after epoch {self.epoch}")
+        self.descent.refuse(scores["loss"], f"on the validation split after epoch {self.epoch}")
         # What still changes the network would be undone by going back to an earlier epoch.
         settled = max((step.settled for step in self.train.during), default=0.0)
         if self.epoch / self.train.epochs < settled:
@@ -263,9 +232,7 @@ class _Loop:
         """Return all that a resumed loop needs: counters and named tensors."""
         tensors = {f"best/{name}": tensor for name, tensor in self.best.items()}
         tensors |= {f"lesson/{name}": tensor for name, tensor in self.lesson.state_dict().items()}
-        for index, slots in self.optimizer.state_dict()["state"].items():
-            for key, value in slots.items():
-                tensors[f"optimizer/{index}/{key}"] = torch.as_tensor(value)
+        tensors |= {f"optimizer/{name}": t for name, t in self.descent.tensors().items()}
         counters = {
             "epoch": self.epoch,
             "batch": self.batch,
@@ -280,32 +247,12 @@ class _Loop:
         self.epoch, self.batch, self.stale = (counters[k] for k in ("epoch", "batch", "stale"))
         if counters["best_score"] is not None:
             self.best_score = tuple(counters["best_score"])
-        slots: dict[int, dict[str, Tensor]] = {}
-        lesson: dict[str, Tensor] = {}
+        kinds: dict[str, dict[str, Tensor]] = {"best": self.best, "lesson": {}, "optimizer": {}}
         for name, tensor in tensors.items():
             kind, _, rest = name.partition("/")
-            if kind == "best":
-                self.best[rest] = tensor
-            elif kind == "lesson":
-                lesson[rest] = tensor
-            else:
-                index, _, key = rest.partition("/")
-                slots.setdefault(int(index), {})[key] = tensor
-        self.lesson.load_state_dict(lesson)
-        self.refuse_misfit(slots)
-        current = self.optimizer.state_dict()
-        self.optimizer.load_state_dict({"state": slots, "param_groups": current["param_groups"]})
-
-    def refuse_misfit(self, slots: Mapping[int, Mapping[str, Tensor]]) -> None:
-        """Stop where a checkpoint's moments are not of these parameters: torch does not look."""
-        moved = [p for group in self.optimizer.param_groups for p in group["params"]]
-        for index, kept in slots.items():
-            shapes = {tensor.shape for key, tensor in kept.items() if key != "step"}
-            if index >= len(moved) or not shapes <= {moved[index].shape}:
-                raise RunError(
-                    "train: the moments in the checkpoint are not those of these parameters; "
-                    "resume with the network that the run began with"
-                )
+            kinds[kind][rest] = tensor
+        self.lesson.load_state_dict(kinds["lesson"])
+        self.descent.restore(kinds["optimizer"])
 
 
 def _examples(batch: Batch) -> int:
@@ -334,42 +281,17 @@ def _normalised(task: Task, model: nn.Module, batch: Batch) -> bool:
     return True
 
 
-def _check_curvature(train: Train, model: nn.Module, earlier: tuple[Step, ...]) -> None:
-    """Refuse an optimiser without a second moment where a representation needs one."""
-    if train.optimizer.second_moment:
-        return
-    for name, representation in planned(model, train.scope, earlier).items():
-        if "curvature" in representation.needs:
-            raise ChainError(
-                f"train with {train.optimizer.name} after quantize ({representation.name}) at "
-                f"'{name}': that needs Adam's second moment of the weight; use adam or adamw"
-            )
-
-
 def _learning(network: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
 def _trained(train: Train, model: nn.Module) -> list[nn.Parameter]:
     """Return the parameters that move, in an order that laying a weight does not change."""
-    chosen = [p for p in _parameters(model, train.scope) if p.requires_grad]
+    selected = train.scope.select(model)
+    chosen = [p for p in parameters_of(model, selected) if p.requires_grad]
     if not chosen:
         raise RunError(
             f"train: every parameter in scope '{train.scope}' is frozen; set requires_grad, or "
             "widen the scope"
         )
     return chosen
-
-
-def _parameters(model: nn.Module, scope: Scope) -> list[nn.Parameter]:
-    """Return the parameters of a scope, sorted by their plain names.
-
-    One that several modules share belongs to the scope with any of them.
-    """
-    selected = scope.select(model)
-    found: dict[nn.Parameter, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if module_of(name) in selected:
-            plain = plain_name(name)
-            found[parameter] = min(plain, found.get(parameter, plain))
-    return sorted(found, key=lambda parameter: found[parameter])

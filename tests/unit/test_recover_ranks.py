@@ -1,0 +1,213 @@
+"""Parts on two processes: what they become, and what happens when one of them dies."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import runpy
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing import forkserver, get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from laconic.errors import LaconicError
+from laconic.recover import Adam, Gradient, Parallel, Reconstruct
+from laconic.recover.fitting import Fitting
+from laconic.recover.pipeline import balanced
+from laconic.run import compress
+from laconic.ship import load
+from laconic.tasks import Task
+from laconic.weights import MovingAverage, Quantize
+
+Start = Callable[..., list[BaseProcess]]
+QUANTIZE = Quantize(8, activation=MovingAverage(8))
+# What is imported on the way would otherwise be imported by every process.
+PRELOADED = ["laconic.run", "laconic.report.report", "sklearn.datasets", "constriction"]
+PRELOADED += ["torch.utils.flop_counter", "torch._dynamo", "pytest"]
+PATIENCE = 120  # seconds for what takes a few: other work may share the cores
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(6, 5), nn.Linear(5, 6)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.outer(self.inner(hidden).relu())
+
+
+class Chain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.blocks = nn.ModuleList(Block() for _ in range(4))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.stem(inputs)
+        for block in self.blocks:
+            hidden = block(hidden)
+        return self.head(hidden)
+
+
+def chain() -> Chain:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Chain().eval()
+
+
+def astray() -> Chain:
+    """Return the network with noise on its numbers."""
+    model, generator = chain(), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def task() -> Task:
+    generator = torch.Generator().manual_seed(0)
+    pair = torch.randn(24, 4, generator=generator), torch.arange(24) % 3
+    return Task(pair, pair, pair)
+
+
+@torch.no_grad()
+def hidden(model: Any) -> Tensor:
+    feature = model.stem(task().example_batch(8).inputs[0])
+    for block in model.blocks:
+        feature = block(feature)
+    return feature
+
+
+def child(out: str, own: str, port: str, parts: Any, steps: int, dies: int) -> None:
+    """Compress as one of two processes; leave beside the run what it has, or was refused for."""
+    torch.set_num_threads(1)
+    update = Fitting.update
+    os.environ |= {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {"WORLD_SIZE": "2", "RANK": own, "LOCAL_RANK": own}
+
+    def mortal(self: Fitting, flow: Any) -> Any:
+        if own == "1" and self.finished == dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.005)
+        return update(self, flow)
+
+    Fitting.update = mortal  # type: ignore[method-assign]
+    asked = Reconstruct(
+        parts=parts, order=Parallel(2), solve=Gradient(steps, batch=8, optimizer=Adam(1e-2))
+    )
+    options: Any = {"teacher": chain(), "resume": True, "device": "cpu", "checkpoint_seconds": 0.05}
+    try:
+        result = compress(astray(), task(), [QUANTIZE, asked], out=out, **options)
+    except LaconicError as error:
+        Path(f"{out}.{own}.error").write_text(f"{type(error).__name__}: {error}")
+        sys.exit(2)
+    digest = hashlib.sha256()
+    for _, tensor in sorted(result.model.state_dict().items()):
+        digest.update(tensor.numpy().tobytes())
+    Path(f"{out}.{own}").write_text(digest.hexdigest())
+
+
+@pytest.fixture(scope="module")
+def start() -> Iterator[Start]:
+    """Return a function that starts two processes as torchrun would, without its agent.
+
+    The agent would end both. They are forked from one that has imported everything.
+    """
+    context, started = get_context("forkserver"), []
+    context.set_forkserver_preload(PRELOADED)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_WAIT_POLICY", "passive")
+        forkserver.ensure_running()
+
+    def begin(out: Path, *, parts: Any = 2, steps: int = 40, dies: int = -1) -> list[BaseProcess]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        pair = []
+        for rank in ("0", "1"):
+            values = {"ARGUMENTS": (str(out), rank, port, parts, steps, dies)}
+            process = context.Process(target=runpy.run_path, args=(__file__, values, "child"))
+            process.start()
+            pair.append(process)
+        started.extend(pair)
+        return pair
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.join(PATIENCE)
+        process.close()
+
+
+def finish(processes: list[BaseProcess]) -> list[int | None]:
+    for process in processes:
+        process.join(PATIENCE)
+    return [process.exitcode for process in processes]
+
+
+def test_two_processes_make_one_network_and_one_writes(start: Start, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert finish(start(out)) == [0, 0]
+    assert (tmp_path / "run.0").read_text() == (tmp_path / "run.1").read_text()
+    assert {path.name for path in out.iterdir()} == {
+        *("model.safetensors", "checkpoint.safetensors", "history.json", "recipe.yaml"),
+        *("run.json", "report.html", ".lock"),
+    }
+    found: Any = load(out / "model.safetensors", model=chain())
+    far, near = (
+        float((hidden(each) - hidden(chain())).square().mean()) for each in (astray(), found)
+    )
+    assert near < 0.5 * far
+
+
+def test_where_one_dies_the_other_ends_and_both_resume(start: Start, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    processes = start(out, dies=25)
+    assert finish(processes[1:]) == [-signal.SIGKILL]
+    died = time.monotonic()
+    assert finish(processes[:1]) == [2]
+    assert time.monotonic() - died < 10
+    told = (tmp_path / "run.0.error").read_text()
+    assert told.startswith("RunError: reconstruct: rank 1 has ended")
+    assert "resume the run" in told
+    kept = {path.name for path in out.glob("checkpoint-*")}
+    assert kept == {"checkpoint-0.safetensors", "checkpoint-1.safetensors"}
+    # It would die again if it began anew.
+    assert finish(start(out, dies=2)) == [0, 0]
+    assert (tmp_path / "run.0").read_text() == (tmp_path / "run.1").read_text()
+    assert not [*out.glob("checkpoint-*")]
+
+
+def test_more_processes_than_parts_are_refused(start: Start, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert finish(start(out, parts=1)) == [2, 2]
+    for rank in (0, 1):
+        told = (tmp_path / f"run.{rank}.error").read_text()
+        assert told.startswith("RecipeError: reconstruct: there are 2 processes and 1 parts")
+
+
+@pytest.mark.parametrize(
+    ("costs", "count", "cuts"),
+    [
+        ([1, 1, 1, 1], 2, [0, 2, 4]),
+        ([5, 1, 1, 1], 2, [0, 1, 4]),
+        ([1, 1, 1, 5], 3, [0, 1, 3, 4]),
+        ([2, 2], 2, [0, 1, 2]),
+        ([3], 1, [0, 1]),
+    ],
+)
+def test_cuts_balance_the_largest_piece(costs: list[float], count: int, cuts: list[int]) -> None:
+    assert balanced(costs, count) == cuts
+
+
+if __name__ == "child":
+    child(*ARGUMENTS)  # type: ignore[name-defined]  # noqa: F821
