@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from laconic.errors import (
     AxisError,
@@ -20,6 +21,7 @@ from laconic.errors import (
     ScopeError,
     TaskError,
 )
+from laconic.models import resnet
 from laconic.recover import (
     Adam,
     Cross,
@@ -41,6 +43,7 @@ from laconic.recover import (
     Teacher,
 )
 from laconic.recover.quadratic import Fitted
+from laconic.recover.stream import Stored
 from laconic.run import compress
 from laconic.scope import Scope
 from laconic.step import State, run_step
@@ -322,3 +325,63 @@ def test_loss_is_not_finite(net: nn.Module, task: Task) -> None:
     nn.init.normal_(layer(state.model, "conv0").weight)
     with pytest.raises(LaconicError, match="learning rate"):
         run_step(Reconstruct(solve=Gradient(50, optimizer=Adam(lr=1e30))), state)
+
+
+def bert() -> nn.Module:
+    """Return a BERT of two layers with a head, of random weights."""
+    transformers = pytest.importorskip("transformers", reason="encoders need transformers")
+    config = transformers.BertConfig(
+        hidden_size=8,
+        num_attention_heads=2,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        vocab_size=20,
+        num_labels=3,
+        initializer_range=0.5,
+    )
+    network: nn.Module = transformers.BertForSequenceClassification(config).eval()
+    return network
+
+
+def texts() -> Task:
+    """Return a task whose texts are padded."""
+    tokens = torch.randint(1, 20, (24, 6))
+    mask = (torch.arange(6) < torch.randint(2, 7, (24, 1))).long()
+    items = [
+        {"input_ids": ids, "attention_mask": kept, "labels": torch.tensor(index % 3)}
+        for index, (ids, kept) in enumerate(zip(tokens, mask, strict=True))
+    ]
+    split = DataLoader(cast("Any", items), batch_size=8)
+    return Task(split, split, split)
+
+
+def images() -> Task:
+    targets = torch.arange(12) % 3
+    data = torch.randn(12, 3, 8, 8), targets
+    return Task(data, data, data)
+
+
+@pytest.mark.parametrize("kind", ["convolutions", "encoder"])
+def test_a_layer_is_reached_from_the_block_before(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, data = (resnet(8).eval(), images()) if kind == "convolutions" else (bert(), texts())
+    step = Reconstruct(feed=Cross(0.5), solve=Gradient(5, optimizer=FAST, penalty=ProximalL1(0.5)))
+    stored: list[Path] = []
+    write = Stored.__init__
+
+    def note(self: Stored, folder: Path, *rest: Any) -> None:
+        stored.append(folder)
+        write(self, folder, *rest)
+
+    monkeypatch.setattr(Stored, "__init__", note)
+    near = state_of(network, data)
+    run_step(step, near)
+    assert len(stored) == (2 if kind == "convolutions" else 1)
+    assert not any(folder.exists() for folder in stored)
+    monkeypatch.setattr("laconic.recover.inflow._names_of_blocks", lambda *_: [])
+    far = state_of(network, data)
+    run_step(step, far)
+    assert near.curves.keys() == far.curves.keys()
+    for path, losses in far.curves.items():
+        assert near.curves[path] == pytest.approx(losses, rel=1e-3, abs=1e-7), path

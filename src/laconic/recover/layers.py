@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any, cast
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from laconic.errors import AxisError, ModelError, RecipeError, ScopeError
 from laconic.names import joined
 from laconic.recover.descent import Descent
 from laconic.recover.feeding import Feed
+from laconic.recover.inflow import Inflow, Pair, calls_of
 from laconic.recover.optimize import Optimizer
 from laconic.recover.penalties import along_channels, channel_norms
 from laconic.recover.quadratic import Fitted, Moments, Quadratic, groups_of, matrix_of, weight_of
@@ -25,16 +25,13 @@ from laconic.step import State
 from laconic.structure.axes import Axis, find_axes, slice_
 from laconic.structure.elements import alive, mask_, roles, unmask_
 from laconic.structure.examples import example_inputs
-from laconic.tasks import Batch, Task
-from laconic.tasks.task import evaluation, needed
+from laconic.tasks.task import needed
 from laconic.weights.laid import latent_of, mask_of, narrow
 
 __all__ = ["LayerPart", "fit_layers", "fitted_layers"]
 
 logger = logging.getLogger(__name__)
 
-# Examples at once while what enters a layer is summed up.
-SUMMED = 64
 # Kinds of axes whose elements a layer may be the only one to read.
 READ_ALONE = ("channel", "neuron")
 
@@ -207,30 +204,24 @@ def fit_layers(state: State, scope: Scope, *, feed: Feed, solve: Solve) -> None:
     layers = fitted_layers(state, scope, feed)
     axes = _read_alone(state, layers) if solve.selects else {}
     paths = [path for path in layers if path in axes or not solve.selects]
-    for index in state.rounds(len(paths)):
-        if state.keeper is not None and state.keeper.due():
-            state.keeper.write(state, {})
-        path = paths[index]
-        label = f"reconstruct {path} ({index + 1} of {len(paths)})"
-        part = LayerPart(state, path, _moments(state, path, layers[path]), feed=feed, label=label)
-        solve.fit(part)
-        if path in axes:
-            mask_(state.model, {axes[path]: part.selected()})
-        losses = state.curves[path]
-        logger.info("%s: loss %.4g -> %.4g", label, losses[0], losses[-1])
+    with tempfile.TemporaryDirectory(prefix="laconic-") as folder:
+        inflow = Inflow(state, Path(folder))
+        for index in state.rounds(len(paths)):
+            if state.keeper is not None and state.keeper.due():
+                state.keeper.write(state, {})
+            path = paths[index]
+            label = f"reconstruct {path} ({index + 1} of {len(paths)})"
+            moments = inflow.moments(path, layers[path])
+            part = LayerPart(state, path, moments, feed=feed, label=label)
+            solve.fit(part)
+            if path in axes:
+                mask_(state.model, {axes[path]: part.selected()})
+            losses = state.curves[path]
+            logger.info("%s: loss %.4g -> %.4g", label, losses[0], losses[-1])
     _cut(state.model, list(axes.values()))
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """The same layer of both networks, and how often a forward calls it."""
-
-    teacher: Fitted
-    student: Fitted
-    calls: int
-
-
-def fitted_layers(state: State, scope: Scope, feed: Feed) -> dict[str, _Pair]:
+def fitted_layers(state: State, scope: Scope, feed: Feed) -> dict[str, Pair]:
     """Return the layers of a scope that the teacher's can teach, in the order of a forward.
 
     Raises:
@@ -240,20 +231,20 @@ def fitted_layers(state: State, scope: Scope, feed: Feed) -> dict[str, _Pair]:
     if not len(state.teacher):
         raise ModelError("reconstruct needs a teacher; run it by compress, or give the state one")
     task, teacher = needed(state.task, "reconstruct needs examples"), state.teacher[0]
-    called = _calls(task, state.model, scope)
+    called = calls_of(task, state.model, scope)
     if not called:
         raise ScopeError(
             f"reconstruct: '{scope}' selects no linear layer or convolution that a forward calls"
         )
     theirs = dict(teacher.named_modules())
-    pairs: dict[str, _Pair] = {}
+    pairs: dict[str, Pair] = {}
     for path, calls in called.items():
         student, other = state.model.get_submodule(path), theirs.get(path)
         if not latent_of(state.model, joined(path, "weight"))[1].requires_grad:
             logger.info("reconstruct: '%s' stays: its weight is frozen", path)
             continue
         if isinstance(other, Fitted) and _answers_alike(other, cast("Fitted", student)):
-            pairs[path] = _Pair(other, cast("Fitted", student), calls)
+            pairs[path] = Pair(other, cast("Fitted", student), calls)
             _check_feed(feed, path, pairs[path])
         else:
             logger.info("reconstruct: '%s' stays: the teacher's answers have another shape", path)
@@ -265,27 +256,6 @@ def fitted_layers(state: State, scope: Scope, feed: Feed) -> dict[str, _Pair]:
     return pairs
 
 
-def _calls(task: Task, model: nn.Module, scope: Scope) -> Counter[str]:
-    """Return how often a forward calls the layers of a scope, in the order of first calls."""
-    calls: Counter[str] = Counter()
-    with ExitStack() as stack:
-        for path, module in scope.select(model).items():
-            if isinstance(module, Fitted):
-
-                def count(*_: Any, path: str = path) -> None:
-                    calls[path] += 1
-
-                stack.enter_context(_hooked(module, count))
-        with evaluation(model):
-            task.call(model, _examples(task, model))
-    return calls
-
-
-def _examples(task: Task, model: nn.Module) -> Batch:
-    first = next(model.parameters())
-    return task.example_batch(2).to(first.device)
-
-
 def _answers_alike(teacher: Fitted, student: Fitted) -> bool:
     """Return whether answers of the same shape come from the same positions."""
     names = ("kernel_size", "stride", "padding", "dilation", "groups")
@@ -294,7 +264,7 @@ def _answers_alike(teacher: Fitted, student: Fitted) -> bool:
     return all(same) and biased and teacher.weight.shape[0] == student.weight.shape[0]
 
 
-def _check_feed(feed: Feed, path: str, pair: _Pair) -> None:
+def _check_feed(feed: Feed, path: str, pair: Pair) -> None:
     """Refuse to mix what has not the same width."""
     own = all(
         (term.teacher, term.student) == (1, 1)
@@ -308,50 +278,6 @@ def _check_feed(feed: Feed, path: str, pair: _Pair) -> None:
             f"{shapes[0][1]}, which {feed} would mix; feed it by student, or reconstruct first "
             "and let it remove channels"
         )
-
-
-def _moments(state: State, path: str, pair: _Pair) -> Moments:
-    """Return the moments of what enters a layer, over all training examples."""
-    task, moments = (
-        needed(state.task, "reconstruct needs examples"),
-        Moments(pair.teacher, pair.student),
-    )
-    networks = (state.teacher[0], pair.teacher), (state.model, pair.student)
-    for batch in task.train.any_order(SUMMED, device=state.device):
-        mask = batch.inputs.get("attention_mask") if isinstance(batch.inputs, Mapping) else None
-        taught, own = (_entering(task, net, layer, batch, pair.calls) for net, layer in networks)
-        for other, tensor in zip(taught, own, strict=True):
-            moments.add(other, tensor, None if mask is None else mask.bool())
-    return moments
-
-
-class _Enough(Exception):
-    """Ends a forward whose rest nobody needs."""
-
-
-def _entering(
-    task: Task, model: nn.Module, layer: nn.Module, batch: Batch, calls: int
-) -> list[Tensor]:
-    """Return what enters a layer, rounded where it rounds, at every call of a forward."""
-    found: list[Tensor] = []
-
-    def take(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        found.append(next(each for each in (*inputs, *named.values()) if isinstance(each, Tensor)))
-        if len(found) == calls:
-            raise _Enough
-
-    with _hooked(layer, take), evaluation(model), suppress(_Enough):
-        task.call(model, batch)
-    return found
-
-
-@contextmanager
-def _hooked(module: nn.Module, hook: Any) -> Iterator[None]:
-    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _read_alone(state: State, paths: Iterable[str]) -> dict[str, Axis]:

@@ -1,0 +1,197 @@
+"""What enters the layers of both networks, computed from the nearest block whose input is kept."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from laconic.errors import ModelError
+from laconic.models.capture import blocks_of, padding_mask
+from laconic.recover.parts import Part, check_chain
+from laconic.recover.quadratic import Fitted, Moments
+from laconic.recover.stream import Flow, Stored
+from laconic.scope import Scope
+from laconic.step import State
+from laconic.tasks import Task
+from laconic.tasks.task import evaluation, needed
+
+__all__ = ["Inflow", "Pair", "calls_of"]
+
+EXAMPLES = 2  # that show what a network calls
+SUMMED = 64  # examples at once while what enters a layer is summed up
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same layer of both networks, and how often a forward calls it."""
+
+    teacher: Fitted
+    student: Fitted
+    calls: int
+
+
+def calls_of(task: Task, model: nn.Module, scope: Scope) -> Counter[str]:
+    """Return how often a forward calls the layers of a scope, in the order of first calls.
+
+    >>> from laconic.models import digits_cnn
+    >>> from laconic.tasks import digits
+    >>> list(calls_of(digits(), digits_cnn(), Scope("*")))
+    ['conv1', 'conv2', 'fc1', 'fc2']
+    """
+    calls: Counter[str] = Counter()
+    with ExitStack() as stack:
+        for path, module in scope.select(model).items():
+            if isinstance(module, Fitted):
+
+                def count(*_: Any, path: str = path) -> None:
+                    calls[path] += 1
+
+                stack.enter_context(_hooked(module, count))
+        with evaluation(model):
+            task.call(model, task.example_batch(EXAMPLES).to(_device(model)))
+    return calls
+
+
+class Inflow:
+    """Runs both networks up to a layer, for every training example.
+
+    Where the blocks of both form a chain, what enters a block is kept on disk, and a layer is
+    reached from there: all layers together cost a few forwards, however deep the networks are.
+
+    Args:
+        state: its model, its first teacher and its task.
+        folder: that may hold features.
+    """
+
+    def __init__(self, state: State, folder: Path) -> None:
+        self.state, self.folder = state, folder
+        self.task = needed(state.task, "reconstruct needs examples")
+        self.networks = state.teacher[0].to(state.device), state.model
+        self.blocks = _names_of_blocks(self.networks, self.task)
+        self.place = 0
+        self.kept: Stored | None = None
+
+    def moments(self, path: str, pair: Pair) -> Moments:
+        """Return the moments of what enters a layer as the networks are now.
+
+        Args:
+            path: of the layer; not before that of an earlier call in a forward.
+            pair: the layer in both.
+        """
+        place = self._block(path)
+        if place is not None:
+            self._advance(place)
+        moments = Moments(pair.teacher, pair.student)
+        layers = pair.teacher, pair.student
+        with self._still():
+            for flow in self._flows() if place is not None else self._batches():
+                fed = (flow.teacher, flow.student)
+                taught, own = (
+                    _entering(layer, pair.calls, self._run(network, each, flow, place))
+                    for network, layer, each in zip(self.networks, layers, fed, strict=True)
+                )
+                for other, tensor in zip(taught, own, strict=True):
+                    moments.add(other, tensor, flow.beside.get("mask"))
+        return moments
+
+    def _run(
+        self, network: nn.Module, fed: Any, flow: Flow, place: int | None
+    ) -> Callable[[], object]:
+        """Return what runs a network through the block of a layer, or all of it."""
+        if place is None:
+            return lambda: self.task.call(network, fed)
+        part = Part(place, place + 1)
+        return lambda: part.answer(network, self.task, fed, flow.beside)
+
+    def _block(self, path: str) -> int | None:
+        """Return in which block a layer is; None: in none that is known."""
+        places = (place for place, own in enumerate(self.blocks) if path.startswith(f"{own}."))
+        return next(places, None)
+
+    def _advance(self, place: int) -> None:
+        """Keep what enters this block, with the blocks before it as they are now."""
+        while self.place < place:
+            part = Part(self.place, self.place + 1)
+            with self._still():
+                flows = (self._passed(part, flow) for flow in self._flows())
+                kept = Stored(self.folder / str(part.stop), flows, self.state.device)
+            if self.kept is not None:
+                self.kept.close()
+            self.place, self.kept = part.stop, kept
+
+    def _passed(self, part: Part, flow: Flow) -> Flow:
+        taught, own = (
+            part.answer(network, self.task, fed, flow.beside)
+            for network, fed in zip(self.networks, (flow.teacher, flow.student), strict=True)
+        )
+        return Flow(taught.outputs[-1], own.outputs[-1], taught.beside)
+
+    def _flows(self) -> Iterator[Flow]:
+        return self._batches() if self.kept is None else self.kept.each()
+
+    def _batches(self) -> Iterator[Flow]:
+        for batch in self.task.train.any_order(SUMMED, device=self.state.device):
+            mask = padding_mask(batch)
+            yield Flow(batch, batch, {} if mask is None else {"mask": mask})
+
+    @contextmanager
+    def _still(self) -> Iterator[None]:
+        """Decode laid weights once for all batches."""
+        with ExitStack() as stack:
+            for network in self.networks:
+                stack.enter_context(evaluation(network))
+            kind = torch.device(self.state.device).type
+            stack.enter_context(torch.autocast(kind, enabled=False))
+            yield
+
+
+def _names_of_blocks(networks: tuple[nn.Module, nn.Module], task: Task) -> list[str]:
+    """Return the names of the blocks of both; none where they differ or form no chain."""
+    names = []
+    for network in networks:
+        batch = task.example_batch(EXAMPLES).to(_device(network))
+        try:
+            check_chain(network, task, batch)
+        except ModelError:
+            return []  # layers are then reached from the beginning
+        paths = {module: path for path, module in network.named_modules()}
+        names.append([paths[block] for block in blocks_of(network)])
+    return names[0] if names[0] == names[1] else []
+
+
+class _EnoughError(Exception):
+    """The rest of a forward is not needed."""
+
+
+def _entering(layer: nn.Module, calls: int, run: Callable[[], object]) -> list[Tensor]:
+    """Return what enters a layer, rounded where it rounds, at every call of a forward."""
+    found: list[Tensor] = []
+
+    def take(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        found.append(next(each for each in (*inputs, *named.values()) if isinstance(each, Tensor)))
+        if len(found) == calls:
+            raise _EnoughError
+
+    with _hooked(layer, take), suppress(_EnoughError):
+        run()
+    return found
+
+
+@contextmanager
+def _hooked(module: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _device(model: nn.Module) -> torch.device:
+    return cast("Tensor", next(model.parameters())).device
