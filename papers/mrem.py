@@ -55,7 +55,6 @@ WIDTHS: dict[str, Step] = {
 }
 FORCED = Mixed()
 WAYS: dict[str, tuple[int | str, Feed, Order, int]] = {
-    "REM": ("layer", Student(), Sequential(), 2000),
     "MREM-S": (PARTS, FORCED, Sequential(), 2000),
     "MREM-P": (PARTS, FORCED, Parallel(), 2000),
     "MREM-S, no forcing": (PARTS, Student(), Sequential(), 2000),
@@ -64,6 +63,7 @@ WAYS: dict[str, tuple[int | str, Feed, Order, int]] = {
     "MREM-P, 250 updates": (PARTS, FORCED, Parallel(), 250),
     "MREM-S, 250 updates, no forcing": (PARTS, Student(), Sequential(), 250),
     "MREM-P, 250 updates, no forcing": (PARTS, Student(), Parallel(), 250),
+    "REM": ("layer", Student(), Sequential(), 500),
 }
 # BERT base on MNLI-m; QAT, REM, MREM-S and MREM-P.
 PUBLISHED = {
