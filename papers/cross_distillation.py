@@ -39,8 +39,8 @@ from laconic.recover import (
     Milestones,
     Pointwise,
     Proximal,
-    ProximalL1,
-    ProximalL21,
+    ProximalChannels,
+    ProximalWeights,
     Reconstruct,
     SoftCross,
     Stop,
@@ -103,7 +103,7 @@ def methods(kind: str, keep: float, images: int) -> dict[str, Method]:
         found["FSKD"] = (cut, Reconstruct(solve=Pointwise(), scope=Scope("kind:conv")), last)
         found["ThiNet"] = (Reconstruct(solve=Greedy(keep), scope=INNER), last)
         found["CP"] = (Reconstruct(solve=Lasso(keep), scope=INNER), last)
-    penalty: Proximal = ProximalL21(keep) if structured else ProximalL1(keep)
+    penalty: Proximal = ProximalChannels(keep) if structured else ProximalWeights(keep)
     scope = INNER if structured else WEIGHTS
     return found | {name: (fitted(feed, penalty, scope), last) for name, feed in FEEDS.items()}
 

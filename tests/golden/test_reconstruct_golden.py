@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from laconic.recover import Cross, Feed, Mixed, ProximalL1, SoftCross, Student, Teacher
+from laconic.recover import Cross, Feed, Mixed, ProximalWeights, SoftCross, Student, Teacher
 from laconic.recover.penalties import channel_norms, shrink, shrink_channels
 from laconic.recover.quadratic import Fitted, Moments, Quadratic, matrix_of, patches, weight_of
 from laconic.recover.solve import closest, contributions, greedy_channels, lasso_channels
@@ -207,7 +207,7 @@ def test_operators_are_non_expansive(operator: Callable[[Tensor, float], Tensor]
 
 
 def test_due_falls_in_a_straight_line() -> None:
-    penalty = ProximalL1(0.5, end=1 / 3)
+    penalty = ProximalWeights(0.5, end=1 / 3)
     assert [penalty.due(10, step, 12) for step in range(6)] == [10, 8, 7, 6, 5, 5]
 
 

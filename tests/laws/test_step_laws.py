@@ -28,7 +28,7 @@ from laconic.recover import (
     Gradient,
     Mixed,
     Parallel,
-    ProximalL1,
+    ProximalWeights,
     Recalibrate,
     Reconstruct,
     Reset,
@@ -116,7 +116,7 @@ EXAMPLES: dict[str, dict[Step, bool]] = {
     "recalibrate": {Recalibrate(2, batch=8): True},
     "reconstruct": {
         Reconstruct(solve=Gradient(3)): False,
-        Reconstruct(solve=Gradient(6, penalty=ProximalL1(0.5)), feed=Cross(0.5)): False,
+        Reconstruct(solve=Gradient(6, penalty=ProximalWeights(0.5)), feed=Cross(0.5)): False,
         Reconstruct(parts="block", solve=FEW): True,
         Reconstruct(parts=2, feed=Mixed(), order=Parallel(2), solve=FEW): True,
     },

@@ -34,8 +34,8 @@ from laconic.recover import (
     Parallel,
     Pointwise,
     Proximal,
-    ProximalL1,
-    ProximalL21,
+    ProximalChannels,
+    ProximalWeights,
     Reconstruct,
     SoftCross,
     Solve,
@@ -128,7 +128,7 @@ def test_layers_learn_the_teachers_answers(net: nn.Module, task: Task, solve: So
 @pytest.mark.parametrize("mode", ["topk", "soft"])
 def test_channels_are_removed_and_cut_out(net: nn.Module, task: Task, mode: Any) -> None:
     state = state_of(net, task)
-    penalty = ProximalL21(0.5, mode=mode)
+    penalty = ProximalChannels(0.5, mode=mode)
     run_step(Reconstruct(solve=Gradient(60, optimizer=FAST, penalty=penalty)), state)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.model.named_parameters()}
     assert shapes["conv0.weight"] == (4, 2, 3, 3)
@@ -152,26 +152,26 @@ def test_chosen_channels_are_better_than_the_smallest(
 @pytest.mark.parametrize("mode", ["topk", "soft"])
 def test_single_weights_are_removed(net: nn.Module, task: Task, mode: Any) -> None:
     state = state_of(net, task)
-    solve = Gradient(60, optimizer=FAST, penalty=ProximalL1(0.1, mode=mode))
+    solve = Gradient(60, optimizer=FAST, penalty=ProximalWeights(0.1, mode=mode))
     run_step(Reconstruct(solve=solve, scope=Scope("kind:conv, !conv0")), state)
     for path, total in (("conv1", 576), ("conv2", 432)):
         assert int((layer(state.model, path).weight != 0).sum()) <= round(0.1 * total)
     assert int((layer(state.model, "conv0").weight == 0).sum()) == 0
 
 
-@pytest.mark.parametrize("penalty", [ProximalL1(0.2), ProximalL21(0.5)], ids=str)
+@pytest.mark.parametrize("penalty", [ProximalWeights(0.2), ProximalChannels(0.5)], ids=str)
 def test_less_is_lost_than_without_reconstruction(
     net: nn.Module, task: Task, penalty: Proximal
 ) -> None:
     state = state_of(net, task)
     run_step(Reconstruct(solve=Gradient(200, optimizer=FAST, penalty=penalty)), state)
-    axes = "weights" if isinstance(penalty, ProximalL1) else "channels"
+    axes = "weights" if isinstance(penalty, ProximalWeights) else "channels"
     plain = compress(net, task, [Prune(axes, keep=penalty.keep)]).model
     assert difference(state.model, net, task) < difference(plain, net, task)
 
 
 def test_fed_the_teachers_layers_do_not_depend_on_order(net: nn.Module, task: Task) -> None:
-    solve = Gradient(20, optimizer=FAST, penalty=ProximalL1(0.5))
+    solve = Gradient(20, optimizer=FAST, penalty=ProximalWeights(0.5))
     together = state_of(net, task)
     run_step(Reconstruct(feed=Teacher(), solve=solve), together)
     apart = state_of(net, task)
@@ -198,7 +198,7 @@ def test_an_absorbed_pointwise_convolution_is_the_explicit_one(net: nn.Module, t
 
 def test_what_stays_out_of_scope_stays(net: nn.Module, task: Task) -> None:
     state = state_of(net, task)
-    solve = Gradient(5, optimizer=FAST, penalty=ProximalL1(0.5))
+    solve = Gradient(5, optimizer=FAST, penalty=ProximalWeights(0.5))
     run_step(Reconstruct(solve=solve, scope=Scope("conv1")), state)
     for name, tensor in net.state_dict().items():
         same = torch.equal(tensor, state.model.state_dict().get(name, tensor))
@@ -216,7 +216,7 @@ def test_quantised_layers_learn_through_their_rounding(net: nn.Module, task: Tas
 def test_a_run_that_is_resumed_ends_the_same(
     net: nn.Module, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = [Reconstruct(solve=Gradient(10, optimizer=FAST, penalty=ProximalL21(0.5)))]
+    steps = [Reconstruct(solve=Gradient(10, optimizer=FAST, penalty=ProximalChannels(0.5)))]
     whole = compress(net, task, steps)
     fit, calls = Gradient.fit, []
 
@@ -366,7 +366,9 @@ def test_a_layer_is_reached_from_the_block_before(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network, data = (resnet(8).eval(), images()) if kind == "convolutions" else (bert(), texts())
-    step = Reconstruct(feed=Cross(0.5), solve=Gradient(5, optimizer=FAST, penalty=ProximalL1(0.5)))
+    step = Reconstruct(
+        feed=Cross(0.5), solve=Gradient(5, optimizer=FAST, penalty=ProximalWeights(0.5))
+    )
     stored: list[Path] = []
     write = Stored.__init__
 

@@ -27,7 +27,7 @@ from laconic.recover import (
     Mixed,
     Order,
     Parallel,
-    ProximalL1,
+    ProximalWeights,
     Reconstruct,
     Sequential,
     SoftCross,
@@ -566,8 +566,10 @@ def test_what_cannot_be_is_refused() -> None:
         run_step(step(5), quantised())
     with pytest.raises(RecipeError, match="least_squares solves for one layer"):
         Reconstruct(parts=2, solve=LeastSquares()).check(chain(), task())
-    pruning = Gradient(2, penalty=ProximalL1(0.5))
-    with pytest.raises(RecipeError, match="proximal_l1 removes weights or channels of one layer"):
+    pruning = Gradient(2, penalty=ProximalWeights(0.5))
+    with pytest.raises(
+        RecipeError, match="proximal_weights removes weights or channels of one layer"
+    ):
         Reconstruct(parts=2, solve=pruning).check(chain(), task())
     with pytest.raises(ScopeError, match="selects no parameter in a block"):
         run_step(step(scope=Scope("head")), quantised())

@@ -21,8 +21,8 @@ __all__ = [
     "L2",
     "Penalty",
     "Proximal",
-    "ProximalL1",
-    "ProximalL21",
+    "ProximalChannels",
+    "ProximalWeights",
     "Slimming",
     "absolute_sum",
     "shrink",
@@ -219,7 +219,7 @@ class Proximal(Value, ABC):
     def due(self, total: int, step: int, steps: int) -> int:
         """Return how many elements may be left after a step, counted from 0.
 
-        >>> [ProximalL1(0.25, end=0.5).due(8, step, 8) for step in range(6)]
+        >>> [ProximalWeights(0.25, end=0.5).due(8, step, 8) for step in range(6)]
         [8, 6, 5, 3, 2, 2]
         """
         horizon, goal = self.end * steps, self.goal(total)
@@ -227,11 +227,11 @@ class Proximal(Value, ABC):
         return goal + int((total - goal) * left)
 
 
-class ProximalL1(Proximal):
+class ProximalWeights(Proximal):
     """Single weights of a layer: ``t sum |w|`` (Bai et al. 2020, unstructured).
 
-    >>> ProximalL1(0.1)
-    ProximalL1(0.1)
+    >>> ProximalWeights(0.1)
+    ProximalWeights(0.1)
     """
 
     def sizes(self, weight: Tensor) -> Tensor:
@@ -247,11 +247,11 @@ class ProximalL1(Proximal):
         return kept.reshape(weight.shape)
 
 
-class ProximalL21(Proximal):
+class ProximalChannels(Proximal):
     """Input channels of a layer: ``t sum_i ||W_i||`` (Bai et al. 2020, structured).
 
-    >>> ProximalL21(0.5, mode="soft")
-    ProximalL21(0.5, mode='soft')
+    >>> ProximalChannels(0.5, mode="soft")
+    ProximalChannels(0.5, mode='soft')
     """
 
     def sizes(self, weight: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from laconic.progress import progress
 from laconic.recover.optimize import Adam, Milestones, Optimizer
-from laconic.recover.penalties import Proximal, ProximalL21
+from laconic.recover.penalties import Proximal, ProximalChannels
 from laconic.recover.quadratic import Quadratic
 from laconic.step import Value
 
@@ -76,7 +76,7 @@ class Gradient(Solve):
     @property
     def selects(self) -> bool:
         """Return whether the penalty is on input channels."""
-        return isinstance(self.penalty, ProximalL21)
+        return isinstance(self.penalty, ProximalChannels)
 
     def fit(self, part: LayerPart) -> None:
         """Descend on the quadratic form; remove what the penalty no longer lets in."""
