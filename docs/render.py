@@ -15,7 +15,17 @@ from figures import papers, readme, results, table
 from pydantic_core import PydanticUndefined
 
 from laconic import models, tasks
-from laconic.recover import Decay, LayerMap, Objective, Optimizer, Penalty
+from laconic.recover import (
+    Decay,
+    Feed,
+    LayerMap,
+    Objective,
+    Optimizer,
+    Order,
+    Penalty,
+    Proximal,
+    Solve,
+)
 from laconic.step import During, Step, Value, members
 from laconic.structure import Criterion, Depth, Factorization, Gain, Ghosts, Schedule
 from laconic.weights import Activation, Representation
@@ -51,6 +61,16 @@ FAMILIES: dict[type[Value], tuple[str, str]] = {
         "Which layer of the teacher teaches which: `hidden: {map: ...}`; a list is `chosen`.",
     ),
     Penalty: ("Penalties", "What is added to the objective: `train: {penalty: ...}`."),
+    Feed: (
+        "Feeds",
+        "What parts are fed, in the teacher and in the student: `reconstruct: {feed: ...}`.",
+    ),
+    Order: ("Orders", "Which part learns when: `reconstruct: {order: ...}`."),
+    Solve: ("Solvers", "How a part's numbers are found: `reconstruct: {solve: ...}`."),
+    Proximal: (
+        "Proximal penalties",
+        "What is removed of a layer while it learns: `{solve: {gradient: {penalty: ...}}}`.",
+    ),
     Optimizer: ("Optimisers", "How parameters move: `train: {optimizer: ...}`."),
     Decay: ("Learning-rate decay", "The learning rate over training: `{optimizer: {decay: ...}}`."),
 }

@@ -93,19 +93,17 @@ def methods(kind: str, keep: float, images: int) -> dict[str, Method]:
         else Prune("weights", keep=keep, scope=WEIGHTS)
     )
     last = trained(Label(), 1e-5, 100, images)
-    hints = [trained(Hint(f"output:{stage}"), 1e-4, 200, images) for stage in STAGES]
-    found: dict[str, Method] = {
-        "L1-norm": (cut,),
-        "BP": (cut, trained(Label(), 1e-4, 600, images)),
-        "FitNet": (cut, *hints, last),
-    }
+    hints = [trained(Hint(f"output:{stage}"), 1e-4, 100, images) for stage in STAGES]
+    found: dict[str, Method] = {"L1-norm": (cut,)}
     if structured:
         found["FSKD"] = (cut, Reconstruct(solve=Pointwise(), scope=Scope("kind:conv")), last)
         found["ThiNet"] = (Reconstruct(solve=Greedy(keep), scope=INNER), last)
         found["CP"] = (Reconstruct(solve=Lasso(keep), scope=INNER), last)
     penalty: Proximal = ProximalChannels(keep) if structured else ProximalWeights(keep)
     scope = INNER if structured else WEIGHTS
-    return found | {name: (fitted(feed, penalty, scope), last) for name, feed in FEEDS.items()}
+    found |= {name: (fitted(feed, penalty, scope), last) for name, feed in FEEDS.items()}
+    found["BP"] = (cut, trained(Label(), 1e-4, 200, images))
+    return found | {"FitNet": (cut, *hints, last)}
 
 
 def run(
