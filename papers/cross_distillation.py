@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -46,7 +47,9 @@ from laconic.recover import (
     Stop,
     Student,
 )
+from laconic.report import estimation_error
 from laconic.step import Step
+from laconic.tasks.task import needed
 
 FEEDS: dict[str, Feed] = {"w/o CD": Student(), "CD": Cross(0.6), "SCD": SoftCross(0.7, 0.7)}
 SHOTS = {"structured": (1, 2, 3, 5, 10, 50), "unstructured": (1, 5, 50)}
@@ -111,8 +114,7 @@ def run(
 ) -> Iterator[Result]:
     """Run one method with every seed."""
     for seed in range(options.seeds):
-        shots = int(name.rpartition("-K")[2])
-        few = task.few(per_class=shots, seed=seed)
+        few = task.few(per_class=int(name.rpartition("-K")[2]), seed=seed)
         out = options.work / "cross_distillation" / f"{name}-{seed}"
         recipe = Recipe(method, seed=seed, precision="auto")
         yield compress(model, few, recipe, out=out, resume=True)
@@ -135,34 +137,62 @@ PUBLISHED: Mapping[str, Mapping[int, float]] = {
 }
 
 
+def scored(
+    results: list[Result], label: str, kind: str, shots: int, dense: float
+) -> dict[str, Any]:
+    """Return the row of a method, from the runs of every seed."""
+    scores = [100 * result.history[-1].metrics["accuracy"] for result in results]
+    mean, deviation = spread(scores)
+    print(f"{label}, {kind}, {shots}: {scores}", flush=True)
+    published = PUBLISHED[label].get(shots) if kind == "structured" else None
+    return row(
+        row=f"{label}, {kind}, {shots} images of a class",
+        task=f"CIFAR-10 {NETWORKS[kind]}",
+        metric="accuracy",
+        ours=mean,
+        std=deviation,
+        seeds=len(results),
+        baseline=dense,
+        published=published,
+        published_setting=published and "VGG-16, half of the channels",
+        size_bytes=file_bytes(results[0]),
+        seconds=seconds_of(results),
+        note=repr(results[0].recipe.steps),
+    )
+
+
+def generalised(
+    teacher: nn.Module, done: Mapping[str, list[Result]], kind: str, shots: int
+) -> dict[str, Any]:
+    """Return on how many layers cross distillation is closer to the teacher, on the test set."""
+    students = {name: done[name][0].baked() for name in ("w/o CD", "CD")}
+    found = estimation_error(teacher, students, needed(done["CD"][0].task, "errors need images"))
+    ratios = found.ratios("CD", to="w/o CD")
+    below = statistics.fmean(ratio < 1 for ratio in ratios.values())
+    print(f"estimation error, {kind}, {shots}: {ratios}", flush=True)
+    return row(
+        row=f"estimation error of CD below that of w/o CD, {kind}, {shots} images of a class",
+        task=f"CIFAR-10 {NETWORKS[kind]}",
+        metric="share of layers",
+        ours=100 * below,
+        seeds=1,
+        note=f"median ratio {statistics.median(ratios.values()):.3f}, of "
+        f"{[round(ratio, 3) for ratio in ratios.values()]}",
+    )
+
+
 def rows(options: argparse.Namespace, kind: str) -> Iterator[dict[str, Any]]:
     """Yield one row for each number of images and each method."""
     task, model = cifar10(options), trained_resnet(options, NETWORKS[kind])
-    dense = 100 * task.score(model)["accuracy"]
+    dense, keep = 100 * task.score(model)["accuracy"], options.keep[kind]
     for shots in options.shots or SHOTS[kind]:
-        for method, steps in methods(kind, options.keep[kind], 10 * shots).items():
-            key = (
-                f"{kind}-{options.keep[kind]:g}-{method.replace('/', '').replace(' ', '')}-K{shots}"
-            )
-            done = list(run(options, model, task, steps, key))
-            scores = [100 * result.history[-1].metrics["accuracy"] for result in done]
-            mean, deviation = spread(scores)
-            print(f"{key}: {scores}", flush=True)
-            published = PUBLISHED[method].get(shots) if kind == "structured" else None
-            yield row(
-                row=f"{method}, {kind}, {shots} images of a class",
-                task=f"CIFAR-10 {NETWORKS[kind]}",
-                metric="accuracy",
-                ours=mean,
-                std=deviation,
-                seeds=len(done),
-                baseline=dense,
-                published=published,
-                published_setting=published and "VGG-16, half of the channels",
-                size_bytes=file_bytes(done[0]),
-                seconds=seconds_of(done),
-                note=repr(done[0].recipe.steps),
-            )
+        done: dict[str, list[Result]] = {}
+        for method, steps in methods(kind, keep, 10 * shots).items():
+            place = f"{kind}-{keep:g}-{method.replace('/', '').replace(' ', '')}-K{shots}"
+            done[method] = list(run(options, model, task, steps, place))
+            yield scored(done[method], method, kind, shots, dense)
+            if method == "CD":
+                yield generalised(model, done, kind, shots)
 
 
 def main() -> None:
