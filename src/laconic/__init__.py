@@ -17,6 +17,7 @@ _TABLE: dict[str, str] = {
     "Prune": "laconic.structure.prune",
     "Quantize": "laconic.weights.quantize",
     "Recipe": "laconic.recipe",
+    "Reconstruct": "laconic.recover.reconstruct",
     "Result": "laconic.run",
     "Scope": "laconic.scope",
     "Task": "laconic.tasks.task",
