@@ -78,6 +78,8 @@ def test_quadratic_form_is_the_loss(kind: str, feed: Feed) -> None:
     assert float(form(matrix)) == pytest.approx(float(expected), rel=SUMMED)
     near = moments.quadratic(feed.mixtures(0.25)).around(start.double()).to(torch.float32)
     assert float(near(matrix - start)) == pytest.approx(float(expected), rel=SUMMED)
+    wide = moments.quadratic(feed.mixtures(0.25))
+    assert torch.autograd.gradcheck(wide, (matrix.double().requires_grad_(),))
 
 
 def test_quadratic_form_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

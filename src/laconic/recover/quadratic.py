@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +44,8 @@ class Quadratic:
 
     def __call__(self, matrix: Tensor) -> Tensor:
         """Return the loss of a matrix W [groups, inputs, outputs], a scalar."""
-        answered = self.gram @ matrix
-        return (((answered - 2 * self.product) * matrix).sum() + self.constant) / self.count
+        loss: Tensor = _Loss.apply(matrix, self)  # type: ignore[no-untyped-call]
+        return loss
 
     def around(self, start: Tensor) -> Quadratic:
         """Return the loss as a form of the difference to a matrix [groups, inputs, outputs].
@@ -59,6 +60,21 @@ class Quadratic:
         """Return the same form in another precision."""
         gram, product = self.gram.to(dtype), self.product.to(dtype)
         return Quadratic(gram, product, self.constant, self.count)
+
+
+class _Loss(torch.autograd.Function):
+    """The loss of a form; one product serves its value and its gradient 2 (G W - P) / n."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, form: Quadratic) -> Tensor:
+        answered = form.gram @ matrix
+        ctx.save_for_backward(2 * (answered - form.product) / form.count)
+        loss: Tensor = ((answered - 2 * form.product) * matrix).sum() + form.constant
+        return loss / form.count
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.saved_tensors[0], None
 
 
 class Moments:
