@@ -30,6 +30,7 @@ from torch import nn
 from laconic import Label, Prune, Recipe, Result, Scope, Task, Train, compress
 from laconic.recover import (
     Adam,
+    Constant,
     Cross,
     Feed,
     Gradient,
@@ -82,8 +83,8 @@ def trained(
 
 def fitted(feed: Feed, penalty: Proximal, scope: Scope) -> Reconstruct:
     """Return the layer-wise regression of a paper's row."""
-    optimizer = Adam(1e-3, decay=Milestones((1 / 3,)))
-    solve = Gradient(STEPS, optimizer=optimizer, penalty=penalty)
+    decay = Milestones((1 / 3,)) if isinstance(penalty, ProximalChannels) else Constant()
+    solve = Gradient(STEPS, optimizer=Adam(1e-3, decay=decay), penalty=penalty)
     return Reconstruct(feed=feed, solve=solve, scope=scope)
 
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from laconic.progress import progress
-from laconic.recover.optimize import Adam, Milestones, Optimizer
+from laconic.recover.optimize import Adam, Constant, Optimizer
 from laconic.recover.penalties import Proximal, ProximalChannels
 from laconic.recover.quadratic import Quadratic
 from laconic.step import Value
@@ -58,8 +58,8 @@ class Gradient(Solve):
     Attributes:
         steps: updates of every part.
         batch: examples of each; a layer's loss is always that of all examples.
-        optimizer: how the parameters move. Cross distillation's reference code divides the rate
-            by 10 once the channels are chosen.
+        optimizer: how the parameters move. Where channels go, cross distillation's reference code
+            divides the rate by 10 once they are chosen.
         penalty: removes weights or input channels of a layer on the way.
 
     >>> Gradient(250).steps
@@ -70,7 +70,7 @@ class Gradient(Solve):
 
     steps: Annotated[int, Field(ge=1)] = 3000
     batch: Annotated[int, Field(ge=1)] = 32
-    optimizer: Optimizer = Adam(lr=5e-4, decay=Milestones(at=(1 / 3,)))
+    optimizer: Optimizer = Adam(lr=5e-4, decay=Constant())
     penalty: Proximal | None = None
 
     @property
@@ -104,9 +104,11 @@ class _Removal:
         part.narrow(torch.ones_like(part.weight(), dtype=torch.bool))
         sizes = penalty.sizes(part.weight())
         self.total = self.left = len(sizes)
-        # A threshold that grows by this much every step has summed up to twice the largest
-        # element's size when the penalty ends, whatever the scale of the weights.
-        self.growth = 4 * float(sizes.max()) / max(penalty.end * steps, 1) ** 2
+        # A threshold that grows by this much every step would, were there no gradient, have shrunk
+        # all but the goal away when the penalty ends.
+        ranked = sizes.sort(descending=True).values
+        last = float(ranked[min(penalty.goal(self.total), self.total - 1)])
+        self.growth = 2 * last / max(penalty.end * steps, 1) ** 2
 
     def step(self, step: int) -> None:
         """Take the proximal step after a gradient step, counted from 0."""
