@@ -33,10 +33,10 @@ _PACKAGES = ("structure", "weights", "recover", "ship", "report")
 def snake(name: str) -> str:
     """Return a class name as it is written in a recipe.
 
-    >>> snake("FixedPoint")
-    'fixed_point'
+    >>> snake("FixedPoint"), snake("ProximalL1"), snake("AdamW")
+    ('fixed_point', 'proximal_l1', 'adamw')
     """
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])", "_", name).lower()
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z0-9])", "_", name).lower()
 
 
 def derive(seed: int, *keys: object) -> int:
