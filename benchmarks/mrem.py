@@ -103,8 +103,7 @@ def measured(what: str) -> Any:
     if what == "train":
         return peak_of(whole())
     if what == "blocks":
-        made = [seconds_of(parts(LAYERS, 20, Sequential()), TOKENS["time"], 4)]
-        return made
+        return [seconds_of(parts(LAYERS, 20, Sequential()), TOKENS["time"], 4)]
     return seconds_of(parts(2, UPDATES, Parallel(4)), TOKENS["time"], 8)
 
 
