@@ -101,6 +101,13 @@ def test_padding_does_not_count() -> None:
     assert form(matrix_of(student)).item() == pytest.approx(expected.item(), rel=SUMMED)
 
 
+def test_a_convolution_of_as_many_channels_as_there_are_tokens_reads_no_mask() -> None:
+    layer = nn.Conv1d(6, 2, 3)
+    moments = Moments(layer, layer)
+    moments.add(*[torch.randn(5, 6, 6)] * 2, torch.ones(5, 6, dtype=torch.bool))
+    assert moments.rows == 5 * 4
+
+
 def test_a_narrower_student_is_fed_its_own() -> None:
     teacher, student = nn.Conv2d(6, 4, 3), nn.Conv2d(3, 4, 3)
     first, second = torch.randn(5, 6, 6, 6), torch.randn(5, 3, 6, 6)
