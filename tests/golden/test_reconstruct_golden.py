@@ -103,6 +103,13 @@ def test_padding_does_not_count() -> None:
     assert form(matrix_of(student)).item() == pytest.approx(expected.item(), rel=SUMMED)
 
 
+def test_a_convolution_of_as_many_channels_as_there_are_tokens_reads_no_mask() -> None:
+    layer = nn.Conv1d(6, 2, 3)
+    moments = Moments(layer, layer)
+    moments.add(*[torch.randn(5, 6, 6)] * 2, torch.ones(5, 6, dtype=torch.bool))
+    assert moments.rows == 5 * 4
+
+
 def test_a_narrower_student_is_fed_its_own() -> None:
     teacher, student = nn.Conv2d(6, 4, 3), nn.Conv2d(3, 4, 3)
     first, second = torch.randn(5, 6, 6, 6), torch.randn(5, 3, 6, 6)
@@ -270,6 +277,25 @@ def test_contributions_are_inner_products() -> None:
         assert float(toward[channel]) == pytest.approx(float((part * (answers - matrix[-1])).sum()))
 
 
+def test_contributions_of_a_grouped_layer_are_those_of_all_groups() -> None:
+    layer = nn.Conv1d(6, 4, 1, groups=2).double()
+    inputs = torch.randn(5, 6, 7, dtype=torch.float64)
+    moments = Moments(layer, layer)
+    moments.add(inputs, inputs)
+    matrix = matrix_of(layer).detach()
+    inner, toward = contributions(moments.quadratic(Student().mixtures(0.0)), matrix, (3, 1))
+    parts = torch.stack(  # channel i of each group
+        [nn.functional.conv1d(inputs * _only(i), layer.weight, groups=2) for i in range(3)]
+    ).flatten(1)
+    assert torch.allclose(inner, parts @ parts.T)
+    assert torch.allclose(toward, parts @ parts.sum(dim=0))
+
+
+def _only(channel: int) -> torch.Tensor:
+    """Return a 1 for this channel of each of two groups of three [6, 1]."""
+    return (torch.arange(6) % 3 == channel).double()[:, None]
+
+
 def test_greedy_removes_the_best_single_channel() -> None:
     parts = torch.randn(6, 50)
     inner = parts @ parts.T
@@ -297,6 +323,12 @@ def test_lasso_lets_in_the_channels_of_the_answer() -> None:
     answer = 2 * parts[1] - 3 * parts[4] + 0.01 * torch.randn(500, dtype=torch.float64)
     kept = lasso_channels(parts @ parts.T, parts @ answer, 2)
     assert kept.nonzero()[:, 0].tolist() == [1, 4]
+
+
+def test_lasso_lets_in_as_many_as_are_wanted_however_many_there_are() -> None:
+    sizes = torch.randperm(700).double() + 1
+    kept = lasso_channels(torch.eye(700, dtype=torch.float64), sizes, 650)
+    assert torch.equal(kept, sizes > 50)
 
 
 def test_lasso_fills_up_where_channels_are_dead() -> None:

@@ -18,6 +18,7 @@ from laconic.errors import (
     LaconicError,
     ModelError,
     RecipeError,
+    RunError,
     ScopeError,
     TaskError,
 )
@@ -42,6 +43,8 @@ from laconic.recover import (
     Student,
     Teacher,
 )
+from laconic.recover.inflow import Inflow
+from laconic.recover.layers import fitted_layers
 from laconic.recover.quadratic import Fitted
 from laconic.recover.stream import Stored
 from laconic.run import compress
@@ -50,7 +53,7 @@ from laconic.step import State, run_step
 from laconic.structure import Prune
 from laconic.tasks import Task
 from laconic.weights import Quantize, Ternary
-from laconic.weights.laid import laid_tensors
+from laconic.weights.laid import laid_tensors, narrow
 
 CLOSED: tuple[Solve, ...] = (LeastSquares(), Pointwise(), Greedy(0.5), Lasso(0.5))
 FAST = Adam(lr=0.01)
@@ -387,3 +390,108 @@ def test_a_layer_is_reached_from_the_block_before(
     assert near.curves.keys() == far.curves.keys()
     for path, losses in far.curves.items():
         assert near.curves[path] == pytest.approx(losses, rel=1e-3, abs=1e-7), path
+
+
+class Adds(nn.Module):
+    """A block: a layer of its own, then one that it may share, around which the input goes."""
+
+    def __init__(self, last: nn.Linear) -> None:
+        super().__init__()
+        self.own, self.last = nn.Linear(4, 4), last
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return cast("torch.Tensor", inputs + self.last(self.own(inputs).relu()))
+
+
+class Chain(nn.Module):
+    """Two blocks and a head: [batch, 4] -> [batch, 3]."""
+
+    def __init__(self, *lasts: nn.Linear) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Adds(last) for last in lasts)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        for block in self.layers:
+            inputs = block(inputs)
+        return cast("torch.Tensor", self.head(inputs))
+
+
+def vectors() -> Task:
+    data = torch.randn(24, 4), torch.arange(24) % 3
+    return Task(data, data, data)
+
+
+def test_a_layer_of_several_blocks_learns_from_all_of_them(tmp_path: Path) -> None:
+    shared = nn.Linear(4, 4)
+    state = state_of(Chain(shared, shared), vectors())
+    pair = fitted_layers(state, Scope("*"), Student())["layers.0.last"]
+    assert pair.calls == 2
+    assert Inflow(state, tmp_path).moments("layers.0.last", pair).rows == 2 * 24
+
+
+def test_a_layer_that_the_teacher_calls_less_often_stays() -> None:
+    shared = nn.Linear(4, 4)
+    state = State(Chain(shared, shared), vectors(), (Chain(nn.Linear(4, 4), nn.Linear(4, 4)),))
+    run_step(Reconstruct(solve=LeastSquares()), state)
+    assert list(state.curves) == ["layers.0.own", "layers.1.own", "head"]
+
+
+def test_layers_that_share_a_weight_stay() -> None:
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+    second.weight = first.weight
+    state = state_of(Chain(first, second), vectors())
+    penalty = ProximalWeights(0.5)
+    run_step(Reconstruct(solve=Gradient(3, penalty=penalty)), state)
+    assert list(state.curves) == ["layers.0.own", "layers.1.own", "head"]
+    assert torch.equal(layer(state.model, "layers.1.last").weight, first.weight)
+
+
+def test_a_frozen_network_is_refused(net: nn.Module, task: Task) -> None:
+    with pytest.raises(ModelError, match="its weight is frozen"):
+        run_step(Reconstruct(), state_of(net.requires_grad_(False), task))
+
+
+@pytest.mark.parametrize("solve", [*CLOSED, Gradient(2)], ids=str)
+def test_what_is_not_finite_is_refused(net: nn.Module, task: Task, solve: Solve) -> None:
+    state = state_of(net, task)
+    with torch.no_grad():
+        state.model.get_submodule("norm0").weight[0] = torch.nan
+    with pytest.raises(RunError, match="'conv1' in the student holds NaN"):
+        run_step(Reconstruct(solve=solve), state)
+
+
+@pytest.mark.parametrize("mode", ["topk", "soft"])
+@pytest.mark.parametrize("weight", [0.0, 0.1])
+def test_of_equal_elements_as_many_are_left(mode: Any, weight: float) -> None:
+    network = nn.Sequential(nn.Linear(4, 8, bias=False), nn.Linear(8, 3, bias=False))
+    for each in network.parameters():
+        nn.init.constant_(each, weight)
+    still = Task((torch.zeros(24, 4), torch.arange(24) % 3), (torch.zeros(3, 4), torch.arange(3)))
+    state = state_of(network, still)
+    run_step(Reconstruct(solve=Gradient(6, penalty=ProximalWeights(0.5, mode=mode))), state)
+    masks = [laid.mask for laid, _ in laid_tensors(state.model).values()]
+    assert [int(mask.sum()) for mask in masks if mask is not None] == [16, 12]
+
+
+@pytest.mark.parametrize("steps", [2, 3, 7])
+def test_forcing_ends_though_no_update_is_at_its_end(
+    net: nn.Module, task: Task, steps: int
+) -> None:
+    last = []
+    for feed in (Mixed(end=0.5), Student()):
+        state = state_of(net, task)
+        nn.init.constant_(layer(state.model, "conv0").weight, 0.1)
+        solve = Gradient(steps, optimizer=Adam(lr=1e-12))
+        run_step(Reconstruct(feed=feed, solve=solve, scope=Scope("conv2")), state)
+        last.append(state.curves["conv2"][-1])
+    assert last[0] == pytest.approx(last[1])
+
+
+def test_one_channel_stays_where_nothing_reads_any(net: nn.Module, task: Task) -> None:
+    state = state_of(net, task)
+    for path in ("conv1", "conv2"):
+        weight = layer(state.model, path).weight
+        narrow(state.model, f"{path}.weight", torch.zeros_like(weight, dtype=torch.bool))
+    run_step(Reconstruct(solve=Greedy(0.5)), state)
+    assert layer(state.model, "conv0").weight.shape[0] == 1

@@ -196,9 +196,13 @@ def test_the_first_and_the_last_layer_of_a_cnn_are_wider() -> None:
 
 
 def test_every_recipe_is_laid_here() -> None:
-    """A new one needs its row of the table above; these two keep all weights as they are."""
+    """A new one needs its row of the table above; these three keep all weights as they are."""
     here = {*STORED, "q-bert", "adaptive-splitting", "cnn-qat"}
-    assert {*shipped_recipes()} - here == {"deep-compression", "dynabert-width"}
+    assert {*shipped_recipes()} - here == {
+        "cross-distillation",
+        "deep-compression",
+        "dynabert-width",
+    }
 
 
 def test_binarybert_starts_from_a_file_and_ends_in_one(tmp_path: Path) -> None:

@@ -432,6 +432,7 @@ def test_a_recipe_draws_few_examples() -> None:
     ("few", "text"),
     [
         (5, "per_class: 5"),
+        (None, "per_class: 5"),
         ({"per_clas": 5}, "did you mean 'per_class'"),
         ({"total": 2.5}, "whole number"),
         ({"per_class": 10_000}, "10000 examples of class 0"),

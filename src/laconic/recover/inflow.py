@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,6 @@ from laconic.models.capture import blocks_of, padding_mask
 from laconic.recover.parts import Part, check_chain
 from laconic.recover.quadratic import Fitted, Moments
 from laconic.recover.stream import Flow, Stored
-from laconic.scope import Scope
 from laconic.step import State
 from laconic.tasks import Task
 from laconic.tasks.task import evaluation, needed
@@ -37,17 +36,24 @@ class Pair:
     calls: int
 
 
-def calls_of(task: Task, model: nn.Module, scope: Scope) -> Counter[str]:
-    """Return how often a forward calls the layers of a scope, in the order of first calls.
+def calls_of(task: Task, model: nn.Module, paths: Iterable[str]) -> Counter[str]:
+    """Return how often a forward calls layers, in the order of first calls.
+
+    Args:
+        task: knows how the network is called.
+        model: the network.
+        paths: of modules; those that are no layers, or not there, are passed over.
 
     >>> from laconic.models import digits_cnn
     >>> from laconic.tasks import digits
-    >>> list(calls_of(digits(), digits_cnn(), Scope("*")))
-    ['conv1', 'conv2', 'fc1', 'fc2']
+    >>> list(calls_of(digits(), digits_cnn(), ["relu", "fc1", "conv2"]))
+    ['conv2', 'fc1']
     """
     calls: Counter[str] = Counter()
+    modules = dict(model.named_modules())
     with ExitStack() as stack:
-        for path, module in scope.select(model).items():
+        for path in paths:
+            module = modules.get(path)
             if isinstance(module, Fitted):
 
                 def count(*_: Any, path: str = path) -> None:
@@ -111,8 +117,16 @@ class Inflow:
         return lambda: part.answer(network, self.task, fed, flow.beside)
 
     def _block(self, path: str) -> int | None:
-        """Return in which block a layer is; None: in none that is known."""
-        places = (place for place, own in enumerate(self.blocks) if path.startswith(f"{own}."))
+        """Return in which block a layer is; None: in none that is known, or in several."""
+        network = self.networks[1]
+        layer = network.get_submodule(path)
+        names = [n for n, each in network.named_modules(remove_duplicate=False) if each is layer]
+        places = {self._place(name) for name in names}
+        return places.pop() if len(places) == 1 else None
+
+    def _place(self, name: str) -> int | None:
+        """Return in which block a module of this name is."""
+        places = (place for place, own in enumerate(self.blocks) if name.startswith(f"{own}."))
         return next(places, None)
 
     def _advance(self, place: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
@@ -11,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from laconic.errors import AxisError, ModelError, RecipeError, ScopeError
+from laconic.errors import AxisError, ModelError, RecipeError, RunError, ScopeError
 from laconic.names import joined
 from laconic.recover.descent import Descent
 from laconic.recover.feeding import Feed
@@ -174,8 +175,8 @@ class LayerPart:
         self.write_weight(weight * along_channels(factors, weight))
 
     def note(self, loss: float) -> None:
-        """Add a loss to the layer's curve."""
-        self.state.note(self.path, loss)
+        """Add a loss to the layer's curve; rounding may have made one of 0 negative."""
+        self.state.note(self.path, max(loss, 0.0))
 
     def note_loss(self) -> None:
         """Add the loss of the layer as it is now."""
@@ -200,6 +201,7 @@ def fit_layers(state: State, scope: Scope, *, feed: Feed, solve: Solve) -> None:
     Raises:
         ScopeError, ModelError: no layer of the scope can be fitted.
         AxisError: no layer of the scope alone reads channels that could go.
+        RunError: what enters a layer is not finite; a loss is not.
     """
     layers = fitted_layers(state, scope, feed)
     axes = _read_alone(state, layers) if solve.selects else {}
@@ -212,6 +214,7 @@ def fit_layers(state: State, scope: Scope, *, feed: Feed, solve: Solve) -> None:
             path = paths[index]
             label = f"reconstruct {path} ({index + 1} of {len(paths)})"
             moments = inflow.moments(path, layers[path])
+            _check_finite(moments, path)
             part = LayerPart(state, path, moments, feed=feed, label=label)
             solve.fit(part)
             if path in axes:
@@ -231,33 +234,41 @@ def fitted_layers(state: State, scope: Scope, feed: Feed) -> dict[str, Pair]:
     if not len(state.teacher):
         raise ModelError("reconstruct needs a teacher; run it by compress, or give the state one")
     task, teacher = needed(state.task, "reconstruct needs examples"), state.teacher[0]
-    called = calls_of(task, state.model, scope)
+    called = calls_of(task, state.model, scope.select(state.model))
     if not called:
         raise ScopeError(
             f"reconstruct: '{scope}' selects no linear layer or convolution that a forward calls"
         )
-    theirs = dict(teacher.named_modules())
+    theirs, taught = dict(teacher.named_modules()), calls_of(task, teacher, called)
+    held = Counter(p for each in state.model.modules() for p in each.parameters(recurse=False))
     pairs: dict[str, Pair] = {}
     for path, calls in called.items():
-        student, other = state.model.get_submodule(path), theirs.get(path)
-        if not latent_of(state.model, joined(path, "weight"))[1].requires_grad:
-            logger.info("reconstruct: '%s' stays: its weight is frozen", path)
-            continue
-        if isinstance(other, Fitted) and _answers_alike(other, cast("Fitted", student)):
-            pairs[path] = Pair(other, cast("Fitted", student), calls)
-            _check_feed(feed, path, pairs[path])
+        student = cast("Fitted", state.model.get_submodule(path))
+        weight = latent_of(state.model, joined(path, "weight"))[1]
+        if not weight.requires_grad:
+            reason = "its weight is frozen"
+        elif held[cast("nn.Parameter", weight)] > 1:
+            reason = "other modules share its weight"
+        elif taught[path] != calls or not _answers_alike(other := theirs[path], student):
+            reason = "the teacher's gives other answers"
         else:
-            logger.info("reconstruct: '%s' stays: the teacher's answers have another shape", path)
+            pairs[path] = Pair(cast("Fitted", other), student, calls)
+            _check_feed(feed, path, pairs[path])
+            continue
+        logger.info("reconstruct: '%s' stays: %s", path, reason)
     if not pairs:
         raise ModelError(
-            f"reconstruct: the teacher has no layer of '{scope}' with the same answers; fit whole "
-            "blocks (parts: block), or reconstruct before layers are replaced"
+            f"reconstruct: no layer of '{scope}' can be fitted ('{path}': {reason}); set "
+            "requires_grad, fit whole blocks (parts: block), or reconstruct before layers are "
+            "replaced"
         )
     return pairs
 
 
-def _answers_alike(teacher: Fitted, student: Fitted) -> bool:
+def _answers_alike(teacher: nn.Module, student: Fitted) -> bool:
     """Return whether answers of the same shape come from the same positions."""
+    if not isinstance(teacher, Fitted):
+        return False
     names = ("kernel_size", "stride", "padding", "dilation", "groups")
     same = [getattr(teacher, name, None) == getattr(student, name, None) for name in names]
     biased = (teacher.bias is None) == (student.bias is None)
@@ -278,6 +289,16 @@ def _check_feed(feed: Feed, path: str, pair: Pair) -> None:
             f"{shapes[0][1]}, which {feed} would mix; feed it by student, or reconstruct first "
             "and let it remove channels"
         )
+
+
+def _check_finite(moments: Moments, path: str) -> None:
+    """Refuse to fit a layer to NaN or infinity."""
+    for network, sums in (("teacher", moments.teacher), ("student", moments.student)):
+        if not bool(sums.isfinite().all()):
+            raise RunError(
+                f"reconstruct: what enters '{path}' in the {network} holds NaN or infinity, or "
+                "numbers whose squares overflow; look at the examples and the weights before it"
+            )
 
 
 def _read_alone(state: State, paths: Iterable[str]) -> dict[str, Axis]:
@@ -305,8 +326,10 @@ def _read_alone(state: State, paths: Iterable[str]) -> dict[str, Axis]:
 
 
 def _cut(model: nn.Module, axes: list[Axis]) -> None:
-    """Take masked channels out of the network."""
+    """Take masked channels out of the network; of an axis without others one stays."""
     left = {axis: alive(model, axis) for axis in axes}
+    for mask in left.values():
+        mask[0] |= not bool(mask.any())
     smaller = {axis: mask for axis, mask in left.items() if not bool(mask.all())}
     slice_(model, {axis: mask.nonzero()[:, 0].tolist() for axis, mask in smaller.items()})
     unmask_(model, {use.name for axis in axes for use in axis.uses})

@@ -236,7 +236,8 @@ def curvature_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Tensor 
 class Stop(Value):
     """When training ends and which epoch is kept.
 
-    The validation split decides; its score is the task's main metric, ties go to lower loss.
+    The validation split decides; its score is the task's main metric, ties go to lower loss. It is
+    not scored where the last epoch is kept and nothing ends early.
 
     Attributes:
         patience: epochs without improvement before stopping; None: never early.
@@ -248,3 +249,8 @@ class Stop(Value):
 
     patience: Annotated[int, Field(ge=1)] | None = None
     keep: str = Field(default="best", pattern="^(best|last)$")
+
+    @property
+    def decides(self) -> bool:
+        """Return whether anything depends on the score of an epoch."""
+        return self.keep == "best" or self.patience is not None

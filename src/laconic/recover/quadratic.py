@@ -129,6 +129,7 @@ class Moments:
         layer = self.layers[side]
         largest = max(_inputs(each) for each in self.layers) * groups_of(layer)
         per_example = largest * math.prod(_positions(layer, inputs))
+        mask = mask if isinstance(layer, nn.Linear) else None  # others read no tokens
         for piece, kept in _pieces(inputs, mask, max(1, UNFOLDED // per_example)):
             rows = patches(layer, piece)
             yield rows if kept is None else rows[:, kept.flatten()]

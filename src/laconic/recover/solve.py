@@ -87,7 +87,7 @@ class Gradient(Solve):
         form = part.around(start, 0.0)
         for step in progress(range(self.steps), part.label):
             done = step / self.steps
-            if 0 < done <= part.feed.settled:
+            if step and (step - 1) / self.steps < part.feed.settled:
                 form = part.around(start, done)
             where = f"in layer '{part.path}', update {step + 1}"
             part.note(descent.update(functools.partial(part.loss, form, start), done, where))
@@ -126,11 +126,13 @@ class _Removal:
         """Shrink all elements, but not so that fewer than the goal are left."""
         weight = self.part.weight()
         sizes = self.penalty.sizes(weight)
-        limit = float(sizes.sort(descending=True).values[goal])
+        last = sizes.sort(descending=True).values[goal - 1]
+        # Elements of the same size as the last that is wanted stay with it.
+        limit = max(sizes[sizes < last].tolist(), default=0.0)
         shrunk = self.penalty.shrunk(weight, min(threshold, limit))
         self.part.write_weight(shrunk)
         left = self.penalty.sizes(shrunk) > 0
-        if int(left.sum()) < self.left:
+        if goal <= int(left.sum()) < self.left:
             self.remove(left)
 
     def keep(self, count: int) -> None:
@@ -263,18 +265,19 @@ def contributions(form: Quadratic, matrix: Tensor, shape: tuple[int, int]) -> tu
 
     Element (i, j) is ``<X_i W_i, X_j W_j>`` and element i of the second
     ``<X_i W_i, Y - b>``, summed over all examples; b is the bias, which no channel contributes.
+    Channel i of a layer in groups is the i-th of every group.
 
     Args:
-        form: of one group.
-        matrix: W [1, inputs, outputs], inputs in the order of channels, the bias last.
-        shape: how many channels there are, and the inputs of each.
+        form: of the layer.
+        matrix: W [groups, inputs, outputs], inputs in the order of channels, the bias last.
+        shape: how many channels there are in a group, and the inputs of each.
 
     >>> form = Quadratic(torch.eye(4)[None], torch.ones(1, 4, 1), 1.0, 1)
     >>> contributions(form, torch.ones(1, 4, 1), (2, 2))[0].tolist()
     [[2.0, 0.0], [0.0, 2.0]]
     """
-    products = form.gram[0] * (matrix[0] @ matrix[0].T)
-    toward = (form.product[0] * matrix[0]).sum(dim=1)
+    products = (form.gram * (matrix @ matrix.transpose(1, 2))).sum(dim=0)
+    toward = (form.product * matrix).sum(dim=(0, 2))
     end = shape[0] * shape[1]
     toward = toward - products[:, end:].sum(dim=1)
     split = products[:end, :end].reshape(*shape, *shape)
@@ -315,13 +318,18 @@ def lasso_channels(inner: Tensor, toward: Tensor, keep: int) -> Tensor:
     from sklearn.linear_model import lars_path_gram
 
     products, answers = inner.cpu().numpy(), toward.cpu().numpy()
-    # How many answers there are scales l alone.
-    _, _, path = lars_path_gram(Xy=answers, Gram=products, n_samples=1, method="lasso")
+    # How many answers there are scales l alone. Channels leave on the way, too, so the path has
+    # more turns than channels.
+    turns = 8 * len(answers)
+    _, _, path = lars_path_gram(
+        Xy=answers, Gram=products, n_samples=1, max_iter=turns, method="lasso"
+    )
     sizes = torch.from_numpy(path).abs()
     fitting = [index for index in range(sizes.shape[1]) if int((sizes[:, index] > 0).sum()) <= keep]
     chosen = sizes[:, fitting[-1]]
     # Where channels come or go together, those in longest are taken first.
-    order = torch.argsort((chosen > 0) * len(fitting) + (sizes > 0).sum(dim=1), descending=True)
+    stays = (chosen > 0) * sizes.shape[1] + (sizes > 0).sum(dim=1)
+    order = torch.argsort(stays, descending=True, stable=True)
     kept = torch.zeros(len(toward), dtype=torch.bool, device=toward.device)
     kept[order[:keep].to(kept.device)] = True
     return kept

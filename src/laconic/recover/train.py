@@ -199,6 +199,8 @@ class _Loop:
 
     def judge(self) -> bool:
         """Score the validation split, keep the best epoch, return whether to stop."""
+        if not self.train.stop.decides:
+            return False
         scores = self.task.score(self.model, split="validate", device=self.state.device)
         score = (scores[self.task.main_metric], -scores["loss"])
         logger.debug(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from laconic.errors import ModelError, ScopeError, nearest
+from laconic.models.capture import padding_mask
 from laconic.progress import progress
 from laconic.recover.quadratic import Fitted
 from laconic.report.analyse import Analysis
@@ -107,7 +108,7 @@ def estimation_error(
     means = {name: _Means() for name in students}
     batches = examples.any_order(EXAMPLES, device=device)
     for batch in progress(batches, "estimation error", examples.batch_count(EXAMPLES)):
-        taught, mask = _outputs(task, teacher, layers, batch), _mask(batch)
+        taught, mask = _outputs(task, teacher, layers, batch), padding_mask(batch)
         if not taught:
             raise ScopeError(f"'{chosen}' selects no linear layer or convolution that is called")
         for name, student in students.items():
@@ -178,9 +179,3 @@ def _outputs(
         with evaluation(model):
             task.call(model, batch)
     return found
-
-
-def _mask(batch: Batch) -> Tensor | None:
-    """Return which tokens are no padding, bool [batch, tokens], where that is known."""
-    mask = batch.inputs.get("attention_mask") if isinstance(batch.inputs, Mapping) else None
-    return mask.bool() if isinstance(mask, Tensor) else None

@@ -488,13 +488,14 @@ def task_from_dict(
     if name is None:
         wrong = str(next(iter(given), ""))
         raise TaskError(f"task: no kind of task is called '{wrong}'{nearest(wrong, tasks.KINDS)}")
-    main, few = given.pop(name), given.pop("few", None)
+    main, drawn = given.pop(name), "few" in given
+    few = given.pop("few", None)
     first = dict(main) if isinstance(main, Mapping) else {} if main is None else {"path": main}
     builder = getattr(tasks, name)
     if tokenizer is not None and "tokenizer" in inspect.signature(builder).parameters:
         first = {"tokenizer": tokenizer} | first
     built: Task = builder(**_arguments(builder, name, first | given, base))
-    return built if few is None else _few(built, few)
+    return _few(built, few) if drawn else built
 
 
 def _few(task: Task, options: Any) -> Task:
