@@ -22,7 +22,8 @@ from laconic.cli.predict import predict, trainings
 from laconic.errors import FeatureError, RunError
 from laconic.models import digits_cnn, load_model
 from laconic.recipe import Recipe
-from laconic.recover import Hidden, Hint, Label, Logits, Train
+from laconic.recover import Gradient, Hidden, Hint, Label, Logits, ProximalL21, Reconstruct, Train
+from laconic.recover.descent import Descent
 from laconic.ship import save
 from laconic.ship.checkpoint import model_hash
 from laconic.ship.container import read, write
@@ -716,6 +717,17 @@ def test_the_nominal_size_is_weights_times_keep_times_bits(steps: tuple[Any, ...
     keep, bits = (0.25, 4) if len(steps) == 2 else (1.0, 8)
     found = predict(Recipe(steps), model, None, device="cpu").rows[-1].nominal_bytes
     assert found == pytest.approx((weights * keep * bits + others * 32) / 8, abs=5)
+
+
+def test_a_prediction_of_parts_fits_them_by_a_few_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    update = Descent.update
+    monkeypatch.setattr(Descent, "update", lambda *args: taken.append(1) or update(*args))
+    step = Reconstruct(solve=Gradient(3000, penalty=ProximalL21(0.5)))
+    first, last = predict(Recipe((step,)), digits_cnn(), small_task(), device="cpu").rows
+    assert last.size_bytes < 0.6 * first.size_bytes
+    assert last.updates == 3 * 3000 and last.seconds > 0
+    assert len(taken) < 30
 
 
 def test_a_prediction_changes_neither_the_network_nor_the_generator() -> None:

@@ -16,6 +16,8 @@ from torch import nn
 from laconic.measure import Measurement, measure
 from laconic.recipe import Recipe
 from laconic.recover.lesson import Teachers
+from laconic.recover.reconstruct import Reconstruct
+from laconic.recover.solve import Gradient
 from laconic.recover.train import Train
 from laconic.run import check_teachers, pick_precision
 from laconic.step import State, Step, run_step
@@ -111,10 +113,11 @@ def predict(
     rows = [_row("original", history[0], 0, 0.0)]
     for index, step in enumerate(recipe.steps):
         earlier = sum(other.name == step.name for other in recipe.steps[:index])
+        fitting = _fitting(step, state)
         for part in _untrained(step):
             run_step(part, state, key=earlier)
         history.append(measure(state.model, glance, latency=glance is not None))
-        rows.append(_row(step.name, history[-1], *_training(step, state)))
+        rows.append(_row(step.name, history[-1], *(fitting or _training(step, state))))
     exceeded = {}
     if recipe.budget is not None:
         first, last = (dataclasses.asdict(history[place]) for place in (0, -1))
@@ -148,9 +151,35 @@ def _untrained(step: Step) -> tuple[Step, ...]:
     """Return what a step does to the network besides training it."""
     if isinstance(step, Train):
         return step.during
+    if isinstance(step, Reconstruct):
+        return (_shortened(step, 1),)
     if "retrain" in type(step).model_fields:
         return (step.model_copy(update={"retrain": None}),)
     return (step,)
+
+
+def _shortened(step: Reconstruct, updates: int) -> Reconstruct:
+    """Return the same with so many updates of every part; what is removed is removed sooner."""
+    if not isinstance(step.solve, Gradient):
+        return step
+    return step.model_copy(
+        update={"solve": step.solve.model_copy(update={"steps": min(updates, step.solve.steps)})}
+    )
+
+
+def _fitting(step: Step, state: State) -> tuple[int, float] | None:
+    """Return updates and seconds of fitting parts, from fittings of one update and of several."""
+    if not isinstance(step, Reconstruct) or not isinstance(step.solve, Gradient):
+        return None
+    seconds = []
+    for updates in (1, 1 + SEVERAL):
+        trial = dataclasses.replace(state, model=copied(state.model), curves={})
+        began = time.perf_counter()
+        run_step(_shortened(step, updates), trial)
+        seconds.append(time.perf_counter() - began)
+    each = max(seconds[1] - seconds[0], 0.0) / SEVERAL
+    left = step.solve.steps - 1
+    return len(trial.curves) * step.solve.steps, seconds[0] + left * each
 
 
 def _glance(task: Task | None) -> Task | None:
