@@ -11,7 +11,19 @@ import torch.distributed as dist
 
 from laconic.errors import RunError
 
-__all__ = ["count", "gpu", "joined", "leads", "lost", "rank", "receive", "send", "tell", "wait"]
+__all__ = [
+    "count",
+    "gpu",
+    "joined",
+    "leads",
+    "lost",
+    "prints",
+    "rank",
+    "receive",
+    "send",
+    "tell",
+    "wait",
+]
 
 # What waits longer for another process takes it for stuck; one that ends is noticed at once.
 PATIENCE = datetime.timedelta(minutes=30)
@@ -62,6 +74,16 @@ def leads() -> bool:
     True
     """
     return rank() == 0
+
+
+def prints() -> bool:
+    """Return whether this process tells people what happens: one of those on a machine does.
+
+    >>> prints()
+    True
+    """
+    launched = dist.is_available() and dist.is_torchelastic_launched()
+    return not launched or dist.get_node_local_rank(fallback_rank=0) == 0
 
 
 def gpu() -> str:

@@ -22,7 +22,16 @@ from laconic.cli.predict import predict, trainings
 from laconic.errors import FeatureError, RunError
 from laconic.models import digits_cnn, load_model
 from laconic.recipe import Recipe
-from laconic.recover import Gradient, Hidden, Hint, Label, Logits, ProximalL21, Reconstruct, Train
+from laconic.recover import (
+    Gradient,
+    Hidden,
+    Hint,
+    Label,
+    Logits,
+    ProximalChannels,
+    Reconstruct,
+    Train,
+)
 from laconic.recover.descent import Descent
 from laconic.ship import save
 from laconic.ship.checkpoint import model_hash
@@ -723,7 +732,7 @@ def test_a_prediction_of_parts_fits_them_by_a_few_updates(monkeypatch: pytest.Mo
     taken = []
     update = Descent.update
     monkeypatch.setattr(Descent, "update", lambda *args: taken.append(1) or update(*args))
-    step = Reconstruct(solve=Gradient(3000, penalty=ProximalL21(0.5)))
+    step = Reconstruct(solve=Gradient(3000, penalty=ProximalChannels(0.5)))
     first, last = predict(Recipe((step,)), digits_cnn(), small_task(), device="cpu").rows
     assert last.size_bytes < 0.6 * first.size_bytes
     assert last.updates == 3 * 3000 and last.seconds > 0
@@ -762,3 +771,10 @@ def test_trainings_are_found_however_deep() -> None:
     outer = Prune("weights", keep=0.5, rounds=5, retrain=inner)
     assert list(trainings(outer)) == [(Train(epochs=3), 10)]
     assert list(trainings(Quantize(4))) == []
+
+
+def test_one_process_of_several_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert laconic("list", "steps").stdout
+    monkeypatch.setattr("laconic.ranks.prints", lambda: False)
+    found = laconic("list", "steps")
+    assert (found.exit_code, found.stdout) == (0, "")

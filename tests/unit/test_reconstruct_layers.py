@@ -495,3 +495,15 @@ def test_one_channel_stays_where_nothing_reads_any(net: nn.Module, task: Task) -
         narrow(state.model, f"{path}.weight", torch.zeros_like(weight, dtype=torch.bool))
     run_step(Reconstruct(solve=Greedy(0.5)), state)
     assert layer(state.model, "conv0").weight.shape[0] == 1
+
+
+def test_a_layer_with_a_forward_of_its_own_stays(net: nn.Module, task: Task) -> None:
+    class Standardised(nn.Conv2d):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return self._conv_forward(inputs, self.weight - self.weight.mean(), self.bias)
+
+    state = state_of(net, task)
+    state.model.conv1 = Standardised(8, 8, 3, padding=1)
+    run_step(Reconstruct(solve=LeastSquares()), state)
+    assert "conv1" not in state.curves
+    assert "conv2" in state.curves

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -63,7 +64,8 @@ def command(*examples: str, name: str = "") -> Callable[[Callable[..., int]], Ca
         def run(**options: Any) -> None:
             context = options.pop("context")
             given = {key: options.pop(key) or context.obj[key] for key in EVERYWHERE}
-            raise typer.Exit(_guarded(function, Output(**given), options))
+            with _silent_beside_others(given):
+                raise typer.Exit(_guarded(function, Output(**given), options))
 
         everywhere = [_keyword(key, False, kind) for key, kind in EVERYWHERE.items()]
         own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
@@ -87,6 +89,19 @@ def _help(function: Callable[..., int], examples: Sequence[str]) -> str:
 
 def _keyword(name: str, default: Any, kind: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+
+
+@contextlib.contextmanager
+def _silent_beside_others(given: dict[str, Any]) -> Iterator[None]:
+    """Print nothing but errors where another process of torchrun prints the same."""
+    from laconic import ranks
+
+    if ranks.prints():
+        yield
+        return
+    given["quiet"] = True
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # noqa: PTH123
+        yield
 
 
 def _guarded(function: Callable[..., int], output: Output, options: dict[str, Any]) -> int:

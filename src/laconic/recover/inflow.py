@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from laconic.errors import ModelError
 from laconic.models.capture import blocks_of, padding_mask
 from laconic.recover.parts import Part, check_chain
-from laconic.recover.quadratic import Fitted, Moments
+from laconic.recover.quadratic import Fitted, Moments, is_fitted
 from laconic.recover.stream import Flow, Stored
 from laconic.step import State
 from laconic.tasks import Task
@@ -54,7 +54,7 @@ def calls_of(task: Task, model: nn.Module, paths: Iterable[str]) -> Counter[str]
     with ExitStack() as stack:
         for path in paths:
             module = modules.get(path)
-            if isinstance(module, Fitted):
+            if is_fitted(module):
 
                 def count(*_: Any, path: str = path) -> None:
                     calls[path] += 1

@@ -19,7 +19,15 @@ from laconic.recover.feeding import Feed
 from laconic.recover.inflow import Inflow, Pair, calls_of
 from laconic.recover.optimize import Optimizer
 from laconic.recover.penalties import along_channels, channel_norms
-from laconic.recover.quadratic import Fitted, Moments, Quadratic, groups_of, matrix_of, weight_of
+from laconic.recover.quadratic import (
+    Fitted,
+    Moments,
+    Quadratic,
+    groups_of,
+    is_fitted,
+    matrix_of,
+    weight_of,
+)
 from laconic.recover.solve import Solve, contributions
 from laconic.scope import Scope
 from laconic.step import State
@@ -267,7 +275,7 @@ def fitted_layers(state: State, scope: Scope, feed: Feed) -> dict[str, Pair]:
 
 def _answers_alike(teacher: nn.Module, student: Fitted) -> bool:
     """Return whether answers of the same shape come from the same positions."""
-    if not isinstance(teacher, Fitted):
+    if not is_fitted(teacher):
         return False
     names = ("kernel_size", "stride", "padding", "dilation", "groups")
     same = [getattr(teacher, name, None) == getattr(student, name, None) for name in names]
@@ -314,7 +322,7 @@ def _read_alone(state: State, paths: Iterable[str]) -> dict[str, Axis]:
         if axis.frozen is None and axis.kind in READ_ALONE and len(readers) == 1:
             path = readers[0].name.rpartition(".")[0]
             layer = state.model.get_submodule(path)
-            if isinstance(layer, Fitted) and layer.weight.shape[1] == axis.size:
+            if is_fitted(layer) and layer.weight.shape[1] == axis.size:
                 found[path] = axis
     chosen = {path: found[path] for path in paths if path in found}
     if not chosen:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from laconic.recover.feeding import Mixture
 
-__all__ = ["Moments", "Quadratic", "matrix_of", "patches", "weight_of"]
+__all__ = ["Moments", "Quadratic", "is_fitted", "matrix_of", "patches", "weight_of"]
 
 # Numbers of patches that are unfolded at once.
 UNFOLDED = 1 << 24
@@ -162,6 +162,18 @@ class Moments:
         }
         shares = {(i, j): left[i] * right[j] for i, j in parts}
         return torch.stack([s * parts[key] for key, s in shares.items() if s]).sum(dim=0)
+
+
+def is_fitted(module: nn.Module | None) -> TypeGuard[Fitted]:
+    """Return whether a module's answers are products of its inputs with its weight.
+
+    Not those of a subclass with a forward of its own, such as one that standardises the weight.
+
+    >>> is_fitted(nn.Linear(2, 2)), is_fitted(nn.ReLU())
+    (True, False)
+    """
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d)
+    return any(isinstance(module, k) and type(module).forward is k.forward for k in kinds)
 
 
 def patches(layer: Fitted, inputs: Tensor) -> Tensor:
