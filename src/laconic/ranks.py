@@ -77,7 +77,7 @@ def leads() -> bool:
 
 
 def prints() -> bool:
-    """Return whether this process tells people what happens: one of those on a machine does.
+    """Return whether this process tells people what happens: one on a machine does.
 
     >>> prints()
     True

@@ -221,7 +221,7 @@ def test_training_brings_the_curvature_up_to_date(optimizer: Optimizer) -> None:
     before = layer.curvature.clone()
     for batch in loop.batches():
         loop.update(batch)
-        slots = loop.optimizer.state[latent]
+        slots = loop.descent.optimizer.state[latent]
         corrected = slots["exp_avg_sq"] / (1 - 0.999 ** float(slots["step"]))
         assert torch.allclose(layer.curvature, corrected.sqrt() + 1e-8, rtol=1e-5)
         assert not torch.equal(layer.curvature, before)

@@ -724,7 +724,7 @@ def test_the_time_before_a_stop_counts(stopped: Path, monkeypatch: pytest.Monkey
     manifest["run"]["seconds"] = 1000.0
     write(stopped / run.CHECKPOINT, manifest, tensors)
     told: list[float] = []
-    measured = measuring.measure(network())
+    measured = measuring.measure(network(), curves={})
     monkeypatch.setattr(
         measuring, "measure", lambda *args, seconds, **rest: told.append(seconds) or measured
     )

@@ -155,7 +155,8 @@ def seen_in_training(step: QuantNoise, model: nn.Module) -> list[tuple[bool, Ten
 def test_every_update_has_other_blocks_and_evaluation_none() -> None:
     model = network()
     lay(model, "0.weight", Ternary())
-    seen = seen_in_training(QuantNoise(0.5, block=2, retrain=TRAIN), model)
+    judging = TRAIN.model_copy(update={"stop": Stop()})
+    seen = seen_in_training(QuantNoise(0.5, block=2, retrain=judging), model)
     in_training = [weight for training, weight in seen if training]
     assert len(in_training) == 6
     assert all(weight.unique().numel() > 3 for weight in in_training)

@@ -595,7 +595,8 @@ def test_batches_of_one_that_a_norm_cannot_take_are_refused() -> None:
 
 def test_epochs_are_told_to_those_who_debug(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, logger="laconic"):
-        compress(network(), task(), recipe(Label()))
+        prune = Prune("weights", keep=0.5)
+        compress(network(), task(), [prune, short(Label(), stop=Stop())])
     lines = {
         level: [r for r in caplog.records if r.levelname == level] for level in ("INFO", "DEBUG")
     }
