@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from convert import convert, write
 from torch import nn
 
@@ -87,12 +88,13 @@ def seconds_of(results: Sequence[Result]) -> float:
 def write_results(name: str, rows: Sequence[dict[str, Any]]) -> Path:
     """Write papers/results/<name>.json and return its path."""
     here = environment()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     body = {
         "command": "python " + " ".join([f"papers/{name}.py", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
-        "hardware": f"{here['cpu']}, {os.cpu_count()} cores, {here['threads']} threads, no GPU",
+        "hardware": f"{here['cpu']}, {os.cpu_count()} cores, {here['threads']} threads, {device}",
         "versions": {key: here[key] for key in ("python", "torch", "laconic", "numpy")},
         "rows": list(rows),
     }

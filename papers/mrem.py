@@ -5,21 +5,18 @@ embedding of 4 or 2 bits, activations of 8 or 4; head and pooler stay float. REM
 layer with 500 updates each, MREM-S the three parts one after the other, MREM-P all three at once,
 here in turns in one process. QAT is the same network trained as a whole, on all examples, by the
 same losses as TernaryBERT. 2,000 updates of every part and 250, with fading teacher forcing and
-without. Memory is what a run takes at its peak above what the process had before it. Scores are
-those of the full dev set; published figures are of BERT base on MNLI.
+without. Scores are those of the full dev set; published figures are of BERT base on MNLI. Memory is
+measured by `benchmarks/mrem.py`.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import logging
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from common import file_bytes, parser, row, spread, write_results
+from common import file_bytes, parser, row, seconds_of, spread, write_results
 from encoders import fine_tuned, glue, score
 from lowbit import BODY, joint, still
 
@@ -80,39 +77,12 @@ def rebuilt(way: str) -> Step:
     return Reconstruct(parts=parts, feed=feed, order=order, solve=solve, scope=SCOPE)
 
 
-def resident() -> dict[str, int]:
-    """Return the bytes that the process holds, now and at its peak."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    return {key: 1024 * int(fields[key].split()[0]) for key in ("VmRSS", "VmHWM")}
-
-
-def run(
-    options: argparse.Namespace, place: str, teacher: Result, task: Task, recipe: Recipe
-) -> tuple[Result, dict[str, float]]:
-    """Run a recipe, once, and note the minutes and the memory that it took."""
-    out = options.work / "mrem" / place
-    known = out / "took"
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak
-    before, began = resident()["VmRSS"], time.monotonic()
-    result = compress(still(teacher), task, recipe, out=out, resume=True)
-    if not known.is_file():
-        peak = resident()["VmHWM"] - before
-        known.write_text(f"{time.monotonic() - began} {peak}", encoding="ascii")
-    seconds, peak_bytes = map(float, known.read_text(encoding="ascii").split())
-    trained = sum(measured.seconds for measured in result.history)
-    return result, {"seconds": trained, "peak": peak_bytes, "all": seconds}
-
-
 def line(
-    name: str, task: Task, label: str, done: list[tuple[Result, dict[str, float]]], **more: Any
+    name: str, task: Task, label: str, done: list[Result], *, examples: int, **more: Any
 ) -> dict[str, Any]:
     """Return the row of a way, from the runs of every seed."""
-    results = [result for result, _ in done]
-    mean, deviation = spread([score(each, task) for each in results])
-    took = {key: sum(each[key] for _, each in done) / len(done) for key in ("seconds", "peak")}
-    print(f"{name}, {label}: {mean} {took}", flush=True)
+    mean, deviation = spread([score(each, task) for each in done])
+    print(f"{name}, {label}: {mean}", flush=True)
     return row(
         row=label,
         task=f"{name} dev",
@@ -120,11 +90,10 @@ def line(
         ours=mean,
         std=deviation,
         seeds=len(done),
-        size_bytes=file_bytes(results[0]),
-        seconds=took["seconds"],
+        size_bytes=file_bytes(done[0]),
+        seconds=seconds_of(done) / len(done),
         published_setting=more.get("published") and "BERT base on MNLI-m",
-        note=f"{len(task.train)} examples, peak {took['peak'] / 2**20:.0f} MiB above the start; "
-        f"{results[0].recipe.steps!r}",
+        note=f"{examples} examples; {done[0].recipe.steps!r}",
         **more,
     )
 
@@ -142,12 +111,13 @@ def rows(options: argparse.Namespace, name: str) -> Iterator[dict[str, Any]]:
                 continue
             done = []
             for seed in seeds:
-                few = task if way == "QAT" else task.few(total=EXAMPLES, seed=seed)
+                data = task if way == "QAT" else task.few(total=EXAMPLES, seed=seed)
                 recipe = Recipe((quantize, *steps), seed=seed, precision="bfloat16")
                 place = f"{name}-{bits}-{way.replace(' ', '-').replace(',', '')}-{seed}"
-                done.append(run(options, place, teachers[seed], few, recipe))
-            published = PUBLISHED[bits].get(way)
-            yield line(name, task, f"{way} {bits}", done, baseline=baseline, published=published)
+                out = options.work / "mrem" / place
+                done.append(compress(still(teachers[seed]), data, recipe, out=out, resume=True))
+            more = {"baseline": baseline, "published": PUBLISHED[bits].get(way)}
+            yield line(name, task, f"{way} {bits}", done, examples=len(data.train), **more)
 
 
 def main() -> None:

@@ -22,8 +22,9 @@ def test_share_of_the_teacher_in_mrem() -> None:
 def test_what_the_student_is_fed_in_mrem() -> None:
     """f~ = 3/4 (4, 0) + 1/4 (0, 8) = (3, 2)."""
     (term,) = Mixed(end=0.5).mixtures(1 / 8)
-    teacher, student = term.fed(torch.tensor([4.0, 0.0]), torch.tensor([0.0, 8.0]))
-    assert teacher.tolist() == [4, 0] and student.tolist() == [3, 2]
+    teacher, student = torch.tensor([4.0, 0.0]), torch.tensor([0.0, 8.0])
+    assert mixed(teacher, student, term.teacher).tolist() == [4, 0]
+    assert mixed(student, teacher, term.student).tolist() == [3, 2]
 
 
 def test_loss_of_a_module() -> None:

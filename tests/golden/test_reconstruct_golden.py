@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from laconic.recover import Cross, Feed, Mixed, ProximalWeights, SoftCross, Student, Teacher
+from laconic.recover.feeding import mixed
 from laconic.recover.penalties import channel_norms, shrink, shrink_channels
 from laconic.recover.quadratic import Fitted, Moments, Quadratic, matrix_of, patches, weight_of
 from laconic.recover.solve import closest, contributions, greedy_channels, lasso_channels
@@ -45,7 +46,8 @@ def direct(feed: Feed, teacher: Fitted, student: Fitted, both: tuple[Tensor, Ten
     """Return the loss as the paper writes it, by the layers themselves."""
     total = torch.zeros(())
     for term in feed.mixtures(0.25):
-        taught, own = term.fed(*both)
+        taught = mixed(*both, term.teacher)
+        own = mixed(*reversed(both), term.student)
         total = total + term.weight * (teacher(taught) - student(own)).square().mean()
     return total.detach()
 

@@ -29,24 +29,13 @@ class Mixture:
         teacher: a, the share of ``h_T`` in what the teacher's part is fed.
         student: b, the share of ``h_S`` in what the student's part is fed.
 
-    >>> import torch
-    >>> fed = Mixture(1.0, teacher=0.75, student=1.0).fed(torch.zeros(2), torch.ones(2))
-    >>> [each.tolist() for each in fed]
-    [[0.25, 0.25], [1.0, 1.0]]
+    >>> Mixture(1.0, teacher=0.75, student=1.0)
+    Mixture(weight=1.0, teacher=0.75, student=1.0)
     """
 
     weight: float
     teacher: float
     student: float
-
-    def fed(self, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the teacher's part and the student's part are fed.
-
-        Args:
-            teacher: h_T [any shape].
-            student: h_S [the same shape, unless the shares are 0 or 1].
-        """
-        return mixed(teacher, student, self.teacher), mixed(student, teacher, self.student)
 
 
 def mixed(first: Tensor, second: Tensor, share: float) -> Tensor:

@@ -36,8 +36,6 @@ __all__ = ["Fitting", "difference", "fittings_of", "gradient_of", "parts_of"]
 
 logger = logging.getLogger(__name__)
 
-EXAMPLES = 2  # that show what a network calls, and how
-
 
 def difference(student: Answer, teacher: Answer) -> Tensor:
     """Return the sum over a part's blocks l of the mean of (f^_l - f_l)^2 (Bai et al. 2022).
@@ -237,7 +235,7 @@ def fittings_of(step: Reconstruct, state: State, parts: list[Part] | None = None
     if not state.teacher:
         raise RunError("reconstruct: parts learn from a teacher, and there is none; give teacher=")
     task = needed(state.task, "reconstruct needs examples")
-    batch = task.example_batch(EXAMPLES).to(state.device)
+    batch = task.example_batch(2).to(state.device)
     state.model.to(state.device).eval()
     teacher = state.teacher[0].to(state.device)
     for network in (state.model, teacher):

@@ -23,7 +23,6 @@ from laconic.tasks.task import evaluation, needed
 
 __all__ = ["Inflow", "Pair", "calls_of"]
 
-EXAMPLES = 2  # that show what a network calls
 SUMMED = 64  # examples at once while what enters a layer is summed up
 
 
@@ -61,7 +60,7 @@ def calls_of(task: Task, model: nn.Module, paths: Iterable[str]) -> Counter[str]
 
                 stack.enter_context(_hooked(module, count))
         with evaluation(model):
-            task.call(model, task.example_batch(EXAMPLES).to(_device(model)))
+            task.call(model, task.example_batch(2).to(_device(model)))
     return calls
 
 
@@ -170,7 +169,7 @@ def _names_of_blocks(networks: tuple[nn.Module, nn.Module], task: Task) -> list[
     """Return the names of the blocks of both; none where they differ or form no chain."""
     names = []
     for network in networks:
-        batch = task.example_batch(EXAMPLES).to(_device(network))
+        batch = task.example_batch(2).to(_device(network))
         try:
             check_chain(network, task, batch)
         except ModelError:

@@ -15,7 +15,7 @@ from torch import Tensor
 from laconic.errors import RunError
 from laconic.machine import free_memory
 from laconic.progress import progress
-from laconic.recover.fitting import EXAMPLES, Fitting
+from laconic.recover.fitting import Fitting
 from laconic.recover.stream import Data, Flow, Source, Stored, flattened, restored
 from laconic.step import State, derive
 
@@ -183,7 +183,7 @@ def _check_memory(before: Sequence[Fitting], fed: Sequence[int], size: int) -> N
     if not fed:
         return
     device, solve = before[0].state.device, before[0].solve
-    batch = before[0].task.example_batch(EXAMPLES).to(device)
+    batch = before[0].task.example_batch(2).to(device)
     flow, one = Flow(batch, batch, {}), 0
     for fitting in before:
         flow = fitting.passed(flow)

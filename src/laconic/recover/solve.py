@@ -140,7 +140,7 @@ class _Removal:
         if count < self.left:
             sizes = self.penalty.sizes(self.part.weight())
             order = sizes.sort(descending=True, stable=True).indices
-            left = torch.zeros(self.total, dtype=torch.bool)
+            left = torch.zeros_like(sizes, dtype=torch.bool)
             left[order[:count]] = True
             self.remove(left)
 
