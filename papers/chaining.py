@@ -25,10 +25,9 @@ from typing import Any
 
 from common import (
     cifar10,
-    file_bytes,
+    costs,
     parser,
     row,
-    seconds_of,
     spread,
     trained_resnet,
     write_results,
@@ -161,13 +160,13 @@ def main() -> None:
 def written(line: Row, network: str, plain: int, base: float) -> dict[str, Any]:
     """Return the result row of a line, and print it."""
     accuracy, deviation = base, None
-    size = float(plain)
+    taken: dict[str, float] = {"size_bytes": plain, "ratio": 1.0, "seconds": 0.0}
     if line.results:
+        taken = costs(line.results, plain)
         accuracy, deviation = spread(
             [100 * r.history[-1].metrics["accuracy"] for r in line.results]
         )
-        size, _ = spread([file_bytes(result) for result in line.results])
-    print(f"{line.name}: {accuracy:.2f} %, nominal {line.nominal:.2f}x, file {plain / size:.2f}x")
+    print(f"{line.name}: {accuracy:.2f} %, nominal {line.nominal:.2f}x, file {taken['ratio']:.2f}x")
     recipes = repr(line.results[0].recipe) if line.results else "as published"
     return row(
         row=f"{network} {line.name}",
@@ -179,9 +178,7 @@ def written(line: Row, network: str, plain: int, base: float) -> dict[str, Any]:
         baseline=base,
         published=line.published,
         published_setting=PUBLISHED_SETTING,
-        size_bytes=round(size),
-        ratio=plain / size,
-        seconds=seconds_of(line.results),
+        **taken,
         note=f"nominal factor {line.nominal:.2f}x (32/bits/density); {recipes}",
     )
 

@@ -80,9 +80,21 @@ def spread(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def seconds_of(results: Sequence[Result]) -> float:
-    """Return the seconds the steps of these runs took, over interruptions too."""
-    return sum(measured.seconds for result in results for measured in result.history)
+def costs(results: Sequence[Result], plain: int | None = None) -> dict[str, float]:
+    """Return what runs take, in their mean: bytes, how many times fewer than before, seconds.
+
+    Args:
+        results: the runs of a row, one for each seed.
+        plain: bytes of the network before; by default those of the file it had then.
+    """
+    size = statistics.fmean(file_bytes(result) for result in results)
+    before = results[0].history[0].size_bytes if plain is None else plain
+    seconds = [sum(measured.seconds for measured in result.history) for result in results]
+    return {
+        "size_bytes": round(size),
+        "ratio": before / size,
+        "seconds": statistics.fmean(seconds),
+    }
 
 
 def write_results(name: str, rows: Sequence[dict[str, Any]]) -> Path:

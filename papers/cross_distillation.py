@@ -18,10 +18,9 @@ from typing import Any
 
 from common import (
     cifar10,
-    file_bytes,
+    costs,
     parser,
     row,
-    seconds_of,
     spread,
     trained_resnet,
     write_results,
@@ -149,8 +148,8 @@ def scored(
     print(f"{label}, {kind}, {shots}: {scores}", flush=True)
     published = PUBLISHED[label].get(shots) if kind == "structured" else None
     return row(
-        row=f"{label}, {kind}, {shots} images of a class",
-        task=f"CIFAR-10 {NETWORKS[kind]}",
+        row=f"{NETWORKS[kind]}, {label}, {kind}, {shots} images of a class",
+        task="CIFAR-10 test",
         metric="accuracy",
         ours=mean,
         std=deviation,
@@ -158,8 +157,7 @@ def scored(
         baseline=dense,
         published=published,
         published_setting=published and "VGG-16, half of the channels",
-        size_bytes=file_bytes(results[0]),
-        seconds=seconds_of(results),
+        **costs(results),
         note=repr(results[0].recipe.steps),
     )
 
@@ -184,8 +182,8 @@ def generalised(
     below = statistics.fmean(ratio < 1 for ratio in ratios.values())
     print(f"estimation error, {kind}, {shots}: {ratios}", flush=True)
     return row(
-        row=f"estimation error of CD below that of w/o CD, {kind}, {shots} images of a class",
-        task=f"CIFAR-10 {NETWORKS[kind]}",
+        row=f"{NETWORKS[kind]}, error of CD below w/o CD, {kind}, {shots} images of a class",
+        task="CIFAR-10 test",
         metric="share of layers",
         ours=100 * below,
         seeds=1,

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from common import data_folder, file_bytes, parser, row, seconds_of, spread, write_results
+from common import costs, data_folder, parser, row, spread, write_results
 from torch import nn
 
 from laconic import KMeans, Prune, Quantize, Recipe, Result, Task, Train, compress
@@ -156,14 +156,12 @@ def line(network: Network, point: Point, done: list[Result], plain: int) -> dict
     first, last = [r.history[0] for r in done], [r.history[-1] for r in done]
     accuracy, deviation = spread([100 * m.metrics["accuracy"] for m in last])
     base, base_deviation = spread([100 * m.metrics["accuracy"] for m in first])
-    size, _ = spread([file_bytes(result) for result in done])
+    taken = costs(done, plain)
     falls = [
         100 * (b.metrics["accuracy"] - a.metrics["accuracy"])
         for b, a in zip(first, last, strict=True)
     ]
-    print(
-        f"{network.name} {point.name}: {accuracy:.2f} % (baseline {base:.2f}), {plain / size:.1f}x"
-    )
+    print(f"{network.name} {point.name}: {accuracy:.2f} % ({base:.2f}), {taken['ratio']:.1f}x")
     return row(
         row=f"{network.name} {point.name}",
         task="MNIST test",
@@ -174,9 +172,7 @@ def line(network: Network, point: Point, done: list[Result], plain: int) -> dict
         baseline=base,
         published=network.published,
         published_setting=f"{network.factor:g}x, own baseline and pruning schedule",
-        size_bytes=round(size),
-        ratio=plain / size,
-        seconds=seconds_of(done),
+        **taken,
         note=f"float32 safetensors {plain} bytes; baseline std {base_deviation}; points lost per "
         f"seed {', '.join(f'{fall:.2f}' for fall in falls)}",
     )

@@ -16,7 +16,7 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
-from common import cifar10, file_bytes, parser, row, seconds_of, trained_resnet, write_results
+from common import cifar10, costs, parser, row, trained_resnet, write_results
 from encoders import RATE, fine_tuned, glue
 from torch import nn
 
@@ -78,13 +78,12 @@ def lines(
         print(f"{name}, {by!r}, {label}: {score:.2f}", flush=True)
         yield row(
             row=f"{name}, {by!r}, {label}",
-            task=f"{task.name} {'dev' if task.tokenizer else 'test'}",
+            task="MRPC dev" if task.tokenizer else "CIFAR-10 test",
             metric=f"{task.main_metric} x 100",
             ours=score,
             seeds=1,
             baseline=100 * first.metrics[task.main_metric],
-            size_bytes=file_bytes(result) if at is last else None,
-            seconds=seconds_of([result]) if at is last else None,
+            **(costs([result]) if at is last else {}),
             note=f"parameters {first.parameters:,} -> {at.parameters:,}, multiplications "
             f"{first.macs:,} -> {at.macs:,}, milliseconds {before:.2f} -> {after:.2f}; "
             f"{result.recipe.steps!r}",

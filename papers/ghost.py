@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from common import file_bytes, parser, row, seconds_of, spread, write_results
+from common import costs, parser, row, spread, write_results
 from encoders import RATE, fine_tuned, glue, score
 from torch import nn
 
@@ -90,8 +90,7 @@ def gains(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             std=deviation,
             seeds=len(done),
             baseline=statistics.fmean(score(teacher, task) for teacher in teachers),
-            size_bytes=file_bytes(done[0]),
-            seconds=seconds_of(done),
+            **costs(done),
             note=f"{done[0].history[-1].parameters:,} parameters, before training "
             f"{[round(100 * r.history[-2].metrics[task.main_metric], 2) for r in done]}; "
             f"{done[0].recipe.steps!r}",

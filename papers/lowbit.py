@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import file_bytes, parser, row, seconds_of, spread, write_results
+from common import costs, file_bytes, parser, row, spread, write_results
 from encoders import LABELS, fine_tuned, glue, score
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -123,7 +123,6 @@ def line(
     scores, before = ([score(one, task) for one in results] for results in (done, teachers))
     mean, deviation = spread(scores)
     print(f"{name}, {label}: {scores}, fine-tuned {before}", flush=True)
-    size = file_bytes(done[0])
     return row(
         row=label,
         task=f"{name} dev",
@@ -132,9 +131,7 @@ def line(
         std=deviation,
         seeds=len(done),
         baseline=statistics.fmean(before),
-        size_bytes=size,
-        ratio=file_bytes(teachers[0]) / size,
-        seconds=seconds_of(done) / len(done),
+        **costs(done, file_bytes(teachers[0])),
         note=f"logits of {PROBED} examples from the file are bit-identical in another process; "
         f"{done[0].recipe.steps!r}",
         **more,

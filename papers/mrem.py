@@ -16,7 +16,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from common import file_bytes, parser, row, seconds_of, spread, write_results
+from common import costs, parser, row, spread, write_results
 from encoders import fine_tuned, glue, score
 from lowbit import BODY, joint, still
 
@@ -90,8 +90,7 @@ def line(
         ours=mean,
         std=deviation,
         seeds=len(done),
-        size_bytes=file_bytes(done[0]),
-        seconds=seconds_of(done) / len(done),
+        **costs(done),
         published_setting=more.get("published") and "BERT base on MNLI-m",
         note=f"{examples} examples; {done[0].recipe.steps!r}",
         **more,

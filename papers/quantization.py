@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from common import cifar10, file_bytes, row, seconds_of, trained_resnet
+from common import cifar10, costs, row, trained_resnet
 from encoders import fine_tuned, score
 from lowbit import BODY, Rows, line, quantize, run, table, tasks, train
 
@@ -119,9 +119,7 @@ def picture_row(bits: str, metric: str, done: list[Any], ours: float) -> dict[st
         ours=ours,
         seeds=1,
         baseline=100 * first.metrics[metric],
-        size_bytes=file_bytes(result),
-        ratio=first.size_bytes / file_bytes(result),
-        seconds=seconds_of(done),
+        **costs(done),
         note=f"{result.recipe.steps!r}",
     )
 

@@ -17,10 +17,9 @@ from typing import Any
 
 from common import (
     cifar10,
-    file_bytes,
+    costs,
     parser,
     row,
-    seconds_of,
     spread,
     trained_resnet,
     write_results,
@@ -97,8 +96,7 @@ def line(name: str, done: list[Result], published: float | None) -> dict[str, An
         baseline=100 * done[0].history[0].metrics["accuracy"],
         published=published,
         published_setting=published and "PreResNet-110, 40, 160 and at least 160 epochs",
-        size_bytes=file_bytes(done[0]),
-        seconds=seconds_of(done),
+        **costs(done),
         note=f"{last.nonzero:,} of {last.parameters:,} parameters are not zero; "
         f"{done[0].recipe.steps!r}",
     )

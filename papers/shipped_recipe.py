@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from common import (
     cifar10,
+    costs,
     data_folder,
-    file_bytes,
     parser,
     row,
-    seconds_of,
     trained_resnet,
     write_results,
 )
@@ -88,9 +87,7 @@ def results(names: list[str], options: argparse.Namespace) -> Iterator[dict[str,
             ours=100 * last.metrics["accuracy"],
             seeds=1,
             baseline=100 * first.metrics["accuracy"],
-            size_bytes=file_bytes(result),
-            ratio=plain / file_bytes(result),
-            seconds=seconds_of([result]),
+            **costs([result], plain),
             note=f"float32 safetensors {plain} bytes; {recipe.steps!r}",
         )
 

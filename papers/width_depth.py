@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
-from common import file_bytes, parser, row, seconds_of, spread, write_results
+from common import costs, parser, row, spread, write_results
 from encoders import RATE, fine_tuned, glue, score
 
 from laconic import Hidden, Label, Logits, Prune, Recipe, Result, Scope, Task, Train, compress
@@ -81,8 +81,7 @@ def line(name: str, task: Task, label: str, pairs: list[tuple[Result, Result]]) 
         std=deviation,
         seeds=len(pairs),
         baseline=statistics.fmean(score(teacher, task) for teacher, _ in pairs),
-        size_bytes=file_bytes(students[0]),
-        seconds=statistics.fmean(seconds_of([student]) for student in students),
+        **costs(students),
         note=f"{students[0].history[-1].parameters:,} parameters; before training "
         f"{statistics.fmean(cut):.2f}; {students[0].recipe.steps!r}",
     )
