@@ -61,7 +61,7 @@ def train(name: str, objective: Objective, *, share: float = 1.0, rate: float = 
         objective,
         epochs=max(1, round(share * EPOCHS[name])),
         batch=32,
-        optimizer=AdamW(rate, clip=1.0, decay=Linear(warmup=0.1)),
+        optimizer=AdamW(rate, scales=1e-4, clip=1.0, decay=Linear(warmup=0.1)),
     )
 
 

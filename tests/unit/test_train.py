@@ -38,7 +38,16 @@ from laconic.ship.checkpoint import load_checkpoint, save_checkpoint
 from laconic.step import During, State, Step, Value, derive, run_step
 from laconic.structure import Gradual, Prune
 from laconic.tasks import Task, digits
-from laconic.weights import Binary, KMeans, Quantize, Symmetric, Ternary, bake, lay
+from laconic.weights import (
+    Binary,
+    KMeans,
+    LearnedStep,
+    Quantize,
+    Symmetric,
+    Ternary,
+    bake,
+    lay,
+)
 from laconic.weights.laid import laid_tensors
 
 BATCH, EXAMPLES = 8, 20  # two full batches and a rest of four
@@ -162,6 +171,38 @@ def gradient(model: nn.Module, data: Task, names: list[str]) -> dict[str, Tensor
     (batch,) = data.train.batches(len(data.train))
     data.loss(data.call(model, batch), batch).backward()
     return {name: model.get_parameter(name).grad.clone() for name in names}  # type: ignore[union-attr]
+
+
+def laid_step() -> nn.Sequential:
+    model = with_norm()
+    lay(model, "0.weight", LearnedStep(4, granularity="row"))
+    return model
+
+
+def scales_of(model: nn.Module) -> Tensor:
+    return laid_tensors(model)["0.weight"][0].state["scale"].detach()
+
+
+def test_what_representations_learn_has_a_rate_of_its_own() -> None:
+    """Adam's first update moves every number by its rate."""
+    alone = {"batch": FULL, "stop": Stop(keep="last")}
+    held, moved = (
+        trained(Train(optimizer=Adam(1e-9, scales=scales, decay=Constant()), **alone), laid_step())
+        for scales in (None, 1e-3)
+    )
+    first = laid_step()
+    assert torch.allclose(moved[0].bias, first[0].bias, atol=1e-8)
+    assert torch.allclose(scales_of(held), scales_of(first), atol=1e-8)
+    step = (scales_of(moved) - scales_of(first)).abs()
+    assert torch.allclose(step, torch.tensor(1e-3), rtol=1e-2)
+
+
+def test_what_representations_learn_does_not_decay() -> None:
+    model = laid_step()
+    learned = next(p for name, p in model.named_parameters() if name.endswith(".scale"))
+    made = AdamW(1e-3, weight_decay=0.5, scales=1e-2).build(model.parameters(), {learned})
+    ours = [group for group in made.param_groups if any(p is learned for p in group["params"])]
+    assert [(g["weight_decay"], g["initial_lr"], len(g["params"])) for g in ours] == [(0, 0.01, 1)]
 
 
 ONE = {"batch": FULL, "epochs": 1, "stop": Stop(keep="last")}

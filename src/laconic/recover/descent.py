@@ -17,6 +17,7 @@ from laconic.recover.optimize import Optimizer, curvature_of
 from laconic.step import State, Step
 from laconic.weights.laid import Laid, laid_tensors
 from laconic.weights.quantize import planned
+from laconic.weights.quantizer import Quantizer
 
 __all__ = ["Descent", "autocast", "check_curvature", "parameters_of"]
 
@@ -54,7 +55,7 @@ class Descent:
         self.value, self.model, self.scope, self.name = optimizer, model, scope, name
         self.networks = networks
         self.parameters = [*itertools.chain.from_iterable(networks)]
-        self.optimizer = optimizer.build(self.parameters)
+        self.optimizer = optimizer.build(self.parameters, _learned(model))
 
     def update(self, loss: Callable[[], Tensor], done: float, where: str) -> float:
         """Take one step down a loss and return what it was.
@@ -68,7 +69,7 @@ class Descent:
             RunError: the loss is not finite.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = self.value.lr * self.value.decay.factor(done)
+            group["lr"] = group["initial_lr"] * self.value.decay.factor(done)
         # Cached, a laid weight is decoded once for forward and penalty; it is stale afterwards.
         with parametrize.cached():
             found = loss()
@@ -157,6 +158,12 @@ def parameters_of(model: nn.Module, selected: Collection[str]) -> list[nn.Parame
             plain = plain_name(name)
             found[parameter] = min(plain, found.get(parameter, plain))
     return sorted(found, key=lambda parameter: found[parameter])
+
+
+def _learned(model: nn.Module) -> set[nn.Parameter]:
+    """Return what representations of weights and activations learn."""
+    holders = (module for module in model.modules() if isinstance(module, Laid | Quantizer))
+    return {parameter for module in holders for parameter in module.parameters()}
 
 
 def check_curvature(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -118,13 +118,15 @@ class Milestones(Decay):
 class Optimizer(Value, ABC):
     """An optimiser as a value; ``build`` makes torch's.
 
-    Weight decay applies to matrices and kernels, not to biases, norms and codebooks.
+    Weight decay applies to matrices and kernels, not to biases, norms and what is learned of
+    representations: scales of weights, limits of activations, codebooks.
 
     Attributes:
         lr: learning rate at factor 1.
         weight_decay: as torch defines it for this optimiser.
         decay: the learning rate over training.
         clip: largest global norm of the gradient; None: not clipped.
+        scales: learning rate of what is learned of representations; None: as of the weights.
         second_moment: whether it keeps the mean square of every gradient, as Adam.
     """
 
@@ -135,13 +137,28 @@ class Optimizer(Value, ABC):
     weight_decay: NotNegative = 0.0
     decay: Decay = Cosine()
     clip: Positive | None = None
+    scales: Positive | None = None
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Return torch's optimiser over these parameters."""
-        everything = list(parameters)
+    def build(
+        self, parameters: Iterable[nn.Parameter], learned: Collection[nn.Parameter] = ()
+    ) -> torch.optim.Optimizer:
+        """Return torch's optimiser over parameters; each group keeps its ``initial_lr``.
+
+        Args:
+            parameters: all that move.
+            learned: those of them that representations learn.
+        """
+        weights: list[nn.Parameter] = []
+        vectors: list[nn.Parameter] = []
+        scales: list[nn.Parameter] = []
+        apart = set(learned)
+        for parameter in parameters:
+            plain = weights if parameter.dim() >= 2 else vectors
+            (scales if parameter in apart else plain).append(parameter)
         groups: list[dict[str, Any]] = [
-            {"params": [p for p in everything if p.dim() >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in everything if p.dim() < 2], "weight_decay": 0.0},
+            {"params": weights, "weight_decay": self.weight_decay, "initial_lr": self.lr},
+            {"params": vectors, "weight_decay": 0.0, "initial_lr": self.lr},
+            {"params": scales, "weight_decay": 0.0, "initial_lr": self.scales or self.lr},
         ]
         return self.make([group for group in groups if group["params"]])
 
