@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, MutableMapping
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -245,8 +245,12 @@ def _parametrizations(
     return cast("MutableMapping[str, parametrize.ParametrizationList]", module.parametrizations)
 
 
-def copied(model: nn.Module) -> nn.Module:
-    """Return an independent copy of a network, laid or not, whatever was computed with it.
+def copied(model: nn.Module, shared: Mapping[int, Any] | None = None) -> nn.Module:
+    """Return a copy of a network, laid or not, whatever was computed with it.
+
+    Args:
+        model: the network, or a part of it.
+        shared: id of a tensor -> what stands for it in the copy; all else is copied.
 
     >>> model = nn.LSTM(2, 2)
     >>> lay(model, "weight_hh_l0", Float())
@@ -260,7 +264,7 @@ def copied(model: nn.Module) -> nn.Module:
                 weight if weight is None or weight.is_leaf else weight.detach()
                 for weight in module._flat_weights
             ]
-    return copy.deepcopy(model)
+    return copy.deepcopy(model, dict(shared or {}))
 
 
 def owners_of(model: nn.Module, parameter: Tensor) -> list[str]:
