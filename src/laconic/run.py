@@ -21,7 +21,7 @@ from laconic import measure as measuring
 from laconic import ranks
 from laconic.budget import bytes_of
 from laconic.errors import RunError
-from laconic.recipe import Recipe
+from laconic.recipe import Recipe, located
 from laconic.recover.lesson import Teachers
 from laconic.recover.objectives import Objective
 from laconic.ship.artifact import save
@@ -233,7 +233,8 @@ def _walk(recipe: Recipe, state: State, keeper: _Keeper | None) -> None:
         step = recipe.steps[index]
         began = time.monotonic() if keeper is None else keeper.began
         earlier = sum(other.name == step.name for other in recipe.steps[:index])
-        run_step(step, state, key=earlier)
+        with located(index, step):
+            run_step(step, state, key=earlier)
         _measure(state, step.name, time.monotonic() - began)
         _keep(keeper, state)
 

@@ -247,7 +247,11 @@ def test_score_refuses_what_is_no_tensor_and_unknown_splits():
 @pytest.mark.parametrize(
     ("options", "network", "message"),
     [
-        ({}, nn.Linear(5, 4), r"cannot be called with inputs \[8, 6\] \(RuntimeError: .*call="),
+        (
+            {},
+            nn.Linear(5, 4),
+            r"cannot be called with inputs \[8, 6\] torch.float32 \(RuntimeError: .*call=",
+        ),
         ({}, nn.Linear(6, 3), "Linear has 3 outputs and task has 4 classes"),
         (
             {"loss": nn.CrossEntropyLoss()},

@@ -325,7 +325,7 @@ class Task:
     def _outputs(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the outputs for a batch in float32, or say why there are none."""
         given = [leaf for leaf in tree_leaves(batch.inputs) if isinstance(leaf, Tensor)]
-        shapes = ", ".join(str([*tensor.shape]) for tensor in given)
+        shapes = ", ".join(f"{[*tensor.shape]} {tensor.dtype}" for tensor in given)
         with _explained(
             f"{self.name}: the network cannot be called with inputs {shapes}",
             "give data that fit it, or the task call=(model, batch) -> outputs",
