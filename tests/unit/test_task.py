@@ -402,7 +402,7 @@ def test_normalize_is_checked(normalize, message):
 
 
 def test_empty_metrics_are_refused():
-    with pytest.raises(TaskError, match="metrics are empty"):
+    with pytest.raises(TaskError, match=r"metrics are \{\}; give name -> function"):
         Task(pair(), pair(), metrics={})
 
 

@@ -125,9 +125,12 @@ class Task:
         given = {"train": train, "test": test, "validate": validate}
         parts = {key: as_split(part, key) for key, part in given.items() if part is not None}
         self.call, self.loss, self.name, self.tokenizer = call, loss, name, tokenizer
-        self.metrics = dict({"accuracy": accuracy} if metrics is None else metrics)
-        if not self.metrics:
-            raise TaskError(f"{name}: metrics are empty; name at least one, the main one first")
+        metrics = {"accuracy": accuracy} if metrics is None else metrics
+        if not isinstance(metrics, Mapping) or not metrics:
+            raise TaskError(
+                f"{name}: metrics are {metrics!r}; give name -> function, the main one first"
+            )
+        self.metrics = dict(metrics)
         self.classes = tuple(str(label) for label in classes or ())
         self.drawn: tuple[int, ...] | None = None
         if loss is cross_entropy or self.classes:

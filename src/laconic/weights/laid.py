@@ -133,8 +133,10 @@ def owner(model: nn.Module, tensor: str) -> tuple[nn.Module, str]:
     path, _, attribute = tensor.rpartition(".")
     try:
         module = model.get_submodule(path)
-        getattr(module, attribute)
+        found = getattr(module, attribute)
     except AttributeError:
+        found = None
+    if not isinstance(found, Tensor):
         names = [*dict(model.named_parameters()), *laid_tensors(model)]
         raise ModelError(f"the model has no weight '{tensor}'{nearest(tensor, names)}") from None
     return module, attribute
