@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import platform
 import statistics
 import tempfile
@@ -23,7 +22,7 @@ from laconic.machine import processor
 from laconic.scope import Scope
 from laconic.tasks.split import Batch, map_tensors
 from laconic.tasks.task import call_model, evaluation
-from laconic.weights.laid import bake, laid_tensors, weights_of
+from laconic.weights.laid import bake, copied, laid_tensors, weights_of
 
 if TYPE_CHECKING:
     from laconic.measure import Layer
@@ -54,9 +53,9 @@ def plain(model: nn.Module) -> nn.Module:
     """
     if not laid_tensors(model):
         return model
-    copied = copy.deepcopy(model)
-    bake(copied)
-    return copied
+    baked = copied(model)
+    bake(baked)
+    return baked
 
 
 def macs(model: nn.Module, inputs: Any, *, call: Call = call_model) -> dict[str, int]:

@@ -206,6 +206,8 @@ def measure(
     >>> found.size_bytes == found.dense_bytes + found.header_bytes
     True
     """
+    # First: what does not fit the data is refused by score, which says why.
+    metrics = {} if task is None else task.score(model, split)
     inventory = _written(model, task, path)
     plain = costs.plain(model)
     forward = {} if task is None else _forward_costs(plain, task, latency)
@@ -228,7 +230,7 @@ def measure(
         bit_operations=None if total is None else _bit_operations(model, layers, total),
         latency_ms=forward.get("latency_ms"),
         peak_memory_bytes=forward.get("peak_memory_bytes"),
-        metrics={} if task is None else task.score(model, split),
+        metrics=metrics,
         seconds=seconds,
         layers=layers,
         curves={name: averaged(losses) for name, losses in (curves or {}).items()},

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from abc import ABC
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -20,7 +21,7 @@ from laconic.step import Step, Value, members
 if TYPE_CHECKING:
     from laconic.tasks import Task
 
-__all__ = ["Recipe", "families", "find_recipe", "schema", "shipped_recipes"]
+__all__ = ["Recipe", "families", "find_recipe", "located", "schema", "shipped_recipes"]
 
 # How one teacher, or a list of several, is written.
 SPEC = {"type": ["object", "string"]}
@@ -145,11 +146,25 @@ class Recipe(Value):
         if task is not None:
             task.check(model)
         for index, step in enumerate(self.steps):
-            try:
+            with located(index, step):
                 step.check(model, task, self.steps[:index])
-            except LaconicError as error:
-                error.args = (f"steps.{index} ({step.name}): {error}",)
-                raise
+
+
+@contextlib.contextmanager
+def located(index: int, step: Step) -> Iterator[None]:
+    """Say in every message at which step of a recipe something was refused.
+
+    >>> from laconic.structure import Prune
+    >>> with located(1, Prune("weights", keep=0.5)):
+    ...     raise LaconicError("nothing is left")
+    Traceback (most recent call last):
+    laconic.errors.LaconicError: steps.1 (prune): nothing is left
+    """
+    try:
+        yield
+    except LaconicError as error:
+        error.args = (f"steps.{index} ({step.name}): {error}",)
+        raise
 
 
 def _place(problem: FieldProblem) -> str:

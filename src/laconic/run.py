@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from laconic import measure as measuring
 from laconic import ranks
 from laconic.budget import bytes_of
-from laconic.errors import RunError
-from laconic.recipe import Recipe
+from laconic.errors import ModelError, RecipeError, RunError, TaskError
+from laconic.recipe import Recipe, located
 from laconic.recover.lesson import Teachers
 from laconic.recover.objectives import Objective
 from laconic.ship.artifact import save
@@ -29,11 +29,11 @@ from laconic.ship.checkpoint import load_checkpoint, model_hash, save_checkpoint
 from laconic.ship.container import read, replace_file, write
 from laconic.ship.verification import verify
 from laconic.step import State, Step, Value, run_step
+from laconic.tasks.task import Task
 from laconic.weights.laid import bake, copied
 
 if TYPE_CHECKING:
     from laconic.measure import Measurement
-    from laconic.tasks import Task
 
 __all__ = ["Result", "check_teachers", "compress", "pick_device", "pick_precision", "read_history"]
 
@@ -140,7 +140,7 @@ def compress(
     >>> result.history[-1].size_bytes < result.history[0].size_bytes
     True
     """
-    recipe = steps if isinstance(steps, Recipe) else Recipe(steps=tuple(steps))
+    recipe = _understood(model, task, steps)
     teachers = _given(teacher, recipe)
     recipe.check(model, task)
     check_teachers(recipe, teachers or (model,), task)
@@ -173,6 +173,26 @@ def compress(
             _finish(result, keeper.out)
         ranks.wait()
     return result
+
+
+def _understood(model: object, task: object, steps: Recipe | Sequence[Step]) -> Recipe:
+    """Return the recipe; refuse what is easily given in the place of something else."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"compress takes a network (nn.Module), got {type(model).__name__}; what a recipe "
+            "names is loaded by laconic.models.load_model"
+        )
+    if not isinstance(task, Task | None):
+        raise TaskError(
+            f"compress takes a Task, got {type(task).__name__}; write Task(train, test), each a "
+            "DataLoader or a pair (inputs, targets)"
+        )
+    if isinstance(steps, Step | str | Path):
+        raise RecipeError(
+            f"compress takes a list of steps, got {steps!r}; write [step], or read a file with "
+            "Recipe.read(path)"
+        )
+    return steps if isinstance(steps, Recipe) else Recipe(steps=tuple(steps))
 
 
 def _given(
@@ -233,7 +253,8 @@ def _walk(recipe: Recipe, state: State, keeper: _Keeper | None) -> None:
         step = recipe.steps[index]
         began = time.monotonic() if keeper is None else keeper.began
         earlier = sum(other.name == step.name for other in recipe.steps[:index])
-        run_step(step, state, key=earlier)
+        with located(index, step):
+            run_step(step, state, key=earlier)
         _measure(state, step.name, time.monotonic() - began)
         _keep(keeper, state)
 

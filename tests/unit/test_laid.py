@@ -415,6 +415,8 @@ def test_quantize_needs_a_matrix() -> None:
 
 
 def test_a_wrong_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ModelError, match="no weight '0'; choose one of"):
+        lay(nn.Sequential(nn.Linear(2, 2)), "0", Float())
     with pytest.raises(ModelError, match=r"no weight '0\.weigth'; did you mean '0\.weight'"):
         owner(nn.Sequential(nn.Linear(2, 2)), "0.weigth")
 

@@ -256,6 +256,14 @@ def test_macs_see_into_recurrent_layers() -> None:
     assert found == {"": 6 * 24 * 10, "weight_ih_l0": 6 * 24 * 4, "weight_hh_l0": 6 * 24 * 6}
 
 
+def test_laid_recurrent_layers_are_counted_once_they_were_moved() -> None:
+    """torch keeps the decoded weights of a layer that was moved, with their graph."""
+    layer, inputs = nn.LSTM(4, 6, batch_first=True), torch.zeros(2, 3, 4)
+    expected = macs(layer, inputs)
+    lay(layer, "weight_hh_l0", Float())
+    assert macs(layer.to("cpu"), inputs) == expected
+
+
 def test_counting_leaves_torch_as_it_was() -> None:
     fused, onednn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
     with pytest.raises(RuntimeError):

@@ -19,7 +19,15 @@ import laconic
 from laconic import measure as measuring
 from laconic import run
 from laconic.budget import Budget
-from laconic.errors import BudgetError, LaconicError, RunError, ScopeError
+from laconic.errors import (
+    BudgetError,
+    LaconicError,
+    ModelError,
+    RecipeError,
+    RunError,
+    ScopeError,
+    TaskError,
+)
 from laconic.models import digits_cnn
 from laconic.recipe import Recipe
 from laconic.recover import SGD, Constant, Train
@@ -276,9 +284,23 @@ def test_a_directory_in_use_is_refused_and_free_again_afterwards(tmp_path: Path)
     compress(network(), None, [], out=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (("digits_cnn", None, []), ModelError, "takes a network .nn.Module., got str"),
+        ((network(), (1, 2), []), TaskError, "takes a Task, got tuple; write Task"),
+        ((network(), None, STEPS[0]), RecipeError, r"takes a list of steps, got .*write \[step\]"),
+        ((network(), None, "recipe.yaml"), RecipeError, r"Recipe\.read"),
+    ],
+)
+def test_what_is_given_in_the_place_of_something_else(given: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        compress(*given)
+
+
 def test_a_step_that_fails_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
     broken = [STEPS[0], Train(epochs=3, batch=8, optimizer=SGD(1e30))]
-    with pytest.raises(RunError, match="lower the learning rate"):
+    with pytest.raises(RunError, match=r"^steps\.1 \(train\): .* lower the learning rate"):
         compress(network(), task(), broken, out=tmp_path)
     assert [measured.step for measured in read_history(tmp_path)[0]] == ["original", "prune"]
     assert not (tmp_path / run.ARTIFACT).exists()

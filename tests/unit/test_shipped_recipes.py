@@ -195,6 +195,12 @@ def test_the_first_and_the_last_layer_of_a_cnn_are_wider() -> None:
     assert activations_of(model) == inputs(["conv1", "linear", *inner], MovingAverage(8))
 
 
+def test_the_first_line_says_what_a_recipe_does() -> None:
+    """``laconic list recipes`` shows nothing else of it."""
+    for path in shipped_recipes().values():
+        assert path.read_text(encoding="utf-8").partition("\n")[0].endswith(".")
+
+
 def test_every_recipe_is_laid_here() -> None:
     """A new one needs its row of the table above; these three keep all weights as they are."""
     here = {*STORED, "q-bert", "adaptive-splitting", "cnn-qat"}

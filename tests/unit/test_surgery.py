@@ -340,6 +340,7 @@ def test_a_list_in_two_places_shrinks_once():
     ("edit", "message"),
     [
         (lambda m: replace_(m, "", nn.ReLU()), "the root of a network cannot be replaced"),
+        (lambda m: replace_(m, "x", nn.ReLU()), "no module 'x'; choose one of: [a-z]"),
         (lambda m: replace_(m, "frist", nn.ReLU()), "no module 'frist'; did you mean 'first'"),
         (lambda m: replace_(m, "first", nn.LSTM(2, 2)), "rnn.LSTM cannot be described in a file"),
         (lambda m: replace_(m, "first", Block()), "Block cannot be described in a file"),

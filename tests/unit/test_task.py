@@ -244,6 +244,34 @@ def test_score_refuses_what_is_no_tensor_and_unknown_splits():
         task.score(nn.Linear(6, 4), "tests")
 
 
+@pytest.mark.parametrize(
+    ("options", "network", "message"),
+    [
+        (
+            {},
+            nn.Linear(5, 4),
+            r"cannot be called with inputs \[8, 6\] torch.float32 \(RuntimeError: .*call=",
+        ),
+        ({}, nn.Linear(6, 3), "Linear has 3 outputs and task has 4 classes"),
+        (
+            {"loss": nn.CrossEntropyLoss()},
+            nn.Linear(6, 4),
+            r"the loss of outputs \[8, 4\] failed \(TypeError: .* with the outputs and the Batch",
+        ),
+        (
+            {"loss": lambda outputs, batch: outputs.sum(1)},
+            nn.Linear(6, 4),
+            "the loss of outputs .* one number",
+        ),
+        ({"metrics": {"mine": lambda o: 1.0}}, nn.Linear(6, 4), "metric 'mine' failed .TypeError"),
+    ],
+    ids=["inputs", "classes", "loss", "no mean", "metric"],
+)
+def test_score_says_what_does_not_fit(options, network, message):
+    with pytest.raises(TaskError, match=message):
+        Task(pair(), pair(8), **options).score(network)
+
+
 def test_evaluation_restores_modes_after_an_error():
     model = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
 
@@ -374,7 +402,7 @@ def test_normalize_is_checked(normalize, message):
 
 
 def test_empty_metrics_are_refused():
-    with pytest.raises(TaskError, match="metrics are empty"):
+    with pytest.raises(TaskError, match=r"metrics are \{\}; give name -> function"):
         Task(pair(), pair(), metrics={})
 
 

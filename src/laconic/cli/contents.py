@@ -269,11 +269,12 @@ def file_costs(path: Path, *, model: nn.Module | None, task: Task | None) -> dic
         "nonzero": sum(int(parameter.count_nonzero()) for parameter in parameters),
     }
     if task is not None:
+        metrics = task.score(network)
         batch = task.example_batch(1)
         found["macs"] = costs.macs(network, batch, call=task.call)[costs.TOTAL]
         found["latency_ms"] = costs.latency(network, batch, call=task.call)
         found["peak_memory_bytes"] = costs.peak_memory(network, batch, call=task.call)
-        found["metrics"] = task.score(network)
+        found["metrics"] = metrics
     return found
 
 
@@ -296,7 +297,5 @@ def file_analyses(
 
     network = load(path, model=model)
     drawn = list(itertools.islice(task.train.plain().batches(BATCH, seed=0), batches))
-    return {
-        "eigenvalues": eigenvalues({path.stem: network}, task, drawn),
-        "bits": bit_sensitivity(network, task, {f"{bits} bit": bits for bits in WIDTHS}),
-    }
+    bits = bit_sensitivity(network, task, {f"{bits} bit": bits for bits in WIDTHS})
+    return {"eigenvalues": eigenvalues({path.stem: network}, task, drawn), "bits": bits}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from laconic.measure import Measurement, measure
-from laconic.recipe import Recipe
+from laconic.recipe import Recipe, located
 from laconic.recover.lesson import Teachers
 from laconic.recover.reconstruct import Reconstruct
 from laconic.recover.solve import Gradient
@@ -108,16 +108,20 @@ def predict(
         device=device,
         precision=pick_precision(recipe.precision, device),
     )
-    glance = None if recipe.budget is None else _glance(task)
-    history = [measure(state.model, glance, latency=glance is not None)]
+    glance = _glance(task)
+    if glance is not None:
+        glance.score(state.model)  # what does not fit the data is refused here
+    timed = None if recipe.budget is None else glance
+    history = [measure(state.model, timed, latency=timed is not None)]
     rows = [_row("original", history[0], 0, 0.0)]
     for index, step in enumerate(recipe.steps):
         earlier = sum(other.name == step.name for other in recipe.steps[:index])
-        fitting = _fitting(step, state)
-        for part in _untrained(step):
-            run_step(part, state, key=earlier)
-        history.append(measure(state.model, glance, latency=glance is not None))
-        rows.append(_row(step.name, history[-1], *(fitting or _training(step, state))))
+        with located(index, step):
+            fitting = _fitting(step, state)
+            for part in _untrained(step):
+                run_step(part, state, key=earlier)
+            history.append(measure(state.model, timed, latency=timed is not None))
+            rows.append(_row(step.name, history[-1], *(fitting or _training(step, state))))
     exceeded = {}
     if recipe.budget is not None:
         first, last = (dataclasses.asdict(history[place]) for place in (0, -1))

@@ -151,7 +151,8 @@ def show(output: Output, file: Artefact) -> int:
     words = ("Shape", "Representation", "Coders")
     output.table(columns, [_tensor_cells(row) for row in rows], text=words, spare=("Coders",))
     for dtype, shapes in manifest.dense.items():
-        output.line(f"and {len(shapes)} tensors as plain {dtype}")
+        noun = "tensor" if len(shapes) == 1 else "tensors"
+        output.line(f"and {len(shapes)} {noun} as plain {dtype}")
     _show_activations(output, found["activations"])
     return DONE
 

@@ -121,6 +121,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ArtifactError: no such file, truncated, altered, not laconic's or of another format.
     """
     try:
+        if path.is_dir():
+            raise ArtifactError(f"{path}: a folder; name the file in it")
         if not path.is_file():
             raise ArtifactError(f"{path}: no such file")
         with path.open("rb") as file:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -20,7 +19,7 @@ from laconic.names import joined, of_laid
 from laconic.structure._atoms import Atom, Dim, fixed, freeze, root, unify
 from laconic.structure._rules import ELEMENTWISE, Call, constant, pointwise, unknown
 from laconic.structure._views import RULES
-from laconic.weights.laid import bake, laid_tensors
+from laconic.weights.laid import bake, copied, laid_tensors
 from laconic.weights.quantizer import Quantizer
 
 __all__ = ["ATTRIBUTES", "Recording", "Tracked", "plain_copy", "record"]
@@ -171,7 +170,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
     latent = {id(original) for _, original in laid_tensors(model).values()}
     shared = {id(each): each for each in model.parameters() if id(each) not in latent}
     try:
-        network = copy.deepcopy(model, dict(shared))
+        network = copied(model, shared)
     except Exception as error:
         raise ModelError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: "

@@ -416,7 +416,7 @@ def _put(places: Sequence[tuple[nn.Module, str]], module: nn.Module) -> None:
 def _at(index: Mapping[str, nn.Module], path: str) -> nn.Module:
     if path not in index:
         word = path[:SHOWN]
-        raise ModelError(f"the network has no module '{word}'{nearest(word, index)}")
+        raise ModelError(f"the network has no module '{word}'{nearest(word, filter(None, index))}")
     return index[path]
 
 

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_leaves
 
-from laconic.errors import TaskError, nearest
+from laconic.errors import LaconicError, TaskError, nearest
 from laconic.step import derive
 from laconic.tasks.metrics import accuracy, as_values
 from laconic.tasks.split import Arrays, Augment, Batch, Loader, Split, as_batch, as_split
@@ -124,9 +125,12 @@ class Task:
         given = {"train": train, "test": test, "validate": validate}
         parts = {key: as_split(part, key) for key, part in given.items() if part is not None}
         self.call, self.loss, self.name, self.tokenizer = call, loss, name, tokenizer
-        self.metrics = dict({"accuracy": accuracy} if metrics is None else metrics)
-        if not self.metrics:
-            raise TaskError(f"{name}: metrics are empty; name at least one, the main one first")
+        metrics = {"accuracy": accuracy} if metrics is None else metrics
+        if not isinstance(metrics, Mapping) or not metrics:
+            raise TaskError(
+                f"{name}: metrics are {metrics!r}; give name -> function, the main one first"
+            )
+        self.metrics = dict(metrics)
         self.classes = tuple(str(label) for label in classes or ())
         self.drawn: tuple[int, ...] | None = None
         if loss is cross_entropy or self.classes:
@@ -299,26 +303,55 @@ class Task:
             device: where the batches go; None: where the model's first parameter is.
 
         Raises:
-            TaskError: no such split, no targets, or outputs that are not one tensor.
+            TaskError: no such split, no targets, outputs that are not one tensor, or fewer than
+                classes; the network, the loss or a metric failed, as its cause.
         """
         part, where = self.split(split), torch.device(device or _device(model))
         outputs, targets, total, count = [], [], 0.0, 0
         with evaluation(model), torch.autocast(where.type, enabled=False):
             for piece in part.any_order(batch, device=where):
-                answer = self.call(model, piece)
-                if not isinstance(answer, Tensor):
-                    raise TaskError(
-                        f"{self.name}: the model returns {type(answer).__name__}, not a tensor; "
-                        "give the task call=lambda model, batch: the tensor of outputs"
-                    )
-                answer = answer.float()
-                total += float(self.loss(answer, piece)) * len(answer)
+                answer = self._outputs(model, piece)
+                total += self._loss(answer, piece) * len(answer)
                 count += len(answer)
                 outputs.append(answer)
                 targets.append(_required(piece.targets))
         everything, truth = torch.cat(outputs), torch.cat(targets)
-        scores = {name: float(metric(everything, truth)) for name, metric in self.metrics.items()}
+        scores = {}
+        for name, metric in self.metrics.items():
+            with _explained(
+                f"{self.name}: metric '{name}' failed",
+                "it is called with the outputs and the targets of all examples, for one number",
+            ):
+                scores[name] = float(metric(everything, truth))
         return scores | {"loss": total / count}
+
+    def _outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the outputs for a batch in float32, or say why there are none."""
+        given = [leaf for leaf in tree_leaves(batch.inputs) if isinstance(leaf, Tensor)]
+        shapes = ", ".join(f"{[*tensor.shape]} {tensor.dtype}" for tensor in given)
+        with _explained(
+            f"{self.name}: the network cannot be called with inputs {shapes}",
+            "give data that fit it, or the task call=(model, batch) -> outputs",
+        ):
+            answer = self.call(model, batch)
+        if not isinstance(answer, Tensor):
+            raise TaskError(
+                f"{self.name}: the model returns {type(answer).__name__}, not a tensor; "
+                "give the task call=lambda model, batch: the tensor of outputs"
+            )
+        if self.loss is cross_entropy and answer.ndim > 1 and answer.shape[1] < len(self.classes):
+            raise TaskError(
+                f"{type(model).__name__} has {answer.shape[1]} outputs and {self.name} has "
+                f"{len(self.classes)} classes; give the network an output for each"
+            )
+        return answer.float()
+
+    def _loss(self, outputs: Tensor, batch: Batch) -> float:
+        with _explained(
+            f"{self.name}: the loss of outputs {[*outputs.shape]} failed",
+            "it is called with the outputs and the Batch, for their mean, one number",
+        ):
+            return float(self.loss(outputs, batch))
 
     def few(self, per_class: int | None = None, total: int | None = None, *, seed: int = 0) -> Task:
         """Return a Task that trains on few examples; validate and test stay.
@@ -542,6 +575,17 @@ def _arrays(pair: tuple[Any, Any], name: str, **options: Any) -> Arrays:
         return Arrays(*pair, **options)
     except TaskError as error:
         raise TaskError(f"{name}: {error}") from error
+
+
+@contextlib.contextmanager
+def _explained(what: str, advice: str) -> Iterator[None]:
+    """Say where code that is not ours failed, and how it is called."""
+    try:
+        yield
+    except LaconicError:
+        raise
+    except Exception as error:
+        raise TaskError(f"{what} ({type(error).__name__}: {error}); {advice}") from error
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, MutableMapping
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -133,8 +133,10 @@ def owner(model: nn.Module, tensor: str) -> tuple[nn.Module, str]:
     path, _, attribute = tensor.rpartition(".")
     try:
         module = model.get_submodule(path)
-        getattr(module, attribute)
+        found = getattr(module, attribute)
     except AttributeError:
+        found = None
+    if not isinstance(found, Tensor):
         names = [*dict(model.named_parameters()), *laid_tensors(model)]
         raise ModelError(f"the model has no weight '{tensor}'{nearest(tensor, names)}") from None
     return module, attribute
@@ -245,8 +247,12 @@ def _parametrizations(
     return cast("MutableMapping[str, parametrize.ParametrizationList]", module.parametrizations)
 
 
-def copied(model: nn.Module) -> nn.Module:
-    """Return an independent copy of a network, laid or not, whatever was computed with it.
+def copied(model: nn.Module, shared: Mapping[int, Any] | None = None) -> nn.Module:
+    """Return a copy of a network, laid or not, whatever was computed with it.
+
+    Args:
+        model: the network, or a part of it.
+        shared: id of a tensor -> what stands for it in the copy; all else is copied.
 
     >>> model = nn.LSTM(2, 2)
     >>> lay(model, "weight_hh_l0", Float())
@@ -260,7 +266,7 @@ def copied(model: nn.Module) -> nn.Module:
                 weight if weight is None or weight.is_leaf else weight.detach()
                 for weight in module._flat_weights
             ]
-    return copy.deepcopy(model)
+    return copy.deepcopy(model, dict(shared or {}))
 
 
 def owners_of(model: nn.Module, parameter: Tensor) -> list[str]:
