@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from laconic.curvature import largest_eigenvalue, top_eigenvalue
+from laconic.curvature import diagonal_hutchinson, largest_eigenvalue, top_eigenvalue
 from laconic.weights.mixed import most_sensitive, sensitivity
 
 # Power iteration stops when the eigenvalue changes by less.
@@ -45,3 +45,12 @@ def test_eigenvalues_of_a_matrix_worked_out_by_hand() -> None:
         for find in (largest_eigenvalue, top_eigenvalue)
     ]
     assert found == pytest.approx([2.0, -3.0], rel=CLOSE)
+
+
+def test_a_diagonal_hessian_is_found_by_any_number_of_vectors() -> None:
+    weight = torch.tensor([1.0, 2.0, -1.0], requires_grad=True)
+    for samples in (1, 2, 4):
+        (found,) = diagonal_hutchinson(
+            lambda: (weight**3).sum(), [weight], samples=samples, generator=torch.Generator()
+        )
+        assert found.tolist() == [6, 12, -6]

@@ -105,12 +105,23 @@ def test_no_alternation_raises_the_objective(top: int) -> None:
         before = now
 
 
+@pytest.mark.parametrize("alternations", [1, 2, 10])
 @pytest.mark.parametrize("top", [1, 3, 7])
-def test_the_step_is_the_best_of_its_levels(top: int) -> None:
+def test_the_step_is_the_best_of_its_levels(top: int, alternations: int) -> None:
     size, curvature = torch.randn(1, 400).abs(), torch.rand(1, 400)
-    levels, step = loss_aware_levels(size, curvature, top)
+    levels, step = loss_aware_levels(size, curvature, top, alternations=alternations)
     best = (curvature * levels * size).sum() / (curvature * levels.square()).sum()
     assert float(step) == pytest.approx(float(best), rel=ROUNDING)
+
+
+@pytest.mark.parametrize("top", [1, 3, 7])
+def test_alternations_go_on_until_nothing_moves(top: int) -> None:
+    size, curvature = torch.randn(20, 30).abs(), torch.rand(20, 30)
+    levels, step = loss_aware_levels(size, curvature, top)
+    at_rest = (levels == (size / step[:, None]).round().clamp(max=top)).all(1)
+    assert float(at_rest.float().mean()) > 0.9  # ten may be too few for some
+    _, first = loss_aware_levels(size, curvature, top, alternations=1)
+    assert bool((first != step).any())
 
 
 @pytest.mark.parametrize("bits", [3, 4, 8])

@@ -17,6 +17,8 @@ def test_share_of_the_teacher_in_mrem() -> None:
     shares = [1 - Mixed(end=0.5).mixtures(step / 8)[0].student for step in range(6)]
     assert shares == [1, 0.75, 0.5, 0.25, 0, 0]
     assert {Mixed(end=0.0).mixtures(step / 8)[0].student for step in range(9)} == {1.0}
+    halves = [1 - Mixed(0.5, 1.0).mixtures(step / 4)[0].student for step in range(5)]
+    assert halves == [0.5, 0.375, 0.25, 0.125, 0]
 
 
 def test_what_the_student_is_fed_in_mrem() -> None:

@@ -111,6 +111,13 @@ def test_fewer_numbers_than_centroids(size: int) -> None:
     assert set(numbers) <= set(found.tolist())
 
 
+@pytest.mark.parametrize("count", [3, 20, 31])
+def test_centroids_ascend_where_all_doubles_are_the_same(count: int) -> None:
+    # 0.04 is no sum of few powers of two: means by differences of sums differ in their last bits.
+    found = population_centroids(np.full(count, 0.04), 8)
+    assert bool((np.diff(found) >= 0).all()) and found == pytest.approx(0.04)
+
+
 def test_a_constant_weight_has_no_outliers() -> None:
     for number in (0.0, 0.3, 1e30):
         codes = encoded(Gobo(2), torch.full((4, 5), number))

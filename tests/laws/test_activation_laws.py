@@ -113,7 +113,8 @@ def test_gradients_stop_beyond_the_range_and_nowhere_else(
     assert set(tensor.grad.unique().tolist()) <= {0.0, 1.0}
     low, high = tensor.detach().min(), tensor.detach().max()
     if "low" in state:
-        low, high = state["low"].detach(), state["high"].detach()
+        # Zero is a level, so a grid begins at or below it, and ends at or above.
+        low, high = state["low"].detach().clamp(max=0), state["high"].detach().clamp(min=0)
         if activation.levels == "symmetric":  # of an uneven range the wider side counts
             low, high = torch.minimum(low, -high), torch.maximum(-low, high)
     elif "scale" in state:
@@ -169,6 +170,15 @@ def test_a_module_of_it_travels_and_computes_in_float32(activation: Activation) 
     halves = TENSORS["normal"].bfloat16()
     assert quantizer(halves).dtype == torch.bfloat16
     assert torch.equal(quantizer(halves), twin(halves.float()).bfloat16())
+
+
+@every
+def test_a_network_of_doubles_is_rounded_too(activation: Activation) -> None:
+    doubles = TENSORS["normal"].double()
+    for quantizer in (Quantizer(activation), Quantizer(activation).double()):
+        with quantizing(quantizer, "calibrate"):
+            quantizer(doubles)
+        assert quantizer(doubles).dtype == torch.float64
 
 
 @pytest.mark.parametrize("levels", ["symmetric", "asymmetric"])

@@ -274,6 +274,15 @@ def test_long_rows_are_added_up_as_in_the_file(
     assert torch.equal(representation.quantized(weight, None, {}), decoded)
 
 
+@pytest.mark.parametrize(
+    "representation", [Binary("row"), Ternary("row"), Ternary("row", threshold="exact")], ids=repr
+)
+def test_rows_that_lie_apart_are_added_up_as_in_the_file(representation: Representation) -> None:
+    weight = torch.randn(3000, 100).t()  # more rows than are done together, the last ones few
+    decoded = representation.decode(representation.encode(weight))
+    assert torch.equal(representation.quantized(weight, None, {}), decoded)
+
+
 @each_shape
 @every
 def test_codes_are_in_range_and_streams_hold_the_survivors(

@@ -551,10 +551,11 @@ def test_permuting_heads_permutes_their_importance() -> None:
 def test_neuron_importance_adds_both_sides_per_batch() -> None:
     """I = E |sum w1 g1 + b g_b| + |sum w2 g2| (Hou et al. 2020)."""
     model, task = bert(), texts()
-    axes = axes_of(model, task, "neurons", Scope("*"))
-    found = NeuronImportance(batch=8).axis_scores(State(model, task, seed=5), axes)
     layer, total = model.bert.encoder.layer[0], torch.zeros(10)
     inner, outer = layer.intermediate.dense, layer.output.dense
+    nn.init.normal_(inner.bias)  # a new one is zero, and its term as well
+    axes = axes_of(model, task, "neurons", Scope("*"))
+    found = NeuronImportance(batch=8).axis_scores(State(model, task, seed=5), axes)
     for batch in task.train.batches(8, seed=5):
         model.zero_grad()
         F.cross_entropy(task.call(model, batch), batch.targets).backward()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import laconic
 from laconic.errors import ModelError, RecipeError, ScopeError, TaskError
 from laconic.measure import measure
+from laconic.models.families import blocks_path
 from laconic.recover import SGD, Train
 from laconic.scope import Scope
 from laconic.step import State, Step, run_step
@@ -304,6 +305,13 @@ def test_a_network_without_blocks_is_refused() -> None:
     for step in (DropLayers(Top(1)), LayerDrop(0.1, retrain=Train()), ShareLayers()):
         with pytest.raises(ModelError, match="no list of blocks"):
             step.check(nn.Sequential(nn.Linear(4, 3)), task())
+
+
+def test_blocks_are_of_one_type_whatever_is_laid_on_them() -> None:
+    model = nn.Sequential(nn.ModuleList(nn.Linear(4, 4) for _ in range(3)))
+    for index in range(3):
+        lay(model, f"0.{index}.weight", Ternary())
+        assert blocks_path(model) == "0"
 
 
 def test_blocks_outside_the_scope_are_left_alone() -> None:

@@ -84,6 +84,15 @@ def test_what_something_else_reads_stays() -> None:
     torch.testing.assert_close(outputs(small, data), outputs(model, data), rtol=0, atol=1e-3)
 
 
+def test_a_frozen_network_is_folded_as_any_other() -> None:
+    model, data = lived(preresnet(11)), task(3, 32, 32)
+    frozen = copy.deepcopy(model).requires_grad_(False)
+    assert norms_behind(frozen, data) == norms_behind(model, data)
+    small = fold(frozen, data)
+    assert not any(parameter.requires_grad for parameter in small.parameters())
+    torch.testing.assert_close(outputs(small, data), outputs(model, data), rtol=0, atol=1e-3)
+
+
 def test_outputs_and_layers_called_twice_stay() -> None:
     class Both(nn.Module):
         def __init__(self) -> None:

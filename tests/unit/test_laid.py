@@ -97,6 +97,12 @@ def test_baking_the_original_leaves_a_deep_copy_laid() -> None:
     assert twin.weight.unique().numel() <= 3 and parametrize.is_parametrized(twin)
 
 
+def test_a_matrix_without_numbers_is_no_weight() -> None:
+    model = nn.Sequential(nn.Linear(4, 2))
+    model.nothing = nn.Parameter(torch.zeros(0, 2))
+    assert list(weights_of(model, Scope("*"))) == ["0.weight"]
+
+
 def test_two_weights_of_a_module_are_baked_one_by_one() -> None:
     model = Two()
     lay(model, "first", Ternary())

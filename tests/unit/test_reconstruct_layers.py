@@ -216,6 +216,15 @@ def test_quantised_layers_learn_through_their_rounding(net: nn.Module, task: Tas
     assert laid_tensors(fitted.model)["conv1.weight"][0].representation == Ternary()
 
 
+def test_a_network_of_doubles_descends_in_doubles(net: nn.Module, task: Task) -> None:
+    task.call = lambda model, batch: model(batch.inputs[0].double())
+    state = state_of(net.double(), task)
+    Prune("weights", keep=0.5).apply(state)
+    Reconstruct(solve=Gradient(20, optimizer=FAST)).apply(state)
+    assert all(losses[-1] < losses[0] for losses in state.curves.values())
+    assert all(p.dtype == torch.float64 for p in state.model.parameters())
+
+
 def test_a_run_that_is_resumed_ends_the_same(
     net: nn.Module, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from laconic.errors import ModelError
 
@@ -189,11 +190,12 @@ def blocks_path(model: nn.Module) -> str:
         for name in lists:
             if name == blocks or name.endswith(f".{blocks}"):
                 return name
-    uniform = {
-        name: len(module)
+    # What is laid on a block's own weight gives it a class of its own.
+    kinds = {
+        name: {parametrize.type_before_parametrizations(block) for block in module}
         for name, module in lists.items()
-        if len(module) > 1 and len({type(block) for block in module}) == 1
     }
+    uniform = {name: len(lists[name]) for name in lists if len(lists[name]) > 1 == len(kinds[name])}
     if not uniform:
         raise ModelError(
             f"{type(model).__name__} has no list of blocks of one type (a ModuleList), so it has "

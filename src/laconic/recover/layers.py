@@ -73,9 +73,15 @@ class LayerPart:
         """Return the loss at this progress, in float64."""
         return self.moments.quadratic(self.feed.mixtures(progress))
 
+    @property
+    def precision(self) -> torch.dtype:
+        """Return what it descends in: the precision of its weight, float32 at least."""
+        latent = latent_of(self.state.model, self.name)[1]
+        return torch.promote_types(latent.dtype, torch.float32)
+
     def around(self, start: Tensor, progress: float) -> Quadratic:
-        """Return the loss as a form of the difference to a matrix, in float32."""
-        return self.quadratic(progress).around(start.double()).to(torch.float32)
+        """Return the loss as a form of the difference to a matrix, in that one's precision."""
+        return self.quadratic(progress).around(start.double()).to(start.dtype)
 
     def parameters(self) -> list[nn.Parameter]:
         """Return what moves: the latent weight, the bias, and tables that are learned."""
@@ -88,7 +94,7 @@ class LayerPart:
         )
 
     def loss(self, form: Quadratic, start: Tensor) -> Tensor:
-        """Return the loss by a form of the difference to a matrix, which is ``start``, float32."""
+        """Return the loss by a form of the difference to a matrix, which is ``start``."""
         return form(matrix_of(self.layer) - start)
 
     def matrix(self) -> Tensor:

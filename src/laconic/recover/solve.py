@@ -83,7 +83,7 @@ class Gradient(Solve):
         # First: a mask that is laid on a weight makes another parameter of it.
         removal = None if self.penalty is None else _Removal(self.penalty, part, self.steps)
         descent = part.descent(self.optimizer)
-        start = part.matrix().float()
+        start = part.matrix().to(part.precision)
         form = part.around(start, 0.0)
         for step in progress(range(self.steps), part.label):
             done = step / self.steps

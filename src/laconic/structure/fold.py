@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -96,7 +97,7 @@ def norms_behind(model: nn.Module, task: Task | None) -> dict[str, str]:
         if isinstance(module, _BatchNorm) and module.running_mean is not None:
             hooks.append(module.register_forward_pre_hook(enter))
     try:
-        with evaluation(model), torch.enable_grad():
+        with evaluation(model), _nothing_frozen(model), torch.enable_grad():
             result = model(*inputs, **named)
     finally:
         for hook in hooks:
@@ -112,6 +113,19 @@ def norms_behind(model: nn.Module, task: Task | None) -> dict[str, str]:
         and calls[module] == calls[norm] == 1
         and readers[tensor.grad_fn] == 1
     }
+
+
+@contextmanager
+def _nothing_frozen(model: nn.Module) -> Iterator[None]:
+    """Let every parameter ask for a gradient: what none asks for leaves no operation to count."""
+    frozen = [p for p in model.parameters() if p.is_floating_point() and not p.requires_grad]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 def _tensors(value: Any) -> Iterable[Tensor]:
@@ -200,10 +214,12 @@ class Fold(Step):
 
 def _fold(model: nn.Module, path: str, norm: str) -> None:
     old, mask = model.get_submodule(path), mask_of(model, f"{path}.weight")
+    behind = cast("_BatchNorm", model.get_submodule(norm))
     weight = cast("Tensor", old.weight)
-    numbers = folded(weight, bias_of(old), cast("_BatchNorm", model.get_submodule(norm)))
+    numbers = folded(weight, bias_of(old), behind)
     ((kind, arguments),) = describe(old).items()
     new = layer({kind: {**arguments, "bias": True}}).to(weight)
+    new.requires_grad_(any(p.requires_grad for each in (old, behind) for p in each.parameters()))
     with torch.no_grad():
         for parameter, number in zip((new.weight, new.bias), numbers, strict=True):
             cast("Tensor", parameter).copy_(number)

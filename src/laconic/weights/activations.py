@@ -231,7 +231,7 @@ class Ranged(Activation, ABC):
 
     def surrogate(self, tensor: Tensor, state: State) -> Tensor:
         """Return the tensor, without gradient at and beyond the ends of the grid."""
-        low, high = state["low"], state["high"]
+        low, high = state["low"].clamp(max=0.0), state["high"].clamp(min=0.0)
         if self.levels == "symmetric":
             high = torch.maximum(-low, high)
             low = -high
@@ -243,7 +243,7 @@ def _average(state: State, limits: tuple[Tensor, Tensor], *, least: float) -> No
     state["seen"].add_(1)
     rate = max(1 / float(state["seen"]), least)
     for name, limit in zip(("low", "high"), limits, strict=True):
-        state[name].lerp_(limit, rate)
+        state[name].lerp_(limit.to(state[name]), rate)
 
 
 class MovingAverage(Ranged):

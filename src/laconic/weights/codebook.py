@@ -144,7 +144,10 @@ def cluster_means(sums: np.ndarray, edges: np.ndarray, empty: np.ndarray) -> np.
     """
     sizes = np.diff(edges)
     means: np.ndarray = empty.copy()
-    return np.divide(sums[edges[1:]] - sums[edges[:-1]], sizes, out=means, where=sizes > 0)
+    np.divide(sums[edges[1:]] - sums[edges[:-1]], sizes, out=means, where=sizes > 0)
+    # Means of neighbours that are all but equal may be in another order, by rounding of the sums.
+    ascending: np.ndarray = np.maximum.accumulate(means)
+    return ascending
 
 
 def optimal_clusters(numbers: np.ndarray, count: int) -> tuple[np.ndarray, float]:

@@ -182,14 +182,15 @@ def laid_tensors(model: nn.Module) -> dict[str, tuple[Laid, Tensor]]:
 def weights_of(model: nn.Module, scope: Scope) -> dict[str, Tensor]:
     """Return the matrices and kernels of a scope by dotted name, as the network uses them.
 
-    A parameter shared by several modules appears once, under its first name. Those of one
-    module are sorted by name: laying moves them about, and a ranking breaks ties by order.
+    One that holds no numbers is left out. A parameter shared by several modules appears once,
+    under its first name. Those of one module are sorted by name: laying moves them about, and a
+    ranking breaks ties by order.
     """
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
     for path, module in scope.select(model).items():
         for attribute, latent in sorted(_parameters(module), key=lambda named: named[0]):
-            if latent.dim() >= 2 and id(latent) not in seen:
+            if latent.dim() >= 2 and latent.numel() and id(latent) not in seen:
                 seen.add(id(latent))
                 found[joined(path, attribute)] = getattr(module, attribute)
     return found

@@ -279,6 +279,8 @@ class Representation(Value, ABC):
         Rows that depend on nothing else are done a few at a time, so that they stay in the cache.
         """
         alone = mask is None and not state and dict(self).get("granularity") == "row"
+        # A few rows whose numbers lie apart torch adds up in another order than many.
+        alone = alone and weight.is_contiguous()
         length = max(1, weight[0].numel()) if alone and len(weight) else SPREAD
         rows = IN_CACHE // length
         if length >= SPREAD or rows >= len(weight):
