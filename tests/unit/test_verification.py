@@ -174,10 +174,7 @@ class Named(nn.Module):
 
 
 NO_PROBE: dict[str, tuple[nn.Module, Callable[[], Task]]] = {
-    "tokens": (
-        nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 10)),
-        lambda: task_of(torch.arange(40).reshape(20, 2) % 5),
-    ),
+    "numbers below zero": (nn.Flatten(), lambda: task_of(torch.arange(40).reshape(20, 2) - 1)),
     "a call of the user's own": (
         Named(),
         lambda: task_of(torch.rand(20, 4), call=lambda model, batch: model(tokens=batch.inputs)),
@@ -195,6 +192,47 @@ def test_what_random_numbers_cannot_stand_in_for_has_no_probe(name, tmp_path, mo
     assert "probe" not in read(tmp_path / "a")[0]
     found = verify(tmp_path / "a", logits=True)
     assert (found.logits, found.note) == (None, "the file holds no probe")
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.linear = nn.Embedding(50, 6), nn.Linear(6, 3)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        words = self.embedding(input_ids) * attention_mask[..., None]
+        return {"logits": self.linear(words.mean(1))}
+
+
+def test_tokens_and_their_mask(tmp_path):
+    ids = torch.arange(100).reshape(20, 5) % 50
+    rows = [
+        {"input_ids": row, "attention_mask": (row > 3).long(), "labels": row[0] % 3} for row in ids
+    ]
+    loader = DataLoader(rows, batch_size=5)  # type: ignore[arg-type]
+    model = Words()
+    lay(model, "embedding.weight", Ternary("row"))
+    save(model, tmp_path / "a", task=Task(loader, loader, loader), probe=True)
+    found = read(tmp_path / "a")[0]["probe"]
+    assert (found["names"], found["below"]) == (["input_ids", "attention_mask"], [20, 2])
+    assert verify(tmp_path / "a", logits=True, model=Words()).logits is True
+    rewritten(tmp_path / "a", lambda m, _: m["probe"].update(below=[5000, 2]))
+    with pytest.raises(ArtifactError, match="cannot run the probe"):
+        verify(tmp_path / "a", logits=True, model=Words())
+
+
+def test_tokens_by_their_place(tmp_path):
+    model = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 10))
+    save(model, tmp_path / "a", task=task_of(torch.arange(40).reshape(20, 2) % 5), probe=True)
+    assert read(tmp_path / "a")[0]["probe"]["below"] == [5]
+    assert verify(tmp_path / "a", logits=True, model=copy.deepcopy(model)).logits is True
+
+
+@pytest.mark.parametrize("field", [{"names": ["a", "b"]}, {"below": [0, 0]}, {"below": [1 << 40]}])
+def test_a_probe_that_contradicts_itself(file, field):
+    rewritten(file, lambda manifest, _: manifest["probe"].update(field))
+    with pytest.raises(ArtifactError, match="cannot run the probe"):
+        verify(file, logits=True)
 
 
 def test_two_inputs(tmp_path):

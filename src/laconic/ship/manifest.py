@@ -86,10 +86,21 @@ class TensorEntry(_Strict):
 
 
 class Probe(_Strict):
-    """Logits of seeded random inputs, as a hash, and where they were computed."""
+    """Logits of seeded random inputs, as a hash, and where they were computed.
+
+    Attributes:
+        seed: of torch's CPU generator.
+        shapes: of the inputs, in the order in which they are drawn.
+        names: by which the network takes them; none: it takes them in this order.
+        below: each input is whole numbers below this, or floats where it is 0; none: all are.
+        logits: the sha256 of what the network answers.
+        threads, torch, cpu: what the answer depends on besides.
+    """
 
     seed: Annotated[int, Field(ge=0, lt=1 << 63)]
     shapes: Annotated[tuple[Shape, ...], Field(strict=False)]
+    names: Annotated[tuple[Name, ...], Field(strict=False)] = ()
+    below: Annotated[tuple[Count, ...], Field(strict=False)] = ()
     logits: Hash
     threads: int
     torch: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ from laconic.errors import ArtifactError
 from laconic.machine import processor
 from laconic.ship.container import digest
 from laconic.ship.manifest import Probe
+from laconic.tasks.split import Batch
 from laconic.tasks.task import call_model, evaluation
 from laconic.weights.laid import copied
 
@@ -23,8 +25,8 @@ __all__ = ["compare", "conditions", "take"]
 EXAMPLES = 4
 # Inputs of more numbers would take more memory than the file that asks for them.
 LARGEST = 1 << 24
-
-Shapes = tuple[tuple[int, ...], ...]
+# What networks raise at inputs that they do not take.
+UNFIT = (IndexError, RuntimeError, TypeError, ValueError)
 
 
 def conditions() -> dict[str, Any]:
@@ -42,14 +44,18 @@ def take(model: nn.Module, task: Task) -> dict[str, Any] | None:
 
     Args:
         model: unchanged.
-        task: tells the shapes of the inputs. Tokens and named inputs have no probe, because
-            random numbers do not stand in for them.
+        task: tells what the inputs are. Floats have normal random numbers for them, whole numbers,
+            such as tokens, random ones up to the largest of some examples. There is no probe of a
+            network that the task calls in a way of its own, or that does not answer these.
     """
-    shapes = _shapes(task)
-    if shapes is None:
+    asked = _asked(task)
+    if asked is None:
         return None
-    found = _logits(_as_loaded(model), shapes, 0)
-    return None if found is None else {"seed": 0, "shapes": shapes, "logits": found, **conditions()}
+    try:
+        found = _logits(_as_loaded(model), _drawn(**asked))
+    except UNFIT:
+        return None
+    return None if found is None else {**asked, "logits": found, **conditions()}
 
 
 def compare(probe: Probe, model: nn.Module, where: str) -> None:
@@ -65,24 +71,52 @@ def compare(probe: Probe, model: nn.Module, where: str) -> None:
     """
     if sum(math.prod(shape) for shape in probe.shapes) > LARGEST:
         raise ArtifactError(f"{where}: the probe asks for inputs of absurd sizes")
+    asked = probe.model_dump(include={"seed", "shapes", "names", "below"})
     try:
-        found = _logits(_as_loaded(model), probe.shapes, probe.seed)
-    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        found = _logits(_as_loaded(model), _drawn(**asked))
+    except UNFIT as error:
         raise ArtifactError(f"{where}: the network cannot run the probe ({error})") from error
     if found != probe.logits:
         raise ArtifactError(f"{where}: the reloaded network gives other logits than the saved one")
 
 
-def _shapes(task: Task) -> Shapes | None:
-    """Return the shapes of inputs that random numbers can stand in for."""
+def _asked(task: Task) -> dict[str, Any] | None:
+    """Return what inputs random numbers are to stand in for."""
     inputs = task.example_batch(EXAMPLES).inputs
-    given = inputs if isinstance(inputs, tuple | list) else (inputs,)
-    if task.call is not call_model or not all(
-        isinstance(tensor, Tensor) and tensor.dtype == torch.float32 for tensor in given
-    ):
+    names = tuple(inputs) if isinstance(inputs, Mapping) else ()
+    given = tuple(inputs.values()) if names else inputs
+    given = given if isinstance(given, tuple | list) else (given,)
+    if task.call is not call_model or not all(map(_replaceable, given)):
         return None
-    shapes = tuple(tuple(tensor.shape) for tensor in given)
-    return shapes if sum(math.prod(shape) for shape in shapes) <= LARGEST else None
+    below = tuple(int(x.max()) + 1 if x.dtype == torch.int64 else 0 for x in given)
+    asked: dict[str, Any] = {"seed": 0, "shapes": tuple(tuple(x.shape) for x in given)}
+    asked |= ({"names": names} if names else {}) | ({"below": below} if any(below) else {})
+    return asked if sum(math.prod(shape) for shape in asked["shapes"]) <= LARGEST else None
+
+
+def _replaceable(given: Any) -> bool:
+    """Return whether random numbers can stand in for an input."""
+    if not isinstance(given, Tensor) or not given.numel():
+        return False
+    return given.dtype == torch.float32 or (given.dtype == torch.int64 and int(given.min()) >= 0)
+
+
+def _drawn(
+    seed: int, shapes: Sequence[Sequence[int]], names: Sequence[str] = (), below: Sequence[int] = ()
+) -> Batch:
+    """Return inputs that a probe asks for.
+
+    Raises:
+        ValueError: it does not say as many names, or bounds, as shapes.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+    drawn = [
+        torch.randint(high, tuple(shape), generator=generator, device="cpu")
+        if high
+        else torch.randn(tuple(shape), generator=generator, device="cpu")
+        for shape, high in zip(shapes, below or [0] * len(shapes), strict=True)
+    ]
+    return Batch(dict(zip(names, drawn, strict=True)) if names else tuple(drawn))
 
 
 def _as_loaded(model: nn.Module) -> nn.Module:
@@ -101,9 +135,7 @@ def _stride(tensor: Tensor) -> tuple[int, ...]:
     return torch.empty(tensor.shape, device="meta").stride()
 
 
-def _logits(model: nn.Module, shapes: Shapes, seed: int) -> str | None:
-    generator = torch.Generator("cpu").manual_seed(seed)
-    inputs = [torch.randn(shape, generator=generator, device="cpu") for shape in shapes]
+def _logits(model: nn.Module, batch: Batch) -> str | None:
     with evaluation(model):
-        outputs = model(*inputs)
+        outputs = call_model(model, batch)
     return digest(outputs) if isinstance(outputs, Tensor) else None
