@@ -34,7 +34,6 @@ __all__ = [
 
 # What observe knows without looking into the network.
 GIVEN = ("logits", "mask")
-PROJECTIONS = ("query", "key", "value")
 
 
 class Features(dict[str, Tensor]):

@@ -40,7 +40,6 @@ WIDTH, BASE = 200, 62
 MOST_POWERS = 12
 # Narrower segments of a bar hold no percentage that can be read on a telephone.
 LABELLED_SHARE = 0.1
-SEGMENT_HEIGHT = 22
 
 
 @dataclass(frozen=True)

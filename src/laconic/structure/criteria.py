@@ -40,10 +40,8 @@ __all__ = [
     "Random",
     "Taylor",
     "combined",
-    "first_order",
     "first_order_means",
     "grouped",
-    "loss_change",
     "second_order",
     "standardized",
     "used",
@@ -59,35 +57,6 @@ PRUNABLE = ("weights", "channels", "heads", "neurons", "hidden")
 # Survivors that are all equal have no spread; then no q * std prunes any of them, so their
 # scores are huge, yet finite in float32.
 _LEAST_SPREAD = 1e-30
-
-
-def loss_change(gradient: Tensor, product: Tensor, change: Tensor) -> Tensor:
-    """Return ``g . d + 0.5 d . (H d)``: what the loss changes by when w becomes w + d.
-
-    Every criterion is a part of this expansion for ``d = -w``; it is exact for a quadratic.
-
-    Args:
-        gradient: g = dl/dw [any shape].
-        product: H d, the Hessian times the change [same shape].
-        change: d [same shape].
-
-    >>> loss_change(torch.tensor([1.0]), torch.tensor([4.0]), torch.tensor([2.0]))
-    tensor(6.)
-    """
-    return (gradient * change).sum() + 0.5 * (change * product).sum()
-
-
-def first_order(gradient: Tensor, weight: Tensor) -> Tensor:
-    """Return ``|g * w|``, the first-order change of the loss when one weight becomes zero.
-
-    Args:
-        gradient: dl/dw [any shape].
-        weight: w [same shape].
-
-    >>> first_order(torch.tensor([2.0, -1.0]), torch.tensor([3.0, 0.0]))
-    tensor([6., 0.])
-    """
-    return (gradient * weight).abs()
 
 
 def second_order(diagonal: Tensor, weight: Tensor) -> Tensor:

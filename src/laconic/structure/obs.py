@@ -36,8 +36,6 @@ __all__ = [
     "compensated",
     "damped",
     "inverse_diagonal",
-    "least_squares_hessian",
-    "obs_update",
 ]
 
 # Layers whose output is a product of each row of the weight with inputs seen by all rows.
@@ -49,42 +47,10 @@ _SINGULAR = (
 )
 
 
-def least_squares_hessian(inputs: Tensor, damping: float = 0.0) -> Tensor:
-    """Return ``2 E[x x^T]`` + damping * mean diagonal * I, [width, width].
-
-    The Hessian of ``E ||W x - W_0 x||^2`` with respect to each row of W.
-
-    Args:
-        inputs: x [examples, width].
-        damping: relative to the mean of the diagonal; makes it invertible.
-
-    >>> least_squares_hessian(torch.tensor([[1.0, 0.0], [0.0, 3.0]]))
-    tensor([[1., 0.],
-            [0., 9.]])
-    """
-    return damped(2 * inputs.T @ inputs / len(inputs), damping)
-
-
 def damped(hessian: Tensor, damping: float) -> Tensor:
     """Return H + damping * mean diagonal * I."""
     size = damping * hessian.diagonal().mean()
     return hessian + size * torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
-
-
-def obs_update(weight: Tensor, inverse: Tensor, index: int) -> Tensor:
-    """Return ``dw = -(w_i / [H^-1]_ii) H^-1 e_i``: w_i becomes zero, the others make up for it.
-
-    The cheapest such change, at ``w_i^2 / (2 [H^-1]_ii)`` (Hassibi and Stork 1993, eq. 5).
-
-    Args:
-        weight: w [width].
-        inverse: H^-1 [width, width].
-        index: i.
-
-    >>> obs_update(torch.tensor([2.0, 1.0]), torch.tensor([[1.0, 0.5], [0.5, 1.0]]), 0)
-    tensor([-2., -1.])
-    """
-    return -(weight[index] / inverse[index, index]) * inverse[:, index]
 
 
 def inverse_diagonal(hessian: Tensor, mask: Tensor) -> Tensor:

@@ -166,9 +166,6 @@ class Prune(During):
     def _order(self) -> Ranking:
         return self.ranking if isinstance(self.ranking, Ranking) else Ranking(over=self.ranking)
 
-    def _revives(self, moment: int) -> bool:
-        return self.schedule.revives(moment / self._moments)
-
     def _axes(self, state: State) -> Sequence[Axis]:
         """Return the axes to prune; none where single weights are pruned."""
         if self.axes == "weights":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -18,7 +17,6 @@ __all__ = [
     "cluster_means",
     "lloyd",
     "nearest_edges",
-    "optimal_clusters",
     "start_centroids",
 ]
 
@@ -145,41 +143,3 @@ def cluster_means(sums: np.ndarray, edges: np.ndarray, empty: np.ndarray) -> np.
     sizes = np.diff(edges)
     means: np.ndarray = empty.copy()
     return np.divide(sums[edges[1:]] - sums[edges[:-1]], sizes, out=means, where=sizes > 0)
-
-
-def optimal_clusters(numbers: np.ndarray, count: int) -> tuple[np.ndarray, float]:
-    """Return exact 1-D k-means centroids and their sum of squared errors.
-
-    Dynamic programming over prefix sums, O(n^2 k): the oracle for ``lloyd``.
-    ``cost[k][i] = min_j cost[k-1][j] + sse(j..i)`` over sorted numbers.
-
-    Args:
-        numbers: float [n], any order.
-        count: number of clusters, at most n.
-
-    >>> optimal_clusters(np.array([0, 0.1, 0.2, 1, 1.1, 5]), 3)[0].round(3).tolist()
-    [0.1, 1.05, 5.0]
-    """
-    ordered = np.sort(numbers.astype(np.float64))
-    n = ordered.size
-    sums = np.concatenate([[0.0], np.cumsum(ordered)])
-    squares = np.concatenate([[0.0], np.cumsum(ordered**2)])
-    cost, cuts = np.full(n + 1, np.inf), []
-    cost[0] = 0.0
-    for _ in range(count):
-        best, cut = np.full(n + 1, np.inf), np.zeros(n + 1, dtype=int)
-        for i in range(1, n + 1):
-            j = np.arange(i)
-            size = i - j
-            sse = squares[i] - squares[j] - (sums[i] - sums[j]) ** 2 / size
-            total = cost[:i] + sse
-            cut[i] = int(np.argmin(total))
-            best[i] = total[cut[i]]
-        cost = best
-        cuts.append(cut)
-    edges = [n]
-    for cut in reversed(cuts):
-        edges.append(int(cut[edges[-1]]))
-    edges.reverse()
-    centroids = np.array([ordered[a:b].mean() for a, b in pairwise(edges)])
-    return centroids, float(cost[n])

@@ -161,14 +161,6 @@ def check_places(model: nn.Module, activations: Mapping[str, Mapping[str, Activa
             )
 
 
-def _check_place(path: str, place: str, attentions: Sequence[str]) -> None:
-    if place != INPUT and (place not in OPERANDS or path not in attentions):
-        raise ModelError(
-            f"'{path}' has no '{place}' to round; layers have an '{INPUT}', modules that compute "
-            f"attention {', '.join(OPERANDS)}"
-        )
-
-
 def activations_data(model: nn.Module) -> dict[str, dict[str, Any]]:
     """Return what ``activations_of`` does, as a recipe would write it.
 
