@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import platform
 import statistics
 import tempfile
@@ -22,8 +21,8 @@ from torch.utils.flop_counter import flop_registry
 from laconic.machine import processor
 from laconic.scope import Scope
 from laconic.tasks.split import Batch, map_tensors
-from laconic.tasks.task import call_model, evaluation
-from laconic.weights.laid import bake, laid_tensors, weights_of
+from laconic.tasks.task import call_model, device_of, evaluation
+from laconic.weights.laid import bake, copied, laid_tensors, weights_of
 
 if TYPE_CHECKING:
     from laconic.measure import Layer
@@ -54,9 +53,9 @@ def plain(model: nn.Module) -> nn.Module:
     """
     if not laid_tensors(model):
         return model
-    copied = copy.deepcopy(model)
-    bake(copied)
-    return copied
+    network = copied(model)
+    bake(network)
+    return network
 
 
 def macs(model: nn.Module, inputs: Any, *, call: Call = call_model) -> dict[str, int]:
@@ -180,7 +179,7 @@ def latency(
     True
     """
     network, batch = plain(model), _batch(inputs)
-    wait = torch.cuda.synchronize if _device(network).type == "cuda" else _nothing
+    wait = torch.cuda.synchronize if device_of(network).type == "cuda" else _nothing
     times: list[float] = []
     with evaluation(network):
         begin = time.perf_counter()
@@ -214,7 +213,7 @@ def peak_memory(model: nn.Module, inputs: Any, *, call: Call = call_model) -> in
     live = _Live()
     live.add([*network.parameters(), *network.buffers()])
     live.add(batch.inputs)
-    if _device(network).type == "cuda":
+    if device_of(network).type == "cuda":
         return live.peak + _cuda_growth(network, batch, call)
     with evaluation(network), live:
         call(network, batch)
@@ -248,7 +247,7 @@ class _Live(TorchDispatchMode):
 
 
 def _cuda_growth(network: nn.Module, batch: Batch, call: Call) -> int:
-    device = _device(network)
+    device = device_of(network)
     with evaluation(network):
         call(network, batch)  # the libraries' workspaces are allocated once and stay
         torch.cuda.synchronize(device)
@@ -314,11 +313,6 @@ def environment() -> dict[str, Any]:
 
 def _batch(inputs: Any) -> Batch:
     return inputs if isinstance(inputs, Batch) else Batch(inputs)
-
-
-def _device(model: nn.Module) -> torch.device:
-    first = next(model.parameters(), None)
-    return torch.device("cpu") if first is None else first.device
 
 
 def _nothing() -> None:

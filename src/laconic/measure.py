@@ -23,6 +23,7 @@ from laconic.scope import Scope
 from laconic.ship.artifact import save
 from laconic.ship.inventory import Inventory, inspect
 from laconic.sizes import SizeReport, size_report
+from laconic.tasks.task import device_of
 from laconic.weights.laid import Laid, laid_tensors, owner, weights_of
 from laconic.weights.quantizer import activations_of, attention_paths
 from laconic.weights.representation import POSITION
@@ -256,8 +257,7 @@ def _written(model: nn.Module, task: Task | None, path: Path | None) -> Inventor
 
 
 def _forward_costs(plain: nn.Module, task: Task, timed: bool) -> dict[str, Any]:
-    first = next(plain.parameters(), None)
-    batch = task.example_batch(1).to("cpu" if first is None else first.device)
+    batch = task.example_batch(1).to(device_of(plain))
     return {
         "counts": costs.macs(plain, batch, call=task.call),
         "latency_ms": costs.latency(plain, batch, call=task.call) if timed else None,

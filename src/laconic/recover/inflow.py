@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from laconic.errors import ModelError
@@ -19,7 +18,7 @@ from laconic.recover.quadratic import Fitted, Moments, is_fitted
 from laconic.recover.stream import Flow, Stored
 from laconic.step import State
 from laconic.tasks import Task
-from laconic.tasks.task import evaluation, needed
+from laconic.tasks.task import device_of, evaluation, full_precision, needed
 
 __all__ = ["Inflow", "Pair", "calls_of"]
 
@@ -60,7 +59,7 @@ def calls_of(task: Task, model: nn.Module, paths: Iterable[str]) -> Counter[str]
 
                 stack.enter_context(_hooked(module, count))
         with evaluation(model):
-            task.call(model, task.example_batch(2).to(_device(model)))
+            task.call(model, task.example_batch(2).to(device_of(model)))
     return calls
 
 
@@ -157,11 +156,8 @@ class Inflow:
     @contextmanager
     def _still(self) -> Iterator[None]:
         """Decode laid weights once for all batches."""
-        with ExitStack() as stack:
-            for network in self.networks:
-                stack.enter_context(evaluation(network))
-            kind = torch.device(self.state.device).type
-            stack.enter_context(torch.autocast(kind, enabled=False))
+        teacher, student = self.networks
+        with full_precision(teacher), full_precision(student):
             yield
 
 
@@ -169,7 +165,7 @@ def _names_of_blocks(networks: tuple[nn.Module, nn.Module], task: Task) -> list[
     """Return the names of the blocks of both; none where they differ or form no chain."""
     names = []
     for network in networks:
-        batch = task.example_batch(2).to(_device(network))
+        batch = task.example_batch(2).to(device_of(network))
         try:
             check_chain(network, task, batch)
         except ModelError:
@@ -204,7 +200,3 @@ def _hooked(module: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def _device(model: nn.Module) -> torch.device:
-    return cast("Tensor", next(model.parameters())).device

@@ -16,7 +16,7 @@ from laconic.errors import ModelError
 from laconic.progress import progress
 from laconic.step import State, Step
 from laconic.tasks.split import Batch
-from laconic.tasks.task import evaluation, needed
+from laconic.tasks.task import full_precision, needed
 from laconic.weights.quantizer import Quantizer, calibrate
 
 if TYPE_CHECKING:
@@ -77,8 +77,7 @@ class Recalibrate(Step):
 
     def _average(self, state: State, norms: dict[str, _BatchNorm]) -> None:
         task = needed(state.task, "recalibrate needs batches of data")
-        kind = torch.device(state.device).type
-        with evaluation(state.model), torch.autocast(kind, enabled=False):
+        with full_precision(state.model):
             chosen = _equal_sized(self._batches(state))
             count = _average(task, state.model, norms.values(), chosen, self.batches)
         _check_finite(norms)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from laconic.machine import processor
 from laconic.ship.container import digest
 from laconic.ship.manifest import Probe
 from laconic.tasks.task import call_model, evaluation
+from laconic.weights.laid import copied
 
 if TYPE_CHECKING:
     from laconic.tasks import Task
@@ -90,7 +90,7 @@ def _as_loaded(model: nn.Module) -> nn.Module:
     tensors = [*model.parameters(), *model.buffers()]
     if all(tensor.is_cpu and tensor.stride() == _stride(tensor) for tensor in tensors):
         return model
-    moved = copy.deepcopy(model).cpu()
+    moved = copied(model).cpu()
     for tensor in [*moved.parameters(), *moved.buffers()]:
         tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
     return moved

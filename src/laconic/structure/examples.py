@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from laconic.errors import ModelError, TaskError
-from laconic.tasks.task import evaluation
+from laconic.tasks.task import device_of, evaluation
 
 if TYPE_CHECKING:
     from laconic.tasks import Task
@@ -43,8 +43,7 @@ def example_inputs(
     """
     if task is None:
         raise TaskError("the axes of a network are found on a batch of data; give task=")
-    first = next(model.parameters(), None)
-    batch = task.example_batch(count).to("cpu" if first is None else first.device)
+    batch = task.example_batch(count).to(device_of(model))
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def note(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ from laconic.structure.factorization import (
     shape_of,
 )
 from laconic.structure.surgery import edits_of, replace_
-from laconic.tasks.task import evaluation, needed
+from laconic.tasks.task import full_precision, needed
 from laconic.weights.laid import mask_of
 
 if TYPE_CHECKING:
@@ -187,9 +187,7 @@ class Factorize(Step):
             return {}
         task, (batches, size) = needed(state.task, MOMENTS), self.method.samples
         drawn = task.train.plain().batches(size, seed=state.seed, device=state.device)
-        kind = torch.device(state.device).type
-        plain = torch.autocast(kind, enabled=False)
-        with _watched(targets) as moments, evaluation(state.model), plain:
+        with _watched(targets) as moments, full_precision(state.model):
             for batch in progress(itertools.islice(drawn, batches), "factorize: inputs", batches):
                 task.call(state.model, batch)
         for name in targets:

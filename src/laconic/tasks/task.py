@@ -25,7 +25,9 @@ __all__ = [
     "Task",
     "call_model",
     "cross_entropy",
+    "device_of",
     "evaluation",
+    "full_precision",
     "hold_out",
     "squared_error",
     "task_from_dict",
@@ -301,9 +303,9 @@ class Task:
         Raises:
             TaskError: no such split, no targets, or outputs that are not one tensor.
         """
-        part, where = self.split(split), torch.device(device or _device(model))
+        part, where = self.split(split), torch.device(device or device_of(model))
         outputs, targets, total, count = [], [], 0.0, 0
-        with evaluation(model), torch.autocast(where.type, enabled=False):
+        with full_precision(model):
             for piece in part.any_order(batch, device=where):
                 answer = self.call(model, piece)
                 if not isinstance(answer, Tensor):
@@ -461,6 +463,29 @@ def evaluation(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextlib.contextmanager
+def full_precision(model: nn.Module) -> Iterator[None]:
+    """Run a with block in evaluation mode, in the weights' own precision.
+
+    >>> model = nn.Linear(1, 1)
+    >>> with torch.autocast("cpu", torch.bfloat16), full_precision(model):
+    ...     model(torch.ones(1, 1)).dtype
+    torch.float32
+    """
+    with evaluation(model), torch.autocast(device_of(model).type, enabled=False):
+        yield
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where a network computes: where its first parameter is.
+
+    >>> device_of(nn.Linear(1, 1))
+    device(type='cpu')
+    """
+    first = next(model.parameters(), None)
+    return torch.device("cpu") if first is None else first.device
+
+
 def task_from_dict(
     spec: Mapping[str, Any] | str, *, base: Path = Path(), tokenizer: Path | None = None
 ) -> Task:
@@ -542,11 +567,6 @@ def _arrays(pair: tuple[Any, Any], name: str, **options: Any) -> Arrays:
         return Arrays(*pair, **options)
     except TaskError as error:
         raise TaskError(f"{name}: {error}") from error
-
-
-def _device(model: nn.Module) -> torch.device:
-    first = next(model.parameters(), None)
-    return torch.device("cpu") if first is None else first.device
 
 
 def _draw(positions: Tensor, count: int, seed: int, where: str) -> list[int]:
