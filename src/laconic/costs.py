@@ -20,7 +20,7 @@ from torch.utils.flop_counter import flop_registry
 
 from laconic.machine import processor
 from laconic.scope import Scope
-from laconic.tasks.split import Batch, map_tensors
+from laconic.tasks.split import Batch, tensors_in
 from laconic.tasks.task import call_model, device_of, evaluation
 from laconic.weights.laid import bake, copied, laid_tensors, weights_of
 
@@ -236,14 +236,11 @@ class _Live(TorchDispatchMode):
         return result
 
     def add(self, tensors: Any) -> None:
-        map_tensors(self._add, tensors)
+        for tensor in tensors_in(tensors):
+            storage = tensor.untyped_storage()
+            self.sizes[StorageWeakRef(storage)] = storage.nbytes()
         self.sizes = {ref: size for ref, size in self.sizes.items() if not ref.expired()}
         self.peak = max(self.peak, sum(self.sizes.values()))
-
-    def _add(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        self.sizes[StorageWeakRef(storage)] = storage.nbytes()
-        return tensor
 
 
 def _cuda_growth(network: nn.Module, batch: Batch, call: Call) -> int:

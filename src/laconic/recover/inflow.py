@@ -18,6 +18,7 @@ from laconic.recover.quadratic import Fitted, Moments, is_fitted
 from laconic.recover.stream import Flow, Stored
 from laconic.step import State
 from laconic.tasks import Task
+from laconic.tasks.split import tensors_in
 from laconic.tasks.task import device_of, evaluation, full_precision, needed
 
 __all__ = ["Inflow", "Pair", "calls_of"]
@@ -57,7 +58,7 @@ def calls_of(task: Task, model: nn.Module, paths: Iterable[str]) -> Counter[str]
                 def count(*_: Any, path: str = path) -> None:
                     calls[path] += 1
 
-                stack.enter_context(_hooked(module, count))
+                stack.enter_context(module.register_forward_pre_hook(count, with_kwargs=True))
         with evaluation(model):
             task.call(model, task.example_batch(2).to(device_of(model)))
     return calls
@@ -184,19 +185,10 @@ def _entering(layer: nn.Module, calls: int, run: Callable[[], object]) -> list[T
     found: list[Tensor] = []
 
     def take(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        found.append(next(each for each in (*inputs, *named.values()) if isinstance(each, Tensor)))
+        found.append(next(tensors_in((inputs, named))))
         if len(found) == calls:
             raise _EnoughError
 
-    with _hooked(layer, take), suppress(_EnoughError):
+    with layer.register_forward_pre_hook(take, with_kwargs=True), suppress(_EnoughError):
         run()
     return found
-
-
-@contextmanager
-def _hooked(module: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
-    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -21,7 +21,6 @@ from laconic.recover.objectives import Label, Objective
 from laconic.recover.optimize import AdamW, Optimizer, Stop
 from laconic.recover.penalties import Penalty
 from laconic.step import During, State, Step, derive
-from laconic.tasks.split import map_tensors
 from laconic.tasks.task import needed
 from laconic.weights.laid import copied
 from laconic.weights.quantizer import Quantizer
@@ -177,7 +176,7 @@ class _Loop:
         Raises:
             TaskError: it cannot even at the start of an epoch, so nothing would be learned.
         """
-        if _examples(batch) > 1:
+        if batch.size > 1:
             return True
         networks = (self.model, *self.lesson.peers.values())
         if all(_normalised(self.task, each, batch) for each in networks):
@@ -255,18 +254,6 @@ class _Loop:
             kinds[kind][rest] = tensor
         self.lesson.load_state_dict(kinds["lesson"])
         self.descent.restore(kinds["optimizer"])
-
-
-def _examples(batch: Batch) -> int:
-    """Return how many examples a batch has, from its first tensor."""
-    found: list[Tensor] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    map_tensors(note, (batch.inputs, batch.targets))
-    return len(found[0])
 
 
 def _normalised(task: Task, model: nn.Module, batch: Batch) -> bool:

@@ -174,7 +174,7 @@ def _outputs(
                     found.setdefault(path, []).append(output.clone())
 
             if path in modules:
-                stack.callback(modules[path].register_forward_hook(note).remove)
+                stack.enter_context(modules[path].register_forward_hook(note))
         with evaluation(model):
             task.call(model, batch)
     return found

@@ -49,18 +49,16 @@ def example_inputs(
     def note(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         calls.append((inputs, named))
 
-    hook = model.register_forward_pre_hook(note, with_kwargs=True)
+    watched = model.register_forward_pre_hook(note, with_kwargs=True)
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     try:
-        with torch.random.fork_rng(devices=list(devices)), evaluation(model):
+        with watched, torch.random.fork_rng(devices=list(devices)), evaluation(model):
             task.call(model, batch)
     except _MISFIT as error:
         raise ModelError(
             f"{type(model).__name__} fails on {count} examples of {task.name} "
             f"({type(error).__name__}: {error}); the task's call decides what it is fed"
         ) from error
-    finally:
-        hook.remove()
     if not calls:
         raise TaskError(
             f"{task.name}: call= does not call the model but parts of it, so its axes cannot be "

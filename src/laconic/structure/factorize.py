@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
@@ -210,23 +211,16 @@ def _watched(targets: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
     """Add up the second moments of what enters the layers during a with block."""
     moments: dict[str, Tensor] = {}
 
-    def watcher(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def watch(module: nn.Module, args: Any, kwargs: Any) -> None:
-            entered = args[0] if args else next(iter(kwargs.values()))
-            moment = _moment(module, entered.detach())
-            moments[name] = moments[name] + moment if name in moments else moment
+    def watch(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        entered = args[0] if args else next(iter(kwargs.values()))
+        moment = _moment(module, entered.detach())
+        moments[name] = moments[name] + moment if name in moments else moment
 
-        return watch
-
-    hooks = [
-        module.register_forward_pre_hook(watcher(name), with_kwargs=True)
-        for name, module in targets.items()
-    ]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for name, module in targets.items():
+            noting = functools.partial(watch, name)
+            hooks.enter_context(module.register_forward_pre_hook(noting, with_kwargs=True))
         yield moments
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _moment(module: nn.Module, entered: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, ClassVar, cast
 
 import torch
@@ -250,18 +251,13 @@ class OBS(Criterion):
             sums[name] = sums[name] + moment if name in sums else moment.double()
             counts[name] = counts.get(name, 0) + found.shape[1]
 
-        hooks = [
-            owner(network, each)[0].register_forward_pre_hook(functools.partial(note, name))
-            for name in weights
-            for each in owners_of(network, latent_of(network, name)[1])
-        ]
-        try:
-            with evaluation(network):
-                for batch in drawn(state, task, self.batches, self.batch, self.name):
-                    task.call(network, batch)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with ExitStack() as hooks, evaluation(network):
+            for name in weights:
+                for each in owners_of(network, latent_of(network, name)[1]):
+                    noting = functools.partial(note, name)
+                    hooks.enter_context(owner(network, each)[0].register_forward_pre_hook(noting))
+            for batch in drawn(state, task, self.batches, self.batch, self.name):
+                task.call(network, batch)
         for name in weights:
             if name not in sums:
                 raise ModelError(f"'{name}' is of a layer that is never called; leave it out")

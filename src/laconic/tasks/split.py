@@ -34,6 +34,7 @@ __all__ = [
     "as_split",
     "as_tensor",
     "map_tensors",
+    "tensors_in",
     "to_float",
 ]
 
@@ -52,13 +53,18 @@ class Batch:
         index: which examples these are [batch], the same number for the same example in every
             epoch; None: they were augmented, or it is not known.
 
-    >>> Batch((torch.zeros(4, 2),), torch.zeros(4)).first(3).targets.shape
-    torch.Size([3])
+    >>> Batch((torch.zeros(4, 2),), torch.zeros(4)).first(3).size
+    3
     """
 
     inputs: Any
     targets: Tensor | None = None
     index: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        """Return how many examples there are, from the first tensor."""
+        return len(next(tensors_in((self.inputs, self.targets))))
 
     def to(self, device: str | torch.device) -> Batch:
         """Return the batch with every tensor on a device."""
@@ -88,6 +94,21 @@ def map_tensors(function: Callable[[Tensor], Tensor], structure: Any) -> Any:
         mapped = [map_tensors(function, value) for value in structure]
         return tuple(mapped) if isinstance(structure, tuple) else mapped
     return structure
+
+
+def tensors_in(structure: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested tuples, lists and mappings, in order.
+
+    >>> list(tensors_in({"x": (torch.tensor(1), "kept")}))
+    [tensor(1)]
+    """
+    if isinstance(structure, Tensor):
+        yield structure
+    elif isinstance(structure, Mapping):
+        yield from tensors_in(list(structure.values()))
+    elif isinstance(structure, (tuple, list)):
+        for value in structure:
+            yield from tensors_in(value)
 
 
 def as_batch(item: Any) -> Batch:
@@ -355,7 +376,8 @@ class Loader(Split):
         first = next(self.batches(1), None)
         if first is None:
             raise TaskError("the DataLoader yields no batch; it needs at least one example")
-        map_tensors(lambda tensor: _finite(tensor, "inputs of the first batch"), first.inputs)
+        for tensor in tensors_in(first.inputs):
+            _finite(tensor, "inputs of the first batch")
 
     def __len__(self) -> int:
         size = self.loader.batch_size

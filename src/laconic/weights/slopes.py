@@ -170,19 +170,8 @@ def eigenvalues(
 def examples(batches: Iterator[Batch]) -> Iterator[Batch]:
     """Yield every example of the batches as a batch of its own."""
     for batch in batches:
-        for index in range(_length(batch)):
+        for index in range(batch.size):
             yield _rows(batch, slice(index, index + 1))
-
-
-def _length(batch: Batch) -> int:
-    lengths: list[int] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        lengths.append(len(tensor))
-        return tensor
-
-    map_tensors(note, batch.inputs)
-    return lengths[0]
 
 
 def _rows(batch: Batch, rows: slice) -> Batch:
