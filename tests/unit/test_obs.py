@@ -15,7 +15,8 @@ from laconic.scope import Scope
 from laconic.step import State, run_step
 from laconic.structure import OBS, Magnitude, Prune
 from laconic.structure import obs as surgeon
-from laconic.structure.obs import columns, compensated, inverse_diagonal
+from laconic.structure.columns import columns
+from laconic.structure.obs import compensated, inverse_diagonal
 from laconic.tasks import Task, digits
 from laconic.weights import Quantize, Ternary, lay
 from laconic.weights.laid import laid_tensors, mask_of, weights_of

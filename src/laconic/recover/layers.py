@@ -23,7 +23,6 @@ from laconic.recover.quadratic import (
     Fitted,
     Moments,
     Quadratic,
-    groups_of,
     is_fitted,
     matrix_of,
     weight_of,
@@ -32,6 +31,7 @@ from laconic.recover.solve import Solve, contributions
 from laconic.scope import Scope
 from laconic.step import State
 from laconic.structure.axes import Axis, find_axes, slice_
+from laconic.structure.columns import groups_of
 from laconic.structure.elements import alive, mask_, roles, unmask_
 from laconic.structure.examples import example_inputs
 from laconic.tasks.task import needed

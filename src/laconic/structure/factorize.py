@@ -10,21 +10,19 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from laconic.errors import ChainError, ModelError, ScopeError
 from laconic.models.families import blocks_path
 from laconic.progress import progress
 from laconic.step import State, Step
+from laconic.structure.columns import groups_of, unfolded
 from laconic.structure.depth import ShareLayers
 from laconic.structure.factorization import (
     Factorization,
     Source,
     break_even,
     check_runs,
-    geometry_of,
-    groups_of,
     latent,
     refuse_needed,
     refuse_tied,
@@ -226,20 +224,8 @@ def _watched(targets: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
 def _moment(module: nn.Module, entered: Tensor) -> Tensor:
     """Return X X^T [groups, n, n] of one input; a convolution's columns are its patches."""
     if isinstance(module, nn.Conv2d):
-        columns = _patches(module, entered).unflatten(1, (module.groups, -1))
+        columns = unfolded(module, entered).unflatten(1, (module.groups, -1))
         columns = columns.permute(1, 2, 0, 3).flatten(2).double()
     else:
         columns = entered.reshape(1, -1, entered.shape[-1]).transpose(1, 2).double()
     return columns @ columns.transpose(1, 2)
-
-
-def _patches(conv: nn.Conv2d, images: Tensor) -> Tensor:
-    """Return the patches a kernel sees [batch, channels * height * width, positions]."""
-    moves = geometry_of(conv)
-    if images.dim() == 3:
-        images = images[None]
-    tall, wide = moves.padding
-    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-    padded = F.pad(images, (wide, wide, tall, tall), mode=mode)
-    extent = (conv.kernel_size[0], conv.kernel_size[1])
-    return F.unfold(padded, extent, dilation=moves.dilation, stride=moves.stride)

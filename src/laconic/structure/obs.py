@@ -5,16 +5,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Annotated, ClassVar, cast
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from laconic.errors import ChainError, ModelError, ScopeError
 from laconic.scope import Scope
 from laconic.step import State, Step
+from laconic.structure.columns import columns
 from laconic.structure.criteria import Count, Criterion, second_order
 from laconic.tasks.task import evaluation, needed
 from laconic.weights.laid import (
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OBS",
-    "columns",
     "compensated",
     "damped",
     "inverse_diagonal",
@@ -265,33 +264,6 @@ class OBS(Criterion):
             name: torch.stack([damped(2 * part / counts[name], self.damping) for part in sum_])
             for name, sum_ in sums.items()
         }
-
-
-def columns(module: nn.Module, inputs: Tensor) -> Tensor:
-    """Return what each row of a layer's weight is multiplied with, [groups, examples, width].
-
-    Args:
-        module: a linear layer or a convolution of one or two dimensions.
-        inputs: of its forward.
-
-    >>> columns(nn.Conv1d(1, 1, 2), torch.tensor([[[1.0, 2.0, 3.0]]]))
-    tensor([[[1., 2.],
-             [2., 3.]]])
-    """
-    if isinstance(module, nn.Linear):
-        return inputs.reshape(1, -1, module.in_features)
-    convolution = cast("nn.Conv2d", module)
-    mode = convolution.padding_mode
-    padding = convolution._reversed_padding_repeated_twice
-    inputs = F.pad(inputs, padding, mode="constant" if mode == "zeros" else mode)
-    sides = [convolution.kernel_size, convolution.dilation, convolution.stride]
-    if isinstance(module, nn.Conv1d):
-        inputs, sides = inputs.unsqueeze(-2), [(1, *side) for side in sides]
-    kernel, dilation, stride = sides
-    patches = F.unfold(inputs, kernel, dilation=dilation, stride=stride)
-    batch, width, places = patches.shape
-    split = patches.reshape(batch, convolution.groups, width // convolution.groups, places)
-    return split.permute(1, 0, 3, 2).reshape(convolution.groups, batch * places, -1)
 
 
 def _rows(tensor: Tensor, hessians: Tensor) -> Tensor:
