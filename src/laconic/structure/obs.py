@@ -25,7 +25,7 @@ from laconic.weights.laid import (
     owners_of,
 )
 from laconic.weights.quantize import planned
-from laconic.weights.representation import Float
+from laconic.weights.representation import Float, full_mask
 from laconic.weights.slopes import drawn, probe
 
 if TYPE_CHECKING:
@@ -203,8 +203,8 @@ class OBS(Criterion):
         self.check_weights(state.model, weights)
         found = {}
         for name, hessians in self._hessians(state, weights).items():
-            weight, mask = weights[name].detach(), mask_of(state.model, name)
-            survives = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
+            weight = weights[name].detach()
+            survives = full_mask(mask_of(state.model, name), weight)
             inverses = [
                 inverse_diagonal(hessian, rows)
                 for hessian, rows in zip(hessians, _rows(survives, hessians), strict=True)

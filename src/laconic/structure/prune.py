@@ -14,19 +14,20 @@ from torch import Tensor, nn
 
 from laconic.errors import AxisError, ChainError, ModelError, RecipeError, ScopeError
 from laconic.step import During, State, Step, run_step
-from laconic.structure.axes import Axis, slice_
+from laconic.structure.axes import Axis
 from laconic.structure.criteria import Criterion, Magnitude
 from laconic.structure.elements import (
     alive,
     axes_of,
     hide_,
     mask_,
-    unmask_,
+    slice_masked_,
     zero_,
 )
-from laconic.structure.ranking import Over, Ranking, best_elements, padded
+from laconic.structure.ranking import Over, Ranking, best_elements
 from laconic.structure.schedules import EPSILON, Gradual, Schedule, Share
 from laconic.weights.laid import latent_of, mask_of, narrow, weights_of
+from laconic.weights.representation import full_mask
 
 if TYPE_CHECKING:
     from laconic.tasks import Task
@@ -181,7 +182,7 @@ class Prune(During):
 
     def _prune_weights(self, state: State, keep: float, *, revives: bool) -> None:
         weights = weights_of(state.model, self.scope)
-        masks = {name: _mask(state.model, name, weight) for name, weight in weights.items()}
+        masks = {n: full_mask(mask_of(state.model, n), weight) for n, weight in weights.items()}
         if not _due(masks, keep, self._order):
             return
         kept = survivors(self.by.scores(state, weights), masks, keep, self._order.over)
@@ -205,10 +206,7 @@ class Prune(During):
 
     def _slice(self, state: State, axes: Sequence[Axis]) -> None:
         """Take what is masked out of the network."""
-        kept = {axis: padded(alive(state.model, axis), self._order.multiple_of) for axis in axes}
-        smaller = {axis: mask for axis, mask in kept.items() if not bool(mask.all())}
-        slice_(state.model, {axis: mask.nonzero()[:, 0].tolist() for axis, mask in smaller.items()})
-        unmask_(state.model, {use.name for axis in axes for use in axis.uses})
+        kept = slice_masked_(state.model, axes, multiple_of=self._order.multiple_of)
         left = sum(int(mask.sum()) for mask in kept.values())
         total = sum(mask.numel() for mask in kept.values())
         logger.info("prune: %d of %d %s are left (axes: %d)", left, total, self.axes, len(kept))
@@ -232,11 +230,6 @@ def _with_nested(steps: Iterable[Step]) -> Iterator[Step]:
         for value in dict(step).values():
             inner = value if isinstance(value, tuple) else (value,)
             yield from _with_nested(item for item in inner if isinstance(item, Step))
-
-
-def _mask(model: nn.Module, name: str, weight: Tensor) -> Tensor:
-    mask = mask_of(model, name)
-    return torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
 
 
 def survivors(

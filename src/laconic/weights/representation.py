@@ -351,6 +351,11 @@ def masked(weight: Tensor, mask: Tensor | None) -> Tensor:
     return weight if mask is None else torch.where(mask, weight, weight.new_zeros(()))
 
 
+def full_mask(mask: Tensor | None, weight: Tensor) -> Tensor:
+    """Return a weight's mask, all True where there is none, bool [shape of the weight]."""
+    return torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
+
+
 class Float(Representation):
     """Plain floating point: a weight that is not quantised, and may be masked.
 
