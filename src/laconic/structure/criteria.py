@@ -119,9 +119,11 @@ class Criterion(Value, ABC):
 
     Attributes:
         ranks: what it can rank, of "weights", "channels", "heads", "neurons" and "hidden".
+        needs_data: whether it scores on batches of the task.
     """
 
     ranks: ClassVar[tuple[str, ...]] = PRUNABLE
+    needs_data: ClassVar[bool] = False
 
     def check(self, task: Task | None, axes: str = "weights") -> None:
         """Refuse, before any work, what this criterion cannot rank, or a task that cannot serve.
@@ -136,6 +138,8 @@ class Criterion(Value, ABC):
         """
         if axes not in self.ranks:
             raise self.misfit(axes)
+        if self.needs_data:
+            needed(task, f"{self.name} needs batches")
 
     def misfit(self, axes: str) -> RecipeError:
         """Return the error that says what this criterion ranks, and what ranks these."""
@@ -295,16 +299,13 @@ class Taylor(Criterion):
     Taylor(batches=4)
     """
 
+    needs_data: ClassVar[bool] = True
+
     batches: Count = 8
     batch: Count = 64
     per: Per = "batch"
     combine: Combine = "sum"
     uses: Matrices = "consumed"
-
-    def check(self, task: Task | None, axes: str = "weights") -> None:
-        """Refuse to run without a task."""
-        super().check(task, axes)
-        needed(task, f"{self.name} needs batches")
 
     def check_axes(self, model: nn.Module, axes: Sequence[Axis]) -> None:
         """Refuse axes without the matrices that count."""
@@ -352,16 +353,13 @@ class Hessian(Criterion):
     Hessian(batches=4, estimator='hutchinson')
     """
 
+    needs_data: ClassVar[bool] = True
+
     batches: Count = 8
     batch: Count = 64
     estimator: Literal["fisher", "hutchinson"] = "fisher"
     vectors: Count = 32
     uses: Matrices = "produced"
-
-    def check(self, task: Task | None, axes: str = "weights") -> None:
-        """Refuse to run without a task."""
-        super().check(task, axes)
-        needed(task, f"{self.name} needs batches")
 
     def check_axes(self, model: nn.Module, axes: Sequence[Axis]) -> None:
         """Refuse axes without the matrices that count."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -27,9 +27,6 @@ from laconic.weights.laid import (
 from laconic.weights.quantize import planned
 from laconic.weights.representation import Float, full_mask
 from laconic.weights.slopes import drawn, probe
-
-if TYPE_CHECKING:
-    from laconic.tasks import Task
 
 __all__ = [
     "OBS",
@@ -169,15 +166,11 @@ class OBS(Criterion):
     """
 
     ranks: ClassVar[tuple[str, ...]] = ("weights",)
+    needs_data: ClassVar[bool] = True
 
     batches: Count = 8
     batch: Count = 64
     damping: Annotated[float, Field(gt=0)] = 1e-2
-
-    def check(self, task: Task | None, axes: str = "weights") -> None:
-        """Refuse to run without a task."""
-        super().check(task, axes)
-        needed(task, f"{self.name} needs batches")
 
     def check_weights(
         self, model: nn.Module, names: Iterable[str], earlier: Sequence[Step] = ()
