@@ -9,10 +9,10 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 from torch import Tensor, nn
 
@@ -22,8 +22,22 @@ from laconic.scope import Scope
 if TYPE_CHECKING:
     from laconic.tasks import Task
 
-__all__ = ["During", "Keeper", "State", "Step", "Value", "derive", "members", "run_step"]
+__all__ = [
+    "Count",
+    "During",
+    "Keeper",
+    "Share",
+    "State",
+    "Step",
+    "Value",
+    "derive",
+    "members",
+    "run_step",
+]
 
+# Fields of many values: a number of things, and how large a part of all.
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
 # What pydantic calls a list and a mapping of YAML.
 _WORDS = {"valid tuple": "list", "valid dictionary": "mapping"}
 # Packages whose lazy tables may define a value; the class is imported when it is named.

@@ -5,16 +5,15 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from pydantic import Field
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from laconic.errors import ModelError
 from laconic.progress import progress
-from laconic.step import State, Step
+from laconic.step import Count, State, Step
 from laconic.tasks.split import Batch
 from laconic.tasks.task import full_precision, needed
 from laconic.weights.quantizer import Quantizer, calibrate
@@ -48,8 +47,8 @@ class Recalibrate(Step):
 
     positional: ClassVar[tuple[str, ...]] = ("batches",)
 
-    batches: Annotated[int, Field(ge=1)] = 50
-    batch: Annotated[int, Field(ge=1)] = 128
+    batches: Count = 50
+    batch: Count = 128
 
     def check(self, model: nn.Module, task: Task | None, earlier: tuple[Step, ...] = ()) -> None:
         """Refuse to run without a task.

@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
@@ -20,7 +19,7 @@ from laconic.recover.lesson import Lesson
 from laconic.recover.objectives import Label, Objective
 from laconic.recover.optimize import AdamW, Optimizer, Stop
 from laconic.recover.penalties import Penalty
-from laconic.step import During, State, Step, derive
+from laconic.step import Count, During, State, Step, derive
 from laconic.tasks.task import needed
 from laconic.weights.laid import copied
 from laconic.weights.quantizer import Quantizer
@@ -61,8 +60,8 @@ class Train(Step):
     positional: ClassVar[tuple[str, ...]] = ("objective",)
 
     objective: Objective = Label()
-    epochs: Annotated[int, Field(ge=1)] = 1
-    batch: Annotated[int, Field(ge=1)] = 128
+    epochs: Count = 1
+    batch: Count = 128
     optimizer: Optimizer = AdamW()
     penalty: Penalty | None = None
     stop: Stop = Stop()

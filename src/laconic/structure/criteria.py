@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from laconic.curvature import LossFunction, diagonal_fisher, diagonal_hutchinson
 from laconic.errors import RecipeError
-from laconic.step import State, Step, Value, members
+from laconic.step import Count, State, Step, Value, members
 from laconic.structure.elements import Matrices, gather, matrices
 from laconic.tasks.task import needed
 from laconic.weights.laid import mask_of, owner
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PRUNABLE",
-    "Count",
     "Criterion",
     "Hessian",
     "Magnitude",
@@ -47,7 +45,6 @@ __all__ = [
     "used",
 ]
 
-Count = Annotated[int, Field(ge=1)]
 Combine = Literal["sum", "absolute", "square"]
 Key = TypeVar("Key", bound=Hashable)
 

@@ -21,7 +21,7 @@ from laconic.models.capture import observe
 from laconic.models.families import blocks_path, family_of
 from laconic.names import of_laid
 from laconic.scope import Scope
-from laconic.step import State, Step, Value, run_step
+from laconic.step import Count, Share, State, Step, Value, run_step
 from laconic.structure.surgery import keep_
 from laconic.tasks.task import evaluation, needed
 from laconic.weights.laid import bake, laid_tensors, lay, owner
@@ -48,9 +48,7 @@ logger = logging.getLogger(__name__)
 
 COMPARED = "similar compares blocks on data"
 
-Count = Annotated[int, Field(ge=1)]
 Place = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(gt=0, le=1)]
 # A quotient of floats that is a whole number but for rounding is that number.
 _EPSILON = 1e-9
 

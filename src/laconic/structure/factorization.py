@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 
 from laconic.errors import ModelError
 from laconic.names import module_of
-from laconic.step import State, Value
+from laconic.step import Count, Share, State, Value
 from laconic.structure.columns import groups_of
 from laconic.structure.decompose import energy_rank
 from laconic.tasks.task import evaluation
@@ -41,8 +41,6 @@ __all__ = [
     "shape_of",
 ]
 
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(gt=0, le=1)]
 Portion = Annotated[float, Field(gt=0, lt=1)]
 Pair = tuple[int, int]
 Layer = TypeVar("Layer", bound=nn.Module)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from laconic.errors import AxisError
-from laconic.step import State
-from laconic.structure.criteria import Count, Criterion, first_order_means, grouped, used
+from laconic.step import Count, State
+from laconic.structure.criteria import Criterion, first_order_means, grouped, used
 from laconic.structure.elements import matrices, roles
 from laconic.weights.slopes import Per
 

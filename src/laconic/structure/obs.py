@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from laconic.errors import ChainError, ModelError, ScopeError
 from laconic.scope import Scope
-from laconic.step import State, Step
+from laconic.step import Count, State, Step
 from laconic.structure.columns import columns
-from laconic.structure.criteria import Count, Criterion, second_order
+from laconic.structure.criteria import Criterion, second_order
 from laconic.tasks.task import evaluation, needed
 from laconic.weights.laid import (
     laid_tensors,

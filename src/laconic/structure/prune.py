@@ -6,14 +6,13 @@ import logging
 import math
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from laconic.errors import AxisError, ChainError, ModelError, RecipeError, ScopeError
-from laconic.step import During, State, Step, run_step
+from laconic.step import Count, During, Share, State, Step, run_step
 from laconic.structure.axes import Axis
 from laconic.structure.criteria import Criterion, Magnitude
 from laconic.structure.elements import (
@@ -25,7 +24,7 @@ from laconic.structure.elements import (
     zero_,
 )
 from laconic.structure.ranking import Over, Ranking, best_elements
-from laconic.structure.schedules import EPSILON, Gradual, Schedule, Share
+from laconic.structure.schedules import EPSILON, Gradual, Schedule
 from laconic.weights.laid import latent_of, mask_of, narrow, weights_of
 from laconic.weights.representation import full_mask
 
@@ -85,7 +84,7 @@ class Prune(During):
     by: Criterion = Magnitude()
     ranking: Over | Ranking = "local"
     schedule: Schedule = Gradual()
-    rounds: Annotated[int, Field(ge=1)] | None = None
+    rounds: Count | None = None
     retrain: Step | None = None
 
     @property

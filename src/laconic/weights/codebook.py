@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from laconic.step import Count
 from laconic.weights.representation import Codes, Representation, Stream
 
 __all__ = [
@@ -48,7 +49,7 @@ class KMeans(Representation):
 
     bits: Annotated[int, Field(ge=1, le=8)] = 5
     start: Start = "linear"
-    iterations: Annotated[int, Field(ge=1)] = 100
+    iterations: Count = 100
 
     def fit(self, weight: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
         """Cluster the survivors; return the assignments and the codebook [2^bits]."""

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from laconic.step import Count
 from laconic.weights.representation import Codes, Representation, Stream, full_mask, masked, rows_of
 
 __all__ = ["Product", "lloyd_codewords", "nearest_codewords", "to_blocks"]
@@ -48,7 +49,7 @@ class Product(Representation):
 
     bits: Annotated[int, Field(ge=1, le=8)] = 8
     block: Annotated[int, Field(ge=1, le=64)] = 8
-    iterations: Annotated[int, Field(ge=1)] = 20
+    iterations: Count = 20
 
     def stream_shape(self, stream: str, shape: torch.Size) -> torch.Size:
         """Return [rows, blocks of a row] for the index of blocks; else the weight's shape."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from laconic.errors import ModelError
-from laconic.step import Value
+from laconic.step import Count, Value
 
 __all__ = [
     "Codes",
@@ -26,8 +25,6 @@ __all__ = [
     "rows_of",
     "ste",
 ]
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class Groups(Value):
