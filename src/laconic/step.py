@@ -7,7 +7,7 @@ import importlib
 import itertools
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, Self
 
@@ -31,6 +31,7 @@ __all__ = [
     "Step",
     "Value",
     "derive",
+    "generator_of",
     "members",
     "run_step",
 ]
@@ -61,6 +62,15 @@ def derive(seed: int, *keys: object) -> int:
     """
     digest = hashlib.sha256(repr((seed, *keys)).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
+
+
+def generator_of(seed: int, *keys: object) -> torch.Generator:
+    """Return a CPU generator that depends on a seed and the keys, on nothing else.
+
+    >>> generator_of(0, "order").initial_seed() == derive(0, "order")
+    True
+    """
+    return torch.Generator().manual_seed(derive(seed, *keys))
 
 
 class Value(BaseModel):
@@ -329,11 +339,20 @@ class State:
 
     def generator(self, *keys: object) -> torch.Generator:
         """Return a CPU generator that depends on the step's seed and the keys alone."""
-        return torch.Generator().manual_seed(derive(self.seed, *keys))
+        return generator_of(self.seed, *keys)
 
     def note(self, curve: str, value: float) -> None:
         """Add the loss of an update to a curve of the running step."""
         self.curves.setdefault(curve, []).append(value)
+
+    def checkpoint(self, training: Callable[[], dict[str, Any]] = dict) -> None:
+        """Let the run directory keep where the running step stands, when that is due.
+
+        Args:
+            training: returns what a training loop needs to continue.
+        """
+        if self.keeper is not None and self.keeper.due():
+            self.keeper.write(self, training())
 
     def rounds(self, count: int) -> Iterator[int]:
         """Yield the rounds of a loop that may contain training, resuming where it stopped.

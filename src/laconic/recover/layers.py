@@ -218,8 +218,7 @@ def fit_layers(state: State, scope: Scope, *, feed: Feed, solve: Solve) -> None:
     with tempfile.TemporaryDirectory(prefix="laconic-") as folder:
         inflow = Inflow(state, Path(folder))
         for index in state.rounds(len(paths)):
-            if state.keeper is not None and state.keeper.due():
-                state.keeper.write(state, {})
+            state.checkpoint()
             path = paths[index]
             label = f"reconstruct {path} ({index + 1} of {len(paths)})"
             moments = inflow.moments(path, layers[path])

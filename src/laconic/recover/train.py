@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from laconic.errors import RunError, ScopeError, TaskError
 from laconic.models.capture import Features
+from laconic.names import below
 from laconic.progress import progress
 from laconic.recover.descent import Descent, check_curvature, parameters_of
 from laconic.recover.lesson import Lesson
@@ -138,11 +139,11 @@ class _Loop:
             ):
                 yield batch
                 self.batch += 1
-                self.checkpoint()
+                self.state.checkpoint(self.payload)
             self.epoch, self.batch = epoch + 1, 0
             if self.judge():
                 return
-            self.checkpoint()
+            self.state.checkpoint(self.payload)
 
     def enter_training(self) -> None:
         """Switch to training mode, but for what learns statistics outside the scope."""
@@ -222,12 +223,6 @@ class _Loop:
             self.stale += 1
         return self.train.stop.patience is not None and self.stale >= self.train.stop.patience
 
-    def checkpoint(self) -> None:
-        """Let the run directory keep where training stands, when it is due."""
-        keeper = self.state.keeper
-        if keeper is not None and keeper.due():
-            keeper.write(self.state, self.payload())
-
     def payload(self) -> dict[str, Any]:
         """Return all that a resumed loop needs: counters and named tensors."""
         tensors = {f"best/{name}": tensor for name, tensor in self.best.items()}
@@ -247,12 +242,9 @@ class _Loop:
         self.epoch, self.batch, self.stale = (counters[k] for k in ("epoch", "batch", "stale"))
         if counters["best_score"] is not None:
             self.best_score = tuple(counters["best_score"])
-        kinds: dict[str, dict[str, Tensor]] = {"best": self.best, "lesson": {}, "optimizer": {}}
-        for name, tensor in tensors.items():
-            kind, _, rest = name.partition("/")
-            kinds[kind][rest] = tensor
-        self.lesson.load_state_dict(kinds["lesson"])
-        self.descent.restore(kinds["optimizer"])
+        self.best = below("best/", tensors)
+        self.lesson.load_state_dict(below("lesson/", tensors))
+        self.descent.restore(below("optimizer/", tensors))
 
 
 def _normalised(task: Task, model: nn.Module, batch: Batch) -> bool:

@@ -22,7 +22,7 @@ from torch.utils.data import (
 )
 
 from laconic.errors import TaskError
-from laconic.step import derive
+from laconic.step import derive, generator_of
 
 __all__ = [
     "Arrays",
@@ -319,14 +319,14 @@ class Arrays(Split):
         """Yield the batches of one epoch; see Split."""
         order = self.index
         if seed is not None:
-            order = order[torch.randperm(len(order), generator=_generator(seed, "order", epoch))]
+            order = order[torch.randperm(len(order), generator=generator_of(seed, "order", epoch))]
         for number in range(start, self.batch_count(size)):
             chosen = order[number * size : (number + 1) * size].to(self.inputs.device)
             inputs = self.inputs.index_select(0, chosen).to(device)
             targets = self.labels.index_select(0, chosen.to(self.labels.device)).to(device)
             index: Tensor | None = chosen
             if seed is not None and self.augment is not None:
-                inputs = self.augment(inputs, _generator(seed, "augment", epoch, number))
+                inputs = self.augment(inputs, generator_of(seed, "augment", epoch, number))
                 index = None
             yield Batch((to_float(inputs, self.normalize),), targets, index)
 
@@ -534,10 +534,6 @@ def _check_channels(inputs: Tensor, normalize: Normalize | None) -> None:
         )
     if not (inputs.is_floating_point() or inputs.dtype == torch.uint8):
         raise TaskError(f"inputs are {inputs.dtype}; normalize needs uint8 or float inputs")
-
-
-def _generator(seed: int, *keys: object) -> torch.Generator:
-    return torch.Generator().manual_seed(derive(seed, *keys))
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from laconic.errors import TaskError, nearest
-from laconic.step import derive
+from laconic.step import generator_of
 from laconic.tasks.metrics import accuracy, as_values
 from laconic.tasks.split import Arrays, Augment, Batch, Loader, Split, as_batch, as_split
 
@@ -344,7 +344,7 @@ class Task:
         if (per_class is None) == (total is None):
             raise TaskError("few takes either per_class= or total=; give one of them")
         if total is not None:
-            drawn = _draw(torch.arange(len(self.train)), total, derive(seed, "few"), "train")
+            drawn = _draw(torch.arange(len(self.train)), total, generator_of(seed, "few"), "train")
         else:
             labels = self.train.targets()
             if labels.is_floating_point():
@@ -356,7 +356,7 @@ class Task:
                 for position in _draw(
                     (labels == label).nonzero()[:, 0],
                     per_class or 0,
-                    derive(seed, "few", label),
+                    generator_of(seed, "few", label),
                     f"class {label} of train",
                 )
             ]
@@ -435,8 +435,7 @@ def hold_out(train: Split, *, seed: int = 0) -> tuple[Split, Split]:
     count = len(train)
     if count < 2:
         raise TaskError(f"train: {count} example cannot be divided; give validate= or more of them")
-    generator = torch.Generator().manual_seed(derive(seed, "validate"))
-    order = torch.randperm(count, generator=generator)
+    order = torch.randperm(count, generator=generator_of(seed, "validate"))
     held = max(1, round(0.05 * count))
     chosen, rest = order[:held].sort().values, order[held:].sort().values
     return train.subset(rest.tolist()), train.subset(chosen.tolist()).plain()
@@ -569,10 +568,10 @@ def _arrays(pair: tuple[Any, Any], name: str, **options: Any) -> Arrays:
         raise TaskError(f"{name}: {error}") from error
 
 
-def _draw(positions: Tensor, count: int, seed: int, where: str) -> list[int]:
+def _draw(positions: Tensor, count: int, generator: torch.Generator, where: str) -> list[int]:
     if not 1 <= count <= len(positions):
         raise TaskError(f"{count} examples of {where} were asked for; there are {len(positions)}")
-    order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(positions), generator=generator)
     drawn: list[int] = positions[order[:count].to(positions.device)].tolist()
     return drawn
 

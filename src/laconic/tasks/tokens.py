@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from laconic.errors import MissingExtra, TaskError, nearest
 from laconic.progress import progress
-from laconic.step import derive
+from laconic.step import generator_of
 from laconic.tasks.split import Batch, Split, as_tensor
 
 if TYPE_CHECKING:
@@ -101,7 +101,9 @@ class Texts(Split):
         device: str | torch.device = "cpu",
     ) -> Iterator[Batch]:
         """Yield the batches of one epoch; see Split."""
-        order = self.index if seed is None else self._shuffled(size, derive(seed, "order", epoch))
+        order = self.index
+        if seed is not None:
+            order = self._shuffled(size, generator_of(seed, "order", epoch))
         for chosen in order.split(size)[start:]:
             yield self._batch(chosen, self.width).to(device)
 
@@ -154,8 +156,7 @@ class Texts(Split):
                 f"{places}; give max_length: {places}"
             )
 
-    def _shuffled(self, size: int, seed: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
+    def _shuffled(self, size: int, generator: torch.Generator) -> Tensor:
         order = self.index[torch.randperm(len(self), generator=generator)]
         if self.width is not None:
             return order  # all are of one length

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from laconic.curvature import LossFunction, gradients, top_eigenvalue
 from laconic.errors import ModelError
 from laconic.progress import progress
-from laconic.step import State, derive
+from laconic.step import State, generator_of
 from laconic.tasks.split import Batch, map_tensors
 from laconic.tasks.task import needed
 from laconic.weights.laid import bake, copied, owner
@@ -156,7 +156,7 @@ def eigenvalues(
     found: dict[Key, list[float]] = {name: [] for name in blocks}
     for index, loss_function in enumerate(loss_functions):
         for name, tensors in blocks.items():
-            draws = torch.Generator().manual_seed(derive(seed, name, index))
+            draws = generator_of(seed, name, index)
             value = find(loss_function, tensors, generator=draws, iterations=iterations)
             if not math.isfinite(value):
                 raise ModelError(
