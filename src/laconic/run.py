@@ -26,7 +26,7 @@ from laconic.recover.lesson import Teachers
 from laconic.recover.objectives import Objective
 from laconic.ship.artifact import save
 from laconic.ship.checkpoint import load_checkpoint, model_hash, save_checkpoint
-from laconic.ship.container import read, replace_file, write
+from laconic.ship.container import read, write, write_file
 from laconic.ship.verification import verify
 from laconic.step import State, Step, Value, run_step
 from laconic.weights.laid import bake, copied
@@ -284,7 +284,7 @@ class _Keeper:
         }
         with _writing(self.out):
             save_checkpoint(state, training, self.out / CHECKPOINT, run=run)
-            write_text(self.out / HISTORY, json.dumps(history, indent=1))
+            write_file(self.out / HISTORY, json.dumps(history, indent=1).encode())
 
     def write_part(self, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         with _writing(self.out):
@@ -333,8 +333,8 @@ def _prepare(keeper: _Keeper, state: State, resume: bool) -> None:
 
 def _begin(keeper: _Keeper) -> None:
     with _writing(keeper.out):
-        write_text(keeper.out / RECIPE, keeper.facts["recipe"])
-        write_text(keeper.out / RUN, json.dumps(keeper.facts, indent=1))
+        write_file(keeper.out / RECIPE, keeper.facts["recipe"].encode())
+        write_file(keeper.out / RUN, json.dumps(keeper.facts, indent=1).encode())
 
 
 def _recorded(path: Path) -> dict[str, Any]:
@@ -426,13 +426,6 @@ def pick_precision(asked: str, device: str) -> str:
         processor = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         fast = kind == "cpu" and processor
     return "bfloat16" if fast else "float32"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file that appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    replace_file(partial, path)
 
 
 def read_history(out: str | Path) -> tuple[tuple[Measurement, ...], dict[str, Any]]:

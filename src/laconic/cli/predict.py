@@ -109,14 +109,14 @@ def predict(
         precision=pick_precision(recipe.precision, device),
     )
     glance = None if recipe.budget is None else _glance(task)
-    history = [measure(state.model, glance, latency=glance is not None)]
+    history = [measure(state.model, glance)]
     rows = [_row("original", history[0], 0, 0.0)]
     for index, step in enumerate(recipe.steps):
         earlier = sum(other.name == step.name for other in recipe.steps[:index])
         fitting = _fitting(step, state)
         for part in _untrained(step):
             run_step(part, state, key=earlier)
-        history.append(measure(state.model, glance, latency=glance is not None))
+        history.append(measure(state.model, glance))
         rows.append(_row(step.name, history[-1], *(fitting or _training(step, state))))
     exceeded = {}
     if recipe.budget is not None:

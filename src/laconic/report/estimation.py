@@ -102,7 +102,7 @@ def estimation_error(
     """
     if not students:
         raise ModelError("there is no student to compare with the teacher; give one by its name")
-    examples, chosen = task.split(split), scope if isinstance(scope, Scope) else Scope(scope)
+    examples, chosen = task.split(split), Scope(str(scope))
     layers = {p: layer for p, layer in chosen.select(teacher).items() if isinstance(layer, Fitted)}
     means = {name: _Means() for name in students}
     batches = examples.any_order(EXAMPLES, device=device_of(teacher))
