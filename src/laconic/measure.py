@@ -302,7 +302,7 @@ def _layer(
         code_bytes=code,
         index_bytes=index,
         table_bytes=table,
-        dense_bytes=0 if laid is not None else weight.numel() * weight.element_size(),
+        dense_bytes=0 if laid is not None else weight.nbytes,
         macs=count,
         histogram=_histogram(weight),
     )
@@ -354,7 +354,7 @@ def _nominal_bits(plain: nn.Module, layers: Sequence[Layer]) -> int:
     own = {layer.name for layer in layers}
     rest = [tensor for name, tensor in plain.named_parameters() if name not in own]
     coded = sum(layer.survivors * layer.bits for layer in layers)
-    return round(coded) + sum(8 * tensor.numel() * tensor.element_size() for tensor in rest)
+    return round(coded) + sum(8 * tensor.nbytes for tensor in rest)
 
 
 def _histogram(weight: Tensor) -> dict[str, Any]:

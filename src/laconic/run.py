@@ -28,7 +28,7 @@ from laconic.ship.artifact import save
 from laconic.ship.checkpoint import load_checkpoint, model_hash, save_checkpoint
 from laconic.ship.container import read, write, write_file
 from laconic.ship.verification import verify
-from laconic.step import State, Step, Value, run_step
+from laconic.step import State, Step, inside, run_step
 from laconic.weights.laid import bake, copied
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def check_teachers(recipe: Recipe, teachers: Sequence[nn.Module], task: Task | N
     >>> check_teachers(Recipe([Train(Label())]), (), None)
     """
     for index, step in enumerate(recipe.steps):
-        asked = sorted({i for objective in _objectives(step) for i in objective.teachers})
+        asked = sorted({i for objective in inside(step, Objective) for i in objective.teachers})
         if asked and asked[-1] >= len(teachers):
             raise RunError(
                 f"steps.{index} ({step.name}): an objective learns from teacher {asked[-1]}, and "
@@ -210,18 +210,6 @@ def check_teachers(recipe: Recipe, teachers: Sequence[nn.Module], task: Task | N
         if task is not None:
             for teacher in (teachers[i] for i in asked):
                 task.check(teacher)
-
-
-def _objectives(value: Any) -> Iterator[Objective]:
-    """Yield every objective inside a value."""
-    if isinstance(value, Objective):
-        yield value
-    elif isinstance(value, tuple):
-        for item in value:
-            yield from _objectives(item)
-    elif isinstance(value, Value):
-        for _, item in value:
-            yield from _objectives(item)
 
 
 def _walk(recipe: Recipe, state: State, keeper: _Keeper | None) -> None:

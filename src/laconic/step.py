@@ -32,6 +32,7 @@ __all__ = [
     "Value",
     "derive",
     "generator_of",
+    "inside",
     "members",
     "run_step",
 ]
@@ -181,6 +182,20 @@ class Value(BaseModel):
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> dict[str, Any]:
         return {"x-family": cls.__name__} if ABC in cls.__bases__ else handler(schema)
+
+
+def inside(value: Any, kind: type) -> Iterator[Any]:
+    """Yield every value of a kind in a value: itself, then those in its fields.
+
+    >>> from laconic.recover import Label, Logits
+    >>> [each.name for each in inside((Label() + Logits(2.0),), Label)]
+    ['label']
+    """
+    if isinstance(value, kind):
+        yield value
+    fields = dict(value).values() if isinstance(value, Value) else ()
+    for item in value if isinstance(value, tuple) else fields:
+        yield from inside(item, kind)
 
 
 def members(family: type, *, every: bool = False) -> dict[str, type]:

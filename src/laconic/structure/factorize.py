@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import logging
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -31,6 +30,7 @@ from laconic.structure.factorization import (
 from laconic.structure.surgery import edits_of, replace_
 from laconic.tasks.task import full_precision, needed
 from laconic.weights.laid import mask_of
+from laconic.weights.slopes import drawn
 
 if TYPE_CHECKING:
     from laconic.tasks import Task
@@ -185,9 +185,8 @@ class Factorize(Step):
         if self.method.samples is None:
             return {}
         task, (batches, size) = needed(state.task, MOMENTS), self.method.samples
-        drawn = task.train.plain().batches(size, seed=state.seed, device=state.device)
         with _watched(targets) as moments, full_precision(state.model):
-            for batch in progress(itertools.islice(drawn, batches), "factorize: inputs", batches):
+            for batch in drawn(state, task, batches, size, "factorize: inputs"):
                 task.call(state.model, batch)
         for name in targets:
             if name not in moments or not bool(torch.isfinite(moments[name]).all()):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from laconic.errors import AxisError, ChainError, ModelError, RecipeError, ScopeError
-from laconic.step import Count, During, Share, State, Step, run_step
+from laconic.step import Count, During, Share, State, Step, inside, run_step
 from laconic.structure.axes import Axis
 from laconic.structure.criteria import Criterion, Magnitude
 from laconic.structure.elements import (
@@ -111,8 +111,8 @@ class Prune(During):
         for name in weights:
             mask_of(model, name)  # refuses what nothing can be laid on
         self.by.check_weights(model, weights, earlier)
-        for step in _with_nested(earlier):
-            if not isinstance(step, Prune) or (step.axes, step.scope) != (self.axes, self.scope):
+        for step in inside(earlier, Prune):
+            if (step.axes, step.scope) != (self.axes, self.scope):
                 continue
             if step.keep < self.keep:
                 raise ChainError(
@@ -220,15 +220,6 @@ def _due(masks: Mapping[Any, Tensor], keep: float, ranking: Ranking) -> bool:
         total, left = (sum(counts) for counts in zip(*sizes.values(), strict=True))
         return round(total * keep) < left
     return any(round(size * keep) < left for size, left in sizes.values())
-
-
-def _with_nested(steps: Iterable[Step]) -> Iterator[Step]:
-    """Yield the steps and every step that is a field of theirs, such as what retrains."""
-    for step in steps:
-        yield step
-        for value in dict(step).values():
-            inner = value if isinstance(value, tuple) else (value,)
-            yield from _with_nested(item for item in inner if isinstance(item, Step))
 
 
 def survivors(

@@ -411,11 +411,7 @@ class PlanSplit(Step):
 
 def _code_bits(codes: Codes) -> int:
     streams = sum(stream.tensor.numel() * stream.bits for stream in codes.streams.values())
-    return streams + BYTE * sum(map(_bytes, codes.tables.values()))
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    return streams + BYTE * sum(table.nbytes for table in codes.tables.values())
 
 
 def _coded_bits(model: nn.Module, binary: Mapping[str, Binary]) -> dict[str, int]:
@@ -431,9 +427,9 @@ def _stored_bits(model: nn.Module) -> tuple[dict[str, int], int]:
     """Return the bits of every tensor of a network's file, and of all of them as plain numbers."""
     tensors = model.state_dict(keep_vars=True)
     names = {id(tensor): name for name, tensor in tensors.items() if not of_laid(name)}
-    found = {name: BYTE * _bytes(tensors[name]) for name in names.values()}
+    found = {name: BYTE * tensors[name].nbytes for name in names.values()}
     laid = laid_tensors(model)
-    plain = found | {name: BYTE * _bytes(latent) for name, (_, latent) in laid.items()}
+    plain = found | {name: BYTE * latent.nbytes for name, (_, latent) in laid.items()}
     found |= {name: _code_bits(each.encode(latent)) for name, (each, latent) in laid.items()}
     return found, sum(plain.values())
 
@@ -468,5 +464,5 @@ def _part(model: nn.Module, names: Sequence[str], bits: int) -> Part:
         for name, layer in binary.items()
     }
     biases = (bias_of(model.get_submodule(module_of(name))) for name in names)
-    bits += BYTE * sum(_bytes(bias) for bias in biases if bias is not None)
+    bits += BYTE * sum(bias.nbytes for bias in biases if bias is not None)
     return Part(binary, ternary, math.ceil(bits / BYTE))
