@@ -22,7 +22,7 @@ from laconic.machine import processor
 from laconic.scope import Scope
 from laconic.tasks.split import Batch, tensors_in
 from laconic.tasks.task import call_model, device_of, evaluation
-from laconic.weights.laid import bake, copied, laid_tensors, weights_of
+from laconic.weights.laid import baked, laid_tensors, weights_of
 
 if TYPE_CHECKING:
     from laconic.measure import Layer
@@ -51,11 +51,7 @@ def plain(model: nn.Module) -> nn.Module:
     >>> plain(network) is network
     True
     """
-    if not laid_tensors(model):
-        return model
-    network = copied(model)
-    bake(network)
-    return network
+    return baked(model) if laid_tensors(model) else model
 
 
 def macs(model: nn.Module, inputs: Any, *, call: Call = call_model) -> dict[str, int]:

@@ -29,7 +29,7 @@ from laconic.ship.checkpoint import load_checkpoint, model_hash, save_checkpoint
 from laconic.ship.container import read, write, write_file
 from laconic.ship.verification import verify
 from laconic.step import State, Step, inside, run_step
-from laconic.weights.laid import bake, copied
+from laconic.weights.laid import baked, copied
 
 if TYPE_CHECKING:
     from laconic.measure import Measurement
@@ -76,9 +76,7 @@ class Result:
 
     def baked(self) -> nn.Module:
         """Return a copy with plain float weights, equal bit for bit."""
-        plain = copied(self.model)
-        bake(plain)
-        return plain
+        return baked(self.model)
 
     def save(self, path: str | Path) -> int:
         """Write the artefact and return its size in bytes."""

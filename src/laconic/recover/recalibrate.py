@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Recalibrate"]
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Recalibrate(Step):
@@ -66,13 +66,13 @@ class Recalibrate(Step):
         norms = _tracking(chosen)
         ranges = [each for each in chosen.values() if isinstance(each, Quantizer)]
         if not norms and not ranges:
-            _log.info("recalibrate: no BatchNorm statistics and no ranges in '%s'", self.scope)
+            logger.info("recalibrate: no BatchNorm statistics and no ranges in '%s'", self.scope)
         if norms:
             self._average(state, norms)
         if ranges:
             task = needed(state.task, "recalibrate needs batches of data")
             count = calibrate(state.model, task, self._batches(state), ranges)
-            _log.info("recalibrate: %d ranges, %d batches", len(ranges), count)
+            logger.info("recalibrate: %d ranges, %d batches", len(ranges), count)
 
     def _average(self, state: State, norms: dict[str, _BatchNorm]) -> None:
         task = needed(state.task, "recalibrate needs batches of data")
@@ -80,7 +80,7 @@ class Recalibrate(Step):
             chosen = _equal_sized(self._batches(state))
             count = _average(task, state.model, norms.values(), chosen, self.batches)
         _check_finite(norms)
-        _log.info("recalibrate: %d BatchNorm layers, %d batches", len(norms), count)
+        logger.info("recalibrate: %d BatchNorm layers, %d batches", len(norms), count)
 
     def _batches(self, state: State) -> Iterator[Batch]:
         task = needed(state.task, "recalibrate needs batches of data")

@@ -54,16 +54,8 @@ def _eigenvalues(found: Eigenvalues) -> Element:
         ]
         for part in next(iter(pooled.values.values()))
     }
-    drawings = [
-        dots(
-            rows,
-            title="Largest eigenvalue of every part",
-            axis="largest eigenvalue",
-            width=width,
-            attributes={"class": kind},
-        )
-        for kind, width in WIDTHS.items()
-    ]
+    title = "Largest eigenvalue of every part"
+    drawings = _dots(rows, title=title, axis="largest eigenvalue")
     layers = [details(_eigenvalue_columns(found), "The same by layer")]
     return section(
         "Curvature by part",
@@ -215,17 +207,12 @@ def _bit_drawings(found: BitSensitivity, metric: Metric) -> list[Element]:
         ]
         for block, kinds in found.scores.items()
     }
-    return [
-        dots(
-            rows,
-            title=f"{metric.title} with one block quantised",
-            axis=f"{metric.title}, {metric.unit}" if metric.unit else metric.title,
-            width=width,
-            reference=factor * found.baseline[metric.name],
-            attributes={"class": kind},
-        )
-        for kind, width in WIDTHS.items()
-    ]
+    return _dots(
+        rows,
+        title=f"{metric.title} with one block quantised",
+        axis=f"{metric.title}, {metric.unit}" if metric.unit else metric.title,
+        reference=factor * found.baseline[metric.name],
+    )
 
 
 def _bit_columns(found: BitSensitivity, metrics: Sequence[Metric]) -> list[Column]:
@@ -249,18 +236,13 @@ def _estimation(found: EstimationError) -> Element:
         ]
         for layer in found.errors[first]
     }
-    drawings = [
-        dots(
-            rows,
-            title=f"Layer by layer: {measure}",
-            axis=f"{measure}, logarithmic",
-            width=width,
-            reference=0.0 if others else None,
-            ticks=decades,
-            attributes={"class": kind},
-        )
-        for kind, width in WIDTHS.items()
-    ]
+    drawings = _dots(
+        rows,
+        title=f"Layer by layer: {measure}",
+        axis=f"{measure}, logarithmic",
+        reference=0.0 if others else None,
+        ticks=decades,
+    )
     relative = f", relative to that of {first}: left of the line is better" if others else ""
     return section(
         "Estimation error",
@@ -302,6 +284,14 @@ _SECTIONS: dict[type[Analysis], Callable[[Any], Element]] = {
     LossSurface: _surface,
     Trajectory: _trajectory,
 }
+
+
+def _dots(rows: Mapping[str, Sequence[Dot]], **options: Any) -> list[Element]:
+    """Return the dots for a wide page and for a narrow one; of these the style shows one."""
+    return [
+        dots(rows, width=width, attributes={"class": kind}, **options)
+        for kind, width in WIDTHS.items()
+    ]
 
 
 def _legend(names: Iterable[str]) -> list[Element]:

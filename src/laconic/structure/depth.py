@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from laconic.errors import ModelError, ScopeError
+from laconic.errors import ChainError, ModelError, ScopeError
 from laconic.models.capture import observe
 from laconic.models.families import blocks_path, family_of
 from laconic.names import of_laid
@@ -43,6 +43,7 @@ __all__ = [
     "Similar",
     "Spread",
     "Top",
+    "refuse_shared",
 ]
 
 logger = logging.getLogger(__name__)
@@ -492,6 +493,20 @@ class ShareLayers(Step):
                     f"share_layers: block {place} and block 0 differ in '{differing[0]}', so they "
                     "cannot share parameters; share before blocks are pruned each on its own"
                 )
+
+
+def refuse_shared(
+    model: nn.Module, paths: Iterable[str], earlier: Iterable[Step], step: str
+) -> None:
+    """Refuse layers that an earlier step ties to each other."""
+    if not any(isinstance(each, ShareLayers) for each in earlier):
+        return
+    shared = [path for path in paths if path.startswith(f"{blocks_path(model)}.")]
+    if shared:
+        raise ChainError(
+            f"{step}: '{shared[0]}' shares its weight with other blocks once share_layers has "
+            f"run; put {step} before it, or leave the blocks out of the scope"
+        )
 
 
 def _share_(model: nn.Module, names: Sequence[str], source: int | Literal["mean"]) -> None:

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from laconic.errors import ChainError, ModelError, ScopeError
-from laconic.models.families import blocks_path
+from laconic.errors import ModelError, ScopeError
 from laconic.progress import progress
 from laconic.step import State, Step
 from laconic.structure.columns import groups_of, unfolded
-from laconic.structure.depth import ShareLayers
+from laconic.structure.depth import refuse_shared
 from laconic.structure.factorization import (
     Factorization,
     Source,
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Factorize"]
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 MOMENTS = "factorize needs batches for moments of inputs"
 
@@ -98,13 +97,7 @@ class Factorize(Step):
             if self._split_before(model, earlier):
                 return
             raise
-        if any(isinstance(step, ShareLayers) for step in earlier):
-            shared = [name for name in targets if name.startswith(f"{blocks_path(model)}.")]
-            if shared:
-                raise ChainError(
-                    f"factorize: '{shared[0]}' shares its weight with other blocks once "
-                    "share_layers has run; factorize first, or leave the blocks out of the scope"
-                )
+        refuse_shared(model, targets, earlier, self.name)
 
     def _split_before(self, model: nn.Module, earlier: tuple[Step, ...]) -> bool:
         """Return whether an earlier step may have split layers of the scope."""
@@ -126,7 +119,7 @@ class Factorize(Step):
         for name, module in made.items():
             before = latent(targets[name]).numel()
             replace_(state.model, name, module)
-            _log.info("factorize: '%s': %d weights are now %d", name, before, _weights(module))
+            logger.info("factorize: '%s': %d weights are now %d", name, before, _weights(module))
         check_runs(state, "factorize")
 
     def _targets(self, model: nn.Module) -> dict[str, nn.Module]:
@@ -134,7 +127,7 @@ class Factorize(Step):
         selected = self.scope.select(model)
         fitting = {name: module for name, module in selected.items() if self.method.fits(module)}
         if not fitting and selected.keys() & edits_of(model).get("modules", {}).keys():
-            _log.info("factorize: what '%s' selects was replaced before, and stays", self.scope)
+            logger.info("factorize: what '%s' selects was replaced before, and stays", self.scope)
         elif not fitting:
             raise ScopeError(
                 f"'{self.scope}' selects no layer that {self.method!r} splits; it splits "
@@ -147,7 +140,7 @@ class Factorize(Step):
                 self._check(model, name, module)
                 chosen[name] = module
             else:
-                _log.info("factorize: '%s' stays: no rank makes it smaller", name)
+                logger.info("factorize: '%s' stays: no rank makes it smaller", name)
         return chosen
 
     def _check(self, model: nn.Module, name: str, module: nn.Module) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PADDINGS", "Texts", "as_tokenizer", "tokenizer_of"]
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 PADDINGS = ("longest", "max_length")
 # What tokenizers call their padding where nothing else says so.
@@ -359,7 +359,7 @@ def _encoded(
             f"example {empty}, {texts[empty]!r:.{SHOWN}}, has no token; remove it, or use a "
             "tokenizer that knows its characters"
         )
-    _log.info(
+    logger.info(
         "%d texts: %.1f tokens on average, %d texts at the limit of %d",
         *(len(counts), counts.float().mean(), int((counts >= longest).sum()), longest),
     )

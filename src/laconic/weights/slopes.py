@@ -16,7 +16,7 @@ from laconic.progress import progress
 from laconic.step import State, generator_of
 from laconic.tasks.split import Batch, map_tensors
 from laconic.tasks.task import needed
-from laconic.weights.laid import bake, copied, owner
+from laconic.weights.laid import baked, owner
 
 if TYPE_CHECKING:
     from laconic.tasks import Task
@@ -97,9 +97,7 @@ def probe(model: nn.Module, names: Iterable[str]) -> tuple[nn.Module, dict[str, 
     Raises:
         ModelError: a weight carries a parametrization that is not laconic's.
     """
-    network = copied(model)
-    bake(network)
-    network.requires_grad_(False).eval()
+    network = baked(model).requires_grad_(False).eval()
     tensors = {}
     for name in names:
         module, attribute = owner(network, name)
