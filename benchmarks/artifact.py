@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from coding import LAYOUT
-from common import write
+from common import resident, write
 from torch import nn
 
 import laconic
@@ -34,18 +34,11 @@ def load_alone(path: str) -> tuple[float, int]:
     torch.set_num_threads(THREADS)
     with torch.device("meta"):
         empty = network()
-    before = largest_resident()
+    before = resident("VmHWM")
     began = time.perf_counter()
     laconic.load(path, model=empty)
     seconds = time.perf_counter() - began
-    return seconds, largest_resident() - before
-
-
-def largest_resident() -> int:
-    """Return the largest resident size of this process so far, in bytes."""
-    # Not getrusage: what it says is inherited from the process that started this one.
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    return seconds, resident("VmHWM") - before
 
 
 def main() -> None:

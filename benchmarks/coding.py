@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import write
+from common import resident, write
 
 from laconic.ship import coding
 
@@ -169,14 +169,9 @@ def peak_of_decoding(streams: Streams) -> int:
 def _growth(streams: Streams) -> int:
     decode_all(streams[-1:], 2)  # so that everything is imported before
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forgets the earlier peak
-    before = _memory("VmRSS")
+    before = resident("VmRSS")
     decode_all(streams, 2)
-    return _memory("VmHWM") - before
-
-
-def _memory(name: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+    return resident("VmHWM") - before
 
 
 def best(work: Callable[..., Any], *arguments: Any, repeats: int = 5) -> float:

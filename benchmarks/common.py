@@ -39,6 +39,13 @@ def write(
     (FOLDER / f"{name}.json").write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
 
 
+def resident(field: str) -> int:
+    """Return the bytes that this process holds (VmRSS), or held at its peak (VmHWM)."""
+    # Not getrusage: what it says is inherited from the process that started this one.
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return 1024 * int(status.partition(f"{field}:")[2].split()[0])
+
+
 def hardware() -> str:
     """Return processor, cores and cache in words."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

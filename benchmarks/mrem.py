@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import write
+from common import resident, write
 from qat import SCOPE, encoder
 from torch import nn
 
@@ -108,12 +108,6 @@ def block_seconds() -> list[float]:
         flow = block.passed(flow)
         found.append(statistics.median(times))
     return found
-
-
-def resident(field: str) -> int:
-    """Return the bytes that the process holds (VmRSS), or held at its peak (VmHWM)."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def peak_bytes(step: Step) -> int:

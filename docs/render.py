@@ -79,8 +79,10 @@ METHODS_INTRO = """# Methods
 Everything a recipe may name, with its fields. A field without a default is required; defaults are
 the paper's. In Python the same things are classes, and a field is a keyword argument.
 """
-NETWORKS = """What a recipe's `model:` line names, besides `package.module:function`. Every one also
-takes `weights`, a safetensors file with a state dict."""
+NETWORKS_INTRO = (
+    "What a recipe's `model:` line names, besides `package.module:function`; `weights:` names a "
+    "safetensors file with a state dict."
+)
 
 
 def sections(documented: Any) -> tuple[str, dict[str, str]]:
@@ -178,11 +180,7 @@ def methods() -> str:
         parts += [value_entry(kind) for kind in kinds if kind.__module__.startswith("laconic.")]
     parts += ["## Tasks", "What a recipe's `task:` line names; paths start at the recipe's folder."]
     parts += [function_entry(tasks, name) for name in tasks.KINDS]
-    parts += [
-        "## Networks",
-        "What a recipe's `model:` line names, besides `package.module:function`;",
-    ]
-    parts[-1] += " `weights:` names a safetensors file with a state dict."
+    parts += ["## Networks", NETWORKS_INTRO]
     parts += [function_entry(models, name) for name in models.BUILDERS]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 

@@ -16,7 +16,6 @@ much of the gain is the teacher's is not known.
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
 import logging
 from collections.abc import Iterator
@@ -39,7 +38,8 @@ from laconic.measure import float_bytes
 from laconic.recover import SGD, Recalibrate, Stop
 from laconic.step import State, Step, run_step
 from laconic.structure import Gradual
-from laconic.weights import DynamicFixedPoint, FixedPoint, Representation, bake
+from laconic.weights import DynamicFixedPoint, FixedPoint, Representation
+from laconic.weights.laid import copied
 
 DENSITY = 0.1565
 PUBLISHED_SETTING = "a VGG variant of unknown shape; sizes count weights only, indices ignored"
@@ -59,18 +59,11 @@ def best_fraction(model: nn.Module, task: Task, bits: int) -> int:
     """Return the fixed point's fraction bits that score best on the validation split."""
 
     def score(fraction: int) -> float:
-        state = State(plain_copy(model), task)
+        state = State(copied(model), task)
         run_step(Quantize(FixedPoint(bits, fraction)), state)
         return task.score(state.model, "validate")["accuracy"]
 
     return max(range(bits - 2, bits + 3), key=score)
-
-
-def plain_copy(model: nn.Module) -> nn.Module:
-    """Return an independent copy with plain weights."""
-    plain = copy.deepcopy(model)
-    bake(plain)
-    return plain
 
 
 def quantized(weight: Representation, epochs: int, lr: float, seed: int, *earlier: Step) -> Recipe:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import logging
 import os
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,16 @@ def costs(results: Sequence[Result], plain: int | None = None) -> dict[str, floa
         "ratio": before / size,
         "seconds": statistics.fmean(seconds),
     }
+
+
+def write_table(name: str, rows: Iterable[dict[str, Any]], only: str | None = None) -> None:
+    """Run a table and write what is finished after every row; of a part of it, nothing."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    done = []
+    for found in rows:
+        done.append(found)
+        if only is None:
+            write_results(name, done)
 
 
 def write_results(name: str, rows: Sequence[dict[str, Any]]) -> Path:

@@ -11,7 +11,6 @@ rate is the reference code's, with a third of its steps; BP and FitNet are as th
 from __future__ import annotations
 
 import argparse
-import logging
 import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,7 +22,7 @@ from common import (
     row,
     spread,
     trained_resnet,
-    write_results,
+    write_table,
 )
 from torch import nn
 
@@ -214,12 +213,8 @@ def main() -> None:
     made.add_argument("--keep-channels", type=float, default=0.5)
     options = made.parse_args()
     options.keep = {"structured": options.keep_channels, "unstructured": 0.1}
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    done: list[dict[str, Any]] = []
-    for kind in [options.only] if options.only else SHOTS:
-        for found in rows(options, kind):
-            done.append(found)
-            write_results("cross_distillation", done)
+    kinds = [options.only] if options.only else SHOTS
+    write_table("cross_distillation", (found for kind in kinds for found in rows(options, kind)))
 
 
 if __name__ == "__main__":

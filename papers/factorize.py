@@ -11,12 +11,11 @@ example in torch, in the same run as the original's.
 from __future__ import annotations
 
 import argparse
-import logging
 import statistics
 from collections.abc import Iterator
 from typing import Any
 
-from common import cifar10, costs, parser, row, trained_resnet, write_results
+from common import cifar10, costs, parser, row, trained_resnet, write_table
 from encoders import RATE, fine_tuned, glue
 from torch import nn
 
@@ -95,14 +94,10 @@ def main() -> None:
     made = parser(__doc__)
     made.add_argument("--only", choices=("convolutions", "encoder"), help="writes no results")
     options = made.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parts = {"convolutions": convolutions, "encoder": encoder}
-    done = []
-    for name in [options.only] if options.only else list(parts):
-        for found in parts[name](options):
-            done.append(found)
-            if not options.only:
-                write_results("factorize", done)
+    names = [options.only] if options.only else list(parts)
+    rows = (found for name in names for found in parts[name](options))
+    write_table("factorize", rows, options.only)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ paper's, and with ghosts whose gain is learned from 0. Scores are those of the f
 from __future__ import annotations
 
 import argparse
-import logging
+import itertools
 import statistics
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from common import costs, parser, row, spread, write_results
+from common import costs, parser, row, spread, write_table
 from encoders import RATE, fine_tuned, glue, score
 from torch import nn
 
@@ -100,11 +100,7 @@ def gains(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def main() -> None:
     """Run the table and write what is finished after every row."""
     options = parser(__doc__).parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    done = [cost()]
-    for found in gains(options):
-        done.append(found)
-        write_results("ghost", done)
+    write_table("ghost", itertools.chain([cost()], gains(options)))
 
 
 if __name__ == "__main__":

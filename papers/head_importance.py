@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-import logging
 from collections.abc import Iterator
 from typing import Any
 
-from common import parser, row, write_results
+from common import parser, row, write_table
 from encoders import EPOCHS, fine_tuned, glue, score
 from torch import Tensor, nn
 
@@ -96,12 +95,7 @@ def main() -> None:
     made = parser(__doc__)
     made.add_argument("--only", choices=list(EPOCHS), help="run one task and write no results")
     options = made.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    done = []
-    for found in rows(options):
-        done.append(found)
-        if not options.only:
-            write_results("head_importance", done)
+    write_table("head_importance", rows(options), options.only)
 
 
 if __name__ == "__main__":

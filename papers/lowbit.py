@@ -7,7 +7,6 @@ those of the network that was trained: `python lowbit.py FILE INPUTS`.
 from __future__ import annotations
 
 import argparse
-import logging
 import statistics
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import costs, file_bytes, parser, row, spread, write_results
+from common import costs, file_bytes, parser, row, spread, write_table
 from encoders import LABELS, fine_tuned, glue, score
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -154,12 +153,7 @@ def table(name: str, about: str | None, rows: Callable[[argparse.Namespace], Row
     made = parser(about)
     made.add_argument("--only", choices=CORE, help="run one task and write no results")
     options = made.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    done = []
-    for found in rows(options):
-        done.append(found)
-        if not options.only:
-            write_results(name, done)
+    write_table(name, rows(options), options.only)
 
 
 def main() -> None:

@@ -12,11 +12,10 @@ measured by `benchmarks/mrem.py`.
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Iterator
 from typing import Any
 
-from common import costs, parser, row, spread, write_results
+from common import costs, parser, row, spread, write_table
 from encoders import fine_tuned, glue, score
 from lowbit import BODY, joint, still
 
@@ -125,12 +124,7 @@ def main() -> None:
     made.add_argument("--tasks", nargs="*", default=["SST-2"])
     made.add_argument("--ways", nargs="*", choices=("QAT", *WAYS))
     options = made.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    done: list[dict[str, Any]] = []
-    for name in options.tasks:
-        for found in rows(options, name):
-            done.append(found)
-            write_results("mrem", done)
+    write_table("mrem", (found for name in options.tasks for found in rows(options, name)))
 
 
 if __name__ == "__main__":

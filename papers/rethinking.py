@@ -11,7 +11,6 @@ three quarters of the epochs. Scores are those of the full test set.
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,7 +21,7 @@ from common import (
     row,
     spread,
     trained_resnet,
-    write_results,
+    write_table,
 )
 from torch import nn
 
@@ -106,12 +105,7 @@ def main() -> None:
     """Run the table and write what is finished after every row."""
     made = parser(__doc__)
     made.set_defaults(seeds=2)
-    options = made.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    done = []
-    for found in rows(options):
-        done.append(found)
-        write_results("rethinking", done)
+    write_table("rethinking", rows(made.parse_args()))
 
 
 if __name__ == "__main__":

@@ -13,13 +13,12 @@ run, and rows say of how many seeds they are.
 from __future__ import annotations
 
 import argparse
-import logging
 import statistics
 from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
-from common import costs, parser, row, spread, write_results
+from common import costs, parser, row, spread, write_table
 from encoders import RATE, fine_tuned, glue, score
 
 from laconic import Hidden, Label, Logits, Prune, Recipe, Result, Scope, Task, Train, compress
@@ -101,12 +100,7 @@ def main() -> None:
     made = parser(__doc__)
     made.add_argument("--only", choices=list(CELLS), help="run one task and write no results")
     options = made.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    done = []
-    for found in rows(options):
-        done.append(found)
-        if not options.only:
-            write_results("width_depth", done)
+    write_table("width_depth", rows(options), options.only)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ from torch.utils.flop_counter import flop_registry
 
 from laconic.machine import processor
 from laconic.scope import Scope
-from laconic.tasks.split import Batch, map_tensors
-from laconic.tasks.task import call_model, evaluation
-from laconic.weights.laid import bake, copied, laid_tensors, weights_of
+from laconic.tasks.split import Batch, tensors_in
+from laconic.tasks.task import call_model, device_of, evaluation
+from laconic.weights.laid import baked, laid_tensors, weights_of
 
 if TYPE_CHECKING:
     from laconic.measure import Layer
@@ -51,11 +51,7 @@ def plain(model: nn.Module) -> nn.Module:
     >>> plain(network) is network
     True
     """
-    if not laid_tensors(model):
-        return model
-    baked = copied(model)
-    bake(baked)
-    return baked
+    return baked(model) if laid_tensors(model) else model
 
 
 def macs(model: nn.Module, inputs: Any, *, call: Call = call_model) -> dict[str, int]:
@@ -179,7 +175,7 @@ def latency(
     True
     """
     network, batch = plain(model), _batch(inputs)
-    wait = torch.cuda.synchronize if _device(network).type == "cuda" else _nothing
+    wait = torch.cuda.synchronize if device_of(network).type == "cuda" else _nothing
     times: list[float] = []
     with evaluation(network):
         begin = time.perf_counter()
@@ -213,7 +209,7 @@ def peak_memory(model: nn.Module, inputs: Any, *, call: Call = call_model) -> in
     live = _Live()
     live.add([*network.parameters(), *network.buffers()])
     live.add(batch.inputs)
-    if _device(network).type == "cuda":
+    if device_of(network).type == "cuda":
         return live.peak + _cuda_growth(network, batch, call)
     with evaluation(network), live:
         call(network, batch)
@@ -236,18 +232,15 @@ class _Live(TorchDispatchMode):
         return result
 
     def add(self, tensors: Any) -> None:
-        map_tensors(self._add, tensors)
+        for tensor in tensors_in(tensors):
+            storage = tensor.untyped_storage()
+            self.sizes[StorageWeakRef(storage)] = storage.nbytes()
         self.sizes = {ref: size for ref, size in self.sizes.items() if not ref.expired()}
         self.peak = max(self.peak, sum(self.sizes.values()))
 
-    def _add(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        self.sizes[StorageWeakRef(storage)] = storage.nbytes()
-        return tensor
-
 
 def _cuda_growth(network: nn.Module, batch: Batch, call: Call) -> int:
-    device = _device(network)
+    device = device_of(network)
     with evaluation(network):
         call(network, batch)  # the libraries' workspaces are allocated once and stay
         torch.cuda.synchronize(device)
@@ -313,11 +306,6 @@ def environment() -> dict[str, Any]:
 
 def _batch(inputs: Any) -> Batch:
     return inputs if isinstance(inputs, Batch) else Batch(inputs)
-
-
-def _device(model: nn.Module) -> torch.device:
-    first = next(model.parameters(), None)
-    return torch.device("cpu") if first is None else first.device
 
 
 def _nothing() -> None:

@@ -23,6 +23,7 @@ from laconic.scope import Scope
 from laconic.ship.artifact import save
 from laconic.ship.inventory import Inventory, inspect
 from laconic.sizes import SizeReport, size_report
+from laconic.tasks.task import device_of
 from laconic.weights.laid import Laid, laid_tensors, owner, weights_of
 from laconic.weights.quantizer import activations_of, attention_paths
 from laconic.weights.representation import POSITION
@@ -258,8 +259,7 @@ def _written(model: nn.Module, task: Task | None, path: Path | None) -> Inventor
 
 
 def _forward_costs(plain: nn.Module, task: Task, timed: bool) -> dict[str, Any]:
-    first = next(plain.parameters(), None)
-    batch = task.example_batch(1).to("cpu" if first is None else first.device)
+    batch = task.example_batch(1).to(device_of(plain))
     return {
         "counts": costs.macs(plain, batch, call=task.call),
         "latency_ms": costs.latency(plain, batch, call=task.call) if timed else None,
@@ -304,7 +304,7 @@ def _layer(
         code_bytes=code,
         index_bytes=index,
         table_bytes=table,
-        dense_bytes=0 if laid is not None else weight.numel() * weight.element_size(),
+        dense_bytes=0 if laid is not None else weight.nbytes,
         macs=count,
         histogram=_histogram(weight),
     )
@@ -356,7 +356,7 @@ def _nominal_bits(plain: nn.Module, layers: Sequence[Layer]) -> int:
     own = {layer.name for layer in layers}
     rest = [tensor for name, tensor in plain.named_parameters() if name not in own]
     coded = sum(layer.survivors * layer.bits for layer in layers)
-    return round(coded) + sum(8 * tensor.numel() * tensor.element_size() for tensor in rest)
+    return round(coded) + sum(8 * tensor.nbytes for tensor in rest)
 
 
 def _histogram(weight: Tensor) -> dict[str, Any]:

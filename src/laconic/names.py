@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["QUANTIZERS", "joined", "latent_name", "module_of", "of_laid", "plain_name"]
+from collections.abc import Mapping
+from typing import TypeVar
+
+__all__ = ["QUANTIZERS", "below", "joined", "latent_name", "module_of", "of_laid", "plain_name"]
+
+Held = TypeVar("Held")
 
 # Where torch keeps what stands on a weight, below the module that owns it.
 PARAMETRIZED = "parametrizations"
@@ -18,6 +23,15 @@ def joined(path: str, name: str) -> str:
     ('layer.0.weight', 'weight')
     """
     return f"{path}.{name}" if path else name
+
+
+def below(prefix: str, named: Mapping[str, Held]) -> dict[str, Held]:
+    """Return what has a name that begins so, by the rest of its name.
+
+    >>> below("model/", {"model/fc.weight": 1, "epoch": 2})
+    {'fc.weight': 1}
+    """
+    return {n.removeprefix(prefix): each for n, each in named.items() if n.startswith(prefix)}
 
 
 def latent_name(plain: str) -> str:

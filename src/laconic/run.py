@@ -26,11 +26,11 @@ from laconic.recover.lesson import Teachers
 from laconic.recover.objectives import Objective
 from laconic.ship.artifact import save
 from laconic.ship.checkpoint import load_checkpoint, model_hash, save_checkpoint
-from laconic.ship.container import read, replace_file, write
+from laconic.ship.container import read, write, write_file
 from laconic.ship.verification import verify
-from laconic.step import State, Step, Value, run_step
+from laconic.step import State, Step, inside, run_step
 from laconic.tasks.task import Task
-from laconic.weights.laid import bake, copied
+from laconic.weights.laid import baked, copied
 
 if TYPE_CHECKING:
     from laconic.measure import Measurement
@@ -76,9 +76,7 @@ class Result:
 
     def baked(self) -> nn.Module:
         """Return a copy with plain float weights, equal bit for bit."""
-        plain = copied(self.model)
-        bake(plain)
-        return plain
+        return baked(self.model)
 
     def save(self, path: str | Path) -> int:
         """Write the artefact and return its size in bytes."""
@@ -220,7 +218,7 @@ def check_teachers(recipe: Recipe, teachers: Sequence[nn.Module], task: Task | N
     >>> check_teachers(Recipe([Train(Label())]), (), None)
     """
     for index, step in enumerate(recipe.steps):
-        asked = sorted({i for objective in _objectives(step) for i in objective.teachers})
+        asked = sorted({i for objective in inside(step, Objective) for i in objective.teachers})
         if asked and asked[-1] >= len(teachers):
             raise RunError(
                 f"steps.{index} ({step.name}): an objective learns from teacher {asked[-1]}, and "
@@ -230,18 +228,6 @@ def check_teachers(recipe: Recipe, teachers: Sequence[nn.Module], task: Task | N
         if task is not None:
             for teacher in (teachers[i] for i in asked):
                 task.check(teacher)
-
-
-def _objectives(value: Any) -> Iterator[Objective]:
-    """Yield every objective inside a value."""
-    if isinstance(value, Objective):
-        yield value
-    elif isinstance(value, tuple):
-        for item in value:
-            yield from _objectives(item)
-    elif isinstance(value, Value):
-        for _, item in value:
-            yield from _objectives(item)
 
 
 def _walk(recipe: Recipe, state: State, keeper: _Keeper | None) -> None:
@@ -305,7 +291,7 @@ class _Keeper:
         }
         with _writing(self.out):
             save_checkpoint(state, training, self.out / CHECKPOINT, run=run)
-            write_text(self.out / HISTORY, json.dumps(history, indent=1))
+            write_file(self.out / HISTORY, json.dumps(history, indent=1).encode())
 
     def write_part(self, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         with _writing(self.out):
@@ -354,8 +340,8 @@ def _prepare(keeper: _Keeper, state: State, resume: bool) -> None:
 
 def _begin(keeper: _Keeper) -> None:
     with _writing(keeper.out):
-        write_text(keeper.out / RECIPE, keeper.facts["recipe"])
-        write_text(keeper.out / RUN, json.dumps(keeper.facts, indent=1))
+        write_file(keeper.out / RECIPE, keeper.facts["recipe"].encode())
+        write_file(keeper.out / RUN, json.dumps(keeper.facts, indent=1).encode())
 
 
 def _recorded(path: Path) -> dict[str, Any]:
@@ -447,13 +433,6 @@ def pick_precision(asked: str, device: str) -> str:
         processor = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         fast = kind == "cpu" and processor
     return "bfloat16" if fast else "float32"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file that appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    replace_file(partial, path)
 
 
 def read_history(out: str | Path) -> tuple[tuple[Measurement, ...], dict[str, Any]]:

@@ -148,7 +148,7 @@ def size_report(model: nn.Module, count: Count = "strict") -> SizeReport:
         part = place(name, tensor)
         layer, _ = laid.get(name, (None, tensor))
         if layer is None:
-            bits[part] += _bits(tensor)
+            bits[part] += 8 * tensor.nbytes
         else:
             bits.update(_coded(layer, tensor, part))
     return SizeReport(count, {part: bits[part] / 8 for part in PARTS if bits[part]})
@@ -164,16 +164,12 @@ def _parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield plain_name(name), tensor
 
 
-def _bits(tensor: Tensor) -> int:
-    return 8 * tensor.numel() * tensor.element_size()
-
-
 def _coded(layer: Laid, latent: Tensor, part: str) -> dict[str, int]:
     """Return the bits of a laid weight: of its codes, its tables and which of it survive."""
     codes = layer.encode(latent)
     streams = {name: one.bits * one.tensor.numel() for name, one in codes.streams.items()}
     survivors = streams.pop(POSITION, 0)
-    tables = sum(map(_bits, codes.tables.values()))
+    tables = 8 * sum(table.nbytes for table in codes.tables.values())
     of_tables = WORD_TABLES if part == WORDS else TABLES
     if not streams:  # a float weight is a table of its own survivors
         of_tables = part

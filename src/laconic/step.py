@@ -7,12 +7,12 @@ import importlib
 import itertools
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 from torch import Tensor, nn
 
@@ -22,8 +22,24 @@ from laconic.scope import Scope
 if TYPE_CHECKING:
     from laconic.tasks import Task
 
-__all__ = ["During", "Keeper", "State", "Step", "Value", "derive", "members", "run_step"]
+__all__ = [
+    "Count",
+    "During",
+    "Keeper",
+    "Share",
+    "State",
+    "Step",
+    "Value",
+    "derive",
+    "generator_of",
+    "inside",
+    "members",
+    "run_step",
+]
 
+# Fields of many values: a number of things, and how large a part of all.
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
 # What pydantic calls a list and a mapping of YAML.
 _WORDS = {"valid tuple": "list", "valid dictionary": "mapping"}
 # Packages whose lazy tables may define a value; the class is imported when it is named.
@@ -47,6 +63,15 @@ def derive(seed: int, *keys: object) -> int:
     """
     digest = hashlib.sha256(repr((seed, *keys)).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
+
+
+def generator_of(seed: int, *keys: object) -> torch.Generator:
+    """Return a CPU generator that depends on a seed and the keys, on nothing else.
+
+    >>> generator_of(0, "order").initial_seed() == derive(0, "order")
+    True
+    """
+    return torch.Generator().manual_seed(derive(seed, *keys))
 
 
 class Value(BaseModel):
@@ -157,6 +182,20 @@ class Value(BaseModel):
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> dict[str, Any]:
         return {"x-family": cls.__name__} if ABC in cls.__bases__ else handler(schema)
+
+
+def inside(value: Any, kind: type) -> Iterator[Any]:
+    """Yield every value of a kind in a value: itself, then those in its fields.
+
+    >>> from laconic.recover import Label, Logits
+    >>> [each.name for each in inside((Label() + Logits(2.0),), Label)]
+    ['label']
+    """
+    if isinstance(value, kind):
+        yield value
+    fields = dict(value).values() if isinstance(value, Value) else ()
+    for item in value if isinstance(value, tuple) else fields:
+        yield from inside(item, kind)
 
 
 def members(family: type, *, every: bool = False) -> dict[str, type]:
@@ -315,11 +354,20 @@ class State:
 
     def generator(self, *keys: object) -> torch.Generator:
         """Return a CPU generator that depends on the step's seed and the keys alone."""
-        return torch.Generator().manual_seed(derive(self.seed, *keys))
+        return generator_of(self.seed, *keys)
 
     def note(self, curve: str, value: float) -> None:
         """Add the loss of an update to a curve of the running step."""
         self.curves.setdefault(curve, []).append(value)
+
+    def checkpoint(self, training: Callable[[], dict[str, Any]] = dict) -> None:
+        """Let the run directory keep where the running step stands, when that is due.
+
+        Args:
+            training: returns what a training loop needs to continue.
+        """
+        if self.keeper is not None and self.keeper.due():
+            self.keeper.write(self, training())
 
     def rounds(self, count: int) -> Iterator[int]:
         """Yield the rounds of a loop that may contain training, resuming where it stopped.

@@ -19,11 +19,11 @@ from laconic.recipe import Recipe
 from laconic.scope import Scope
 from laconic.ship import load, save
 from laconic.step import State, run_step
+from laconic.structure.columns import groups_of
 from laconic.structure.factorization import (
     Factorization,
     Source,
     break_even,
-    groups_of,
     latent,
     shape_of,
 )

@@ -15,7 +15,8 @@ from laconic.scope import Scope
 from laconic.step import State, run_step
 from laconic.structure import OBS, Magnitude, Prune
 from laconic.structure import obs as surgeon
-from laconic.structure.obs import columns, compensated, inverse_diagonal, least_squares_hessian
+from laconic.structure.columns import columns
+from laconic.structure.obs import compensated, inverse_diagonal
 from laconic.tasks import Task, digits
 from laconic.weights import Quantize, Ternary, lay
 from laconic.weights.laid import laid_tensors, mask_of, weights_of
@@ -26,6 +27,11 @@ EXACT = 1e-9  # float64, well conditioned
 def draws(*shape: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def least_squares_hessian(inputs: Tensor) -> Tensor:
+    """Return ``2 E[x x^T]``, the Hessian of ``E ||W x - W_0 x||^2`` for each row of W."""
+    return 2 * inputs.T @ inputs / len(inputs)
 
 
 def quadratic(width: int) -> Tensor:

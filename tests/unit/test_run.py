@@ -32,7 +32,7 @@ from laconic.models import digits_cnn
 from laconic.recipe import Recipe
 from laconic.recover import SGD, Constant, Train
 from laconic.run import compress, pick_device, read_history
-from laconic.ship import load, verify
+from laconic.ship import container, load, verify
 from laconic.step import State, Step, Value
 from laconic.structure import Prune
 from laconic.tasks import Task
@@ -237,18 +237,18 @@ def test_a_damaged_history_is_refused(
         read_history(tmp_path)
 
 
-def test_a_text_appears_whole_or_not_at_all(
+def test_a_file_appears_whole_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "history.json"
-    run.write_text(path, "first")
+    container.write_file(path, b"first")
 
     def fail(partial: Path, path: Path) -> None:
         raise OSError("power cut")
 
-    monkeypatch.setattr(run, "replace_file", fail)
+    monkeypatch.setattr(container, "_replace", fail)
     with pytest.raises(OSError, match="power cut"):
-        run.write_text(path, "second")
+        container.write_file(path, b"second")
     assert path.read_text() == "first"
 
 

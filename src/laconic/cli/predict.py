@@ -112,7 +112,7 @@ def predict(
     if glance is not None:
         glance.score(state.model)  # what does not fit the data is refused here
     timed = None if recipe.budget is None else glance
-    history = [measure(state.model, timed, latency=timed is not None)]
+    history = [measure(state.model, timed)]
     rows = [_row("original", history[0], 0, 0.0)]
     for index, step in enumerate(recipe.steps):
         earlier = sum(other.name == step.name for other in recipe.steps[:index])
@@ -120,7 +120,7 @@ def predict(
             fitting = _fitting(step, state)
             for part in _untrained(step):
                 run_step(part, state, key=earlier)
-            history.append(measure(state.model, timed, latency=timed is not None))
+            history.append(measure(state.model, timed))
             rows.append(_row(step.name, history[-1], *(fitting or _training(step, state))))
     exceeded = {}
     if recipe.budget is not None:

@@ -219,11 +219,11 @@ def schema(
     With it, editors complete and check them.
     """
     from laconic.recipe import schema as recipe_schema
-    from laconic.run import write_text
+    from laconic.ship.container import write_file
 
     found = recipe_schema()
     if out is not None:
-        write_text(out, json.dumps(found, indent=2) + "\n")
+        write_file(out, f"{json.dumps(found, indent=2)}\n".encode())
         output.event("result", schema=out)
         output.line(str(out))
         return DONE

@@ -18,6 +18,7 @@ from laconic.errors import FeatureError, ModelError, nearest
 from laconic.models.families import FAMILIES, Family, blocks_path, family_of
 from laconic.models.rounding import quantizer_of
 from laconic.names import of_laid
+from laconic.tasks.split import tensors_in
 
 if TYPE_CHECKING:
     from laconic.tasks import Batch, Task
@@ -34,7 +35,6 @@ __all__ = [
 
 # What observe knows without looking into the network.
 GIVEN = ("logits", "mask")
-PROJECTIONS = ("query", "key", "value")
 
 
 class Features(dict[str, Tensor]):
@@ -223,13 +223,13 @@ class _Recorder:
         """Hook what the features need, and unhook it whatever happens."""
         with ExitStack() as stack:
             if self.taps:
-                stack.callback(root.register_forward_pre_hook(self.begin).remove)
+                stack.enter_context(root.register_forward_pre_hook(self.begin))
             for module, side in dict.fromkeys((tap.module, tap.side) for tap in self.taps):
                 if side == "input":
                     hook = module.register_forward_pre_hook(self.enter, with_kwargs=True)
                 else:
                     hook = module.register_forward_hook(self.leave)
-                stack.callback(hook.remove)
+                stack.enter_context(hook)
             yield
 
     def begin(self, root: nn.Module, inputs: Any) -> None:
@@ -252,7 +252,7 @@ class _Recorder:
         taps = {_Tap(module, side, call), _Tap(module, side)} & self.taps.keys()
         if not taps:
             return
-        tensor = _first_tensor(value)
+        tensor = next(tensors_in(value), None)
         if tensor is None:
             names = [n for n, source in self.sources.items() if not taps.isdisjoint(source.taps)]
             raise FeatureError(
@@ -279,17 +279,6 @@ class _Recorder:
                     f"'{name}' was changed in place after it was taken, such as by "
                     "ReLU(inplace=True); set inplace=False there, or take the output of that"
                 )
-
-
-def _first_tensor(value: Any) -> Tensor | None:
-    """Return the first tensor of nested tuples, lists and mappings; None: there is none."""
-    if isinstance(value, Tensor):
-        return value
-    inner = value.values() if isinstance(value, Mapping) else value
-    if not isinstance(value, (Mapping, tuple, list)):
-        return None
-    found = (_first_tensor(item) for item in inner)
-    return next((tensor for tensor in found if tensor is not None), None)
 
 
 def _version(tensor: Tensor) -> int:

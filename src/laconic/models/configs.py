@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
-import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from laconic.errors import MissingExtra, ModelError, nearest
+from laconic.models.layers import MISFIT, shown
 
 __all__ = [
     "CLASSES",
-    "MISFIT",
     "Class",
     "as_data",
     "check_config",
@@ -27,7 +26,7 @@ __all__ = [
     "misfit",
     "package",
     "quiet",
-    "shown",
+    "reason_of",
 ]
 
 # A class of transformers, which need not be installed where types are checked.
@@ -95,11 +94,6 @@ MORE = {"attn_implementation", "head_dim", "num_labels"}
 # A configuration that makes a constructor compute numbers that the file holds anyway.
 NEVER = {"sinusoidal_pos_embds": False}
 SHOWN, LONGEST_REASON = 80, 240
-# What transformers raises where a configuration, a class and weights do not fit each other.
-MISFIT = (
-    *(ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError),
-    *(TypeError, ValueError),
-)
 
 
 def class_name(folder: Path, data: Mapping[str, Any], task: str | None) -> str:
@@ -265,10 +259,14 @@ def misfit(name: str) -> Iterator[None]:
     try:
         yield
     except (*MISFIT, strict) as error:
-        reason = " ".join(str(error).split())[:LONGEST_REASON]
         raise ModelError(
-            f"{name} cannot be built from its configuration: {reason or type(error).__name__}"
+            f"{name} cannot be built from its configuration: {reason_of(error)}"
         ) from error
+
+
+def reason_of(error: Exception) -> str:
+    """Return what an error of another package says, in one short line."""
+    return " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
 
 
 @contextlib.contextmanager
@@ -284,9 +282,3 @@ def quiet() -> Iterator[None]:
         theirs.set_verbosity(before)
         if bars:
             theirs.enable_progress_bar()
-
-
-def shown(value: Any) -> str:
-    """Return a value as a message shows it: short, whatever it is."""
-    # Not repr: what nests without end would end this process.
-    return reprlib.repr(value)[:SHOWN]

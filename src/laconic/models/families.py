@@ -66,7 +66,7 @@ _BERT_ATTRIBUTES = {
 }
 
 BERT = Family(
-    model_types=("bert", "roberta", "xlm-roberta", "camembert", "electra"),
+    model_types=("bert", "roberta", "xlm-roberta", "camembert", "electra", "mobilebert"),
     blocks=("encoder.layer",),
     embeddings="embeddings",
     attention="attention.self",
@@ -108,20 +108,6 @@ ALBERT = Family(
     attributes=_BERT_ATTRIBUTES,
     config=_BERT_CONFIG,
 )
-MOBILEBERT = Family(
-    model_types=("mobilebert",),
-    blocks=("encoder.layer",),
-    embeddings="embeddings",
-    attention="attention.self",
-    query="attention.self.query",
-    key="attention.self.key",
-    value="attention.self.value",
-    output="attention.output.dense",
-    inner="intermediate.dense",
-    outer="output.dense",
-    attributes=_BERT_ATTRIBUTES,
-    config=_BERT_CONFIG,
-)
 VIT = Family(
     model_types=("vit", "deit"),
     blocks=("layers", "encoder.layer"),
@@ -137,7 +123,7 @@ VIT = Family(
     attributes={"num_attention_heads": "head", "head_dim": "head_dim"},
     config=_BERT_CONFIG,
 )
-FAMILIES: tuple[Family, ...] = (BERT, DISTILBERT, ALBERT, MOBILEBERT, VIT)
+FAMILIES: tuple[Family, ...] = (BERT, DISTILBERT, ALBERT, VIT)
 
 # What layers of torch remember of their tensors' shapes, and what families' forwards read: all
 # that an edit may set on a module, and all that a file may ask to be set.

@@ -16,7 +16,6 @@ from torch.nn.utils import parametrize
 from laconic.errors import ModelError, nearest
 from laconic.models.configs import (
     CLASSES,
-    MISFIT,
     Class,
     as_data,
     check_config,
@@ -29,9 +28,10 @@ from laconic.models.configs import (
     misfit,
     package,
     quiet,
-    shown,
+    reason_of,
 )
 from laconic.models.families import SHAPE_ATTRIBUTES, Family, blocks_path, family_of
+from laconic.models.layers import MISFIT, shown
 from laconic.models.load import HUBS, noted
 from laconic.models.rounding import quantizers_of
 
@@ -44,7 +44,7 @@ ARGUMENT_BOUNDS = {"in_chans": (1, 1024), "num_classes": (1, 100_000)}
 
 # Where these differ, a network computes something else.
 COMPARED = SHAPE_ATTRIBUTES | {"scaling"}
-MOST_SHOWN, LONGEST_REASON, LONGEST_WORD = 3, 240, 80
+MOST_SHOWN, LONGEST_WORD = 3, 80
 
 
 def hf(
@@ -172,8 +172,7 @@ def build_hub(builder: Mapping[str, Any]) -> nn.Module:
     try:
         made = (_timm if hub == "timm" else _torchvision)(name, arguments)
     except MISFIT as error:
-        reason = " ".join(str(error).split())[:LONGEST_REASON]
-        raise ModelError(f"{hub} cannot build {shown(name)}: {reason}") from error
+        raise ModelError(f"{hub} cannot build {shown(name)}: {reason_of(error)}") from error
     return noted(made, {hub: name, "arguments": dict(arguments)})
 
 
@@ -237,10 +236,9 @@ def _pretrained(kind: Class, folder: Path, config: Any, *, another_head: bool) -
                 output_loading_info=True,
             )
     except (*MISFIT, OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:LONGEST_REASON]
         raise ModelError(
-            f"{folder} does not hold a {kind.__name__} ({reason}); give the task and num_labels "
-            "that it was saved with"
+            f"{folder} does not hold a {kind.__name__} ({reason_of(error)}); give the task and "
+            "num_labels that it was saved with"
         ) from error
     drawn = sorted({*found["missing_keys"], *(item[0] for item in found["mismatched_keys"])})
     wrong = [name for name in drawn if _is_base(kind, name)]

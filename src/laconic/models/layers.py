@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from laconic.errors import ModelError, nearest
 
-__all__ = ["OWN", "describe", "layer"]
+__all__ = ["MISFIT", "OWN", "describe", "layer", "shown"]
 
 # laconic's own layers: name in a file -> where the class is. Its constructor takes JSON, bounds
 # what it loops over, and keeps its arguments in the plain attribute ``arguments``.
@@ -33,7 +33,7 @@ OWN: dict[str, str] = {
 LARGEST = 1 << 24
 DEEPEST, DEEPEST_ARGUMENT = 4, 12
 MOST_LAYERS, LONGEST, LONGEST_WORD = 1024, 256, 64
-SHOWN = 60
+SHOWN = 80
 # What a constructor raises where its arguments do not fit each other.
 MISFIT = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError),
@@ -246,13 +246,13 @@ def _check(spec: Any) -> None:
 def _children(spec: Any) -> Sequence[Any]:
     """Return the descriptions in a container after checking its own or a layer's arguments."""
     if not isinstance(spec, Mapping) or len(spec) != 1:
-        raise ModelError(f"{_shown(spec)} describes no layer; it is one name with its arguments")
+        raise ModelError(f"{shown(spec)} describes no layer; it is one name with its arguments")
     ((name, arguments),) = spec.items()
     known = [*LAYERS, *CONTAINERS, *OWN]
     if not isinstance(name, str) or name not in known:
-        raise ModelError(f"no layer is called {_shown(name)}{nearest(str(name)[:SHOWN], known)}")
+        raise ModelError(f"no layer is called {shown(name)}{nearest(str(name)[:SHOWN], known)}")
     if not isinstance(arguments, Mapping) or not all(isinstance(key, str) for key in arguments):
-        raise ModelError(f"{name}: arguments must be a mapping, got {_shown(arguments)}")
+        raise ModelError(f"{name}: arguments must be a mapping, got {shown(arguments)}")
     if name in CONTAINERS:
         return _container(name, arguments)
     if name in OWN:
@@ -266,7 +266,7 @@ def _container(name: str, arguments: Mapping[str, Any]) -> Sequence[Any]:
     children = arguments.get("children")
     names = arguments.get("names")
     if not isinstance(children, list) or not arguments.keys() <= {"children", "names"}:
-        raise ModelError(f"{name}: a list 'children' is needed, got {_shown(arguments)}")
+        raise ModelError(f"{name}: a list 'children' is needed, got {shown(arguments)}")
     fitting = names is None or (
         isinstance(names, list)
         and len(names) == len(children) == len({str(key) for key in names})
@@ -274,7 +274,7 @@ def _container(name: str, arguments: Mapping[str, Any]) -> Sequence[Any]:
         and all(len(key) <= LONGEST_WORD and key not in TAKEN for key in names)
     )
     if len(children) > LONGEST or not fitting or (names and name == "ModuleList"):
-        raise ModelError(f"{name}: {len(children)} children cannot be called {_shown(names)}")
+        raise ModelError(f"{name}: {len(children)} children cannot be called {shown(names)}")
     return children
 
 
@@ -282,9 +282,9 @@ def _check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
     rules = LAYERS[name]
     for key, value in arguments.items():
         if key not in rules:
-            raise ModelError(f"{name}: {_shown(key)} is not an argument{nearest(key, rules)}")
+            raise ModelError(f"{name}: {shown(key)} is not an argument{nearest(key, rules)}")
         if not rules[key](value):
-            raise ModelError(f"{name}: {key} {_shown(value)} is out of bounds or of another type")
+            raise ModelError(f"{name}: {key} {shown(value)} is out of bounds or of another type")
 
 
 def _check_data(name: str, value: Any, levels: int) -> None:
@@ -297,9 +297,9 @@ def _check_data(name: str, value: Any, levels: int) -> None:
             _check_data(name, item, levels - 1)
     elif isinstance(value, str):
         if len(value) > LONGEST_WORD:
-            raise ModelError(f"{name}: the argument {_shown(value)} is too long")
+            raise ModelError(f"{name}: the argument {shown(value)} is too long")
     elif not (value is None or _flag(value) or _number(value)):
-        raise ModelError(f"{name}: the argument {_shown(value)} is out of bounds or no JSON")
+        raise ModelError(f"{name}: the argument {shown(value)} is out of bounds or no JSON")
 
 
 def _build(spec: Mapping[str, Any]) -> nn.Module:
@@ -318,7 +318,7 @@ def _build(spec: Mapping[str, Any]) -> nn.Module:
         return kind(**values)
     except MISFIT as error:
         raise ModelError(
-            f"{name} cannot be built from {_shown(dict(arguments))} ({error})"
+            f"{name} cannot be built from {shown(dict(arguments))} ({error})"
         ) from None
 
 
@@ -332,6 +332,7 @@ def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a value as a message shows it: short, whatever it is."""
     # Not repr: what nests without end would end this process.
     return reprlib.repr(value)[:SHOWN]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from laconic.errors import FeatureError
 from laconic.recover.objectives import Taught
+from laconic.step import Count
 
 if TYPE_CHECKING:
     from laconic.models.capture import Features
@@ -161,7 +162,7 @@ class Annealing(Taught):
 
     positional: ClassVar[tuple[str, ...]] = ("highest",)
 
-    highest: Annotated[int, Field(ge=1)] = 7
+    highest: Count = 7
 
     def pairs(self, student: int, teacher: int) -> tuple[tuple[str, str], ...]:
         """Return the logits of both."""

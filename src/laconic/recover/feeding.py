@@ -14,7 +14,7 @@ from laconic.step import Value
 
 __all__ = ["Cross", "Feed", "Mixed", "Mixture", "SoftCross", "Student", "Teacher"]
 
-Share = Annotated[float, Field(ge=0, le=1)]
+UpToOne = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ class Mixed(Feed):
 
     positional: ClassVar[tuple[str, ...]] = ("start", "end")
 
-    start: Share = 1.0
-    end: Share = 0.5
+    start: UpToOne = 1.0
+    end: UpToOne = 0.5
 
     def mixtures(self, progress: float) -> tuple[Mixture, ...]:
         """Return the one term, whose shares change."""
@@ -130,7 +130,7 @@ class Cross(Feed):
 
     positional: ClassVar[tuple[str, ...]] = ("correction",)
 
-    correction: Share = 0.6
+    correction: UpToOne = 0.6
 
     def mixtures(self, progress: float) -> tuple[Mixture, ...]:
         """Return correction and imitation, without one whose weight is 0."""
@@ -154,8 +154,8 @@ class SoftCross(Feed):
 
     positional: ClassVar[tuple[str, ...]] = ("teacher", "student")
 
-    teacher: Share = 0.9
-    student: Share = 0.9
+    teacher: UpToOne = 0.9
+    student: UpToOne = 0.9
 
     def mixtures(self, progress: float) -> tuple[Mixture, ...]:
         """Return the one term."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from laconic.errors import FeatureError
 from laconic.recover.matching import hidden_difference
 from laconic.recover.objectives import Taught
-from laconic.recover.pairing import Named, differences, projection, token_mean, tokens
+from laconic.recover.pairing import Named, Paired, projection, token_mean, tokens
 
 if TYPE_CHECKING:
     from laconic.models.capture import Features
@@ -75,7 +75,7 @@ def hint_l1(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Ten
 DISTANCES = {"l1": hint_l1, "l2": hidden_difference}
 
 
-class Hint(Taught):
+class Hint(Paired):
     """Agree with the teacher's activation at a module (Romero et al. 2015, FitNets).
 
     The mean of (r(a_S) - a_T)^2, or of the absolute value, over examples, positions and channels.
@@ -92,6 +92,9 @@ class Hint(Taught):
     """
 
     positional: ClassVar[tuple[str, ...]] = ("at",)
+    advice: ClassVar[str] = (
+        "maps need the same height and width; choose modules of the same resolution"
+    )
 
     at: Name
     of: Name | None = None
@@ -110,28 +113,9 @@ class Hint(Taught):
         outputs = tokens(teachers[self.teacher], of).shape[-1]
         return None if inputs == outputs else projection(inputs, outputs, generator)
 
-    def compare(
-        self,
-        student: Features,
-        teacher: Features,
-        *,
-        learned: nn.Module | None = None,
-        progress: float = 0.0,
-    ) -> Tensor:
-        """Return the distance.
-
-        Raises:
-            FeatureError: the maps differ in height or width.
-        """
-        return differences(
-            self,
-            student,
-            teacher,
-            read=tokens,
-            difference=DISTANCES[self.loss],
-            advice="maps need the same height and width; choose modules of the same resolution",
-            learned=learned,
-        ).sum()
+    def difference(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the distance."""
+        return DISTANCES[self.loss](student, teacher, mask)
 
 
 class AttentionTransfer(Taught):

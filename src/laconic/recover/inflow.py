@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from laconic.errors import ModelError
@@ -19,7 +18,8 @@ from laconic.recover.quadratic import Fitted, Moments, is_fitted
 from laconic.recover.stream import Flow, Stored
 from laconic.step import State
 from laconic.tasks import Task
-from laconic.tasks.task import evaluation, needed
+from laconic.tasks.split import tensors_in
+from laconic.tasks.task import device_of, evaluation, full_precision, needed
 
 __all__ = ["Inflow", "Pair", "calls_of"]
 
@@ -58,9 +58,9 @@ def calls_of(task: Task, model: nn.Module, paths: Iterable[str]) -> Counter[str]
                 def count(*_: Any, path: str = path) -> None:
                     calls[path] += 1
 
-                stack.enter_context(_hooked(module, count))
+                stack.enter_context(module.register_forward_pre_hook(count, with_kwargs=True))
         with evaluation(model):
-            task.call(model, task.example_batch(2).to(_device(model)))
+            task.call(model, task.example_batch(2).to(device_of(model)))
     return calls
 
 
@@ -157,11 +157,8 @@ class Inflow:
     @contextmanager
     def _still(self) -> Iterator[None]:
         """Decode laid weights once for all batches."""
-        with ExitStack() as stack:
-            for network in self.networks:
-                stack.enter_context(evaluation(network))
-            kind = torch.device(self.state.device).type
-            stack.enter_context(torch.autocast(kind, enabled=False))
+        teacher, student = self.networks
+        with full_precision(teacher), full_precision(student):
             yield
 
 
@@ -169,7 +166,7 @@ def _names_of_blocks(networks: tuple[nn.Module, nn.Module], task: Task) -> list[
     """Return the names of the blocks of both; none where they differ or form no chain."""
     names = []
     for network in networks:
-        batch = task.example_batch(2).to(_device(network))
+        batch = task.example_batch(2).to(device_of(network))
         try:
             check_chain(network, task, batch)
         except ModelError:
@@ -188,23 +185,10 @@ def _entering(layer: nn.Module, calls: int, run: Callable[[], object]) -> list[T
     found: list[Tensor] = []
 
     def take(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        found.append(next(each for each in (*inputs, *named.values()) if isinstance(each, Tensor)))
+        found.append(next(tensors_in((inputs, named))))
         if len(found) == calls:
             raise _EnoughError
 
-    with _hooked(layer, take), suppress(_EnoughError):
+    with layer.register_forward_pre_hook(take, with_kwargs=True), suppress(_EnoughError):
         run()
     return found
-
-
-@contextmanager
-def _hooked(module: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
-    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _device(model: nn.Module) -> torch.device:
-    return cast("Tensor", next(model.parameters())).device

@@ -23,7 +23,6 @@ from laconic.recover.quadratic import (
     Fitted,
     Moments,
     Quadratic,
-    groups_of,
     is_fitted,
     matrix_of,
     weight_of,
@@ -31,11 +30,13 @@ from laconic.recover.quadratic import (
 from laconic.recover.solve import Solve, contributions
 from laconic.scope import Scope
 from laconic.step import State
-from laconic.structure.axes import Axis, find_axes, slice_
-from laconic.structure.elements import alive, mask_, roles, unmask_
+from laconic.structure.axes import Axis, find_axes
+from laconic.structure.columns import groups_of
+from laconic.structure.elements import mask_, roles, slice_masked_
 from laconic.structure.examples import example_inputs
 from laconic.tasks.task import needed
 from laconic.weights.laid import latent_of, mask_of, narrow
+from laconic.weights.representation import full_mask
 
 __all__ = ["LayerPart", "fit_layers", "fitted_layers"]
 
@@ -131,7 +132,7 @@ class LayerPart:
         mask, bias = self._mask(), self.layer.bias
         if mask is None and (bias is None or bias.requires_grad):
             return None
-        mask = torch.ones_like(self.layer.weight, dtype=torch.bool) if mask is None else mask
+        mask = full_mask(mask, self.layer.weight)
         left = mask.reshape(groups_of(self.layer), -1, mask[0].numel()).transpose(1, 2)
         if bias is None:
             return left
@@ -223,8 +224,7 @@ def fit_layers(state: State, scope: Scope, *, feed: Feed, solve: Solve) -> None:
     with tempfile.TemporaryDirectory(prefix="laconic-") as folder:
         inflow = Inflow(state, Path(folder))
         for index in state.rounds(len(paths)):
-            if state.keeper is not None and state.keeper.due():
-                state.keeper.write(state, {})
+            state.checkpoint()
             path = paths[index]
             label = f"reconstruct {path} ({index + 1} of {len(paths)})"
             moments = inflow.moments(path, layers[path])
@@ -235,7 +235,7 @@ def fit_layers(state: State, scope: Scope, *, feed: Feed, solve: Solve) -> None:
                 mask_(state.model, {axes[path]: part.selected()})
             losses = state.curves[path]
             logger.info("%s: loss %.4g -> %.4g", label, losses[0], losses[-1])
-    _cut(state.model, list(axes.values()))
+    slice_masked_(state.model, list(axes.values()))
 
 
 def fitted_layers(state: State, scope: Scope, feed: Feed) -> dict[str, Pair]:
@@ -337,13 +337,3 @@ def _read_alone(state: State, paths: Iterable[str]) -> dict[str, Axis]:
             f"do: {', '.join(found) or 'none'}"
         )
     return chosen
-
-
-def _cut(model: nn.Module, axes: list[Axis]) -> None:
-    """Take masked channels out of the network; of an axis without others one stays."""
-    left = {axis: alive(model, axis) for axis in axes}
-    for mask in left.values():
-        mask[0] |= not bool(mask.any())
-    smaller = {axis: mask for axis, mask in left.items() if not bool(mask.all())}
-    slice_(model, {axis: mask.nonzero()[:, 0].tolist() for axis, mask in smaller.items()})
-    unmask_(model, {use.name for axis in axes for use in axis.uses})

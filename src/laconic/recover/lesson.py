@@ -18,7 +18,7 @@ from laconic.recover.recall import Recall
 from laconic.step import State
 from laconic.tasks import Batch, Task
 from laconic.tasks.task import evaluation
-from laconic.weights.laid import bake, copied
+from laconic.weights.laid import baked, copied
 
 __all__ = ["Lesson", "Teachers"]
 
@@ -48,8 +48,7 @@ class Teachers(Sequence[nn.Module]):
     def __getitem__(self, index: Any) -> Any:
         index = range(len(self))[index]  # an IndexError ends an iteration
         if index not in self.copies:
-            network = copied(self.originals[index])
-            bake(network)
+            network = baked(self.originals[index])
             self.copies[index] = network.to(self.device).eval().requires_grad_(False)
         return self.copies[index]
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from laconic.errors import FeatureError
-from laconic.step import Value
+from laconic.step import Count, Value
 
 __all__ = ["Chosen", "Final", "First", "Last", "LayerMap", "Pairs", "Skip", "Uniform"]
 
@@ -72,7 +72,7 @@ class Skip(LayerMap):
 
     positional: ClassVar[tuple[str, ...]] = ("every",)
 
-    every: Annotated[int, Field(ge=1)] = 2
+    every: Count = 2
 
     def layers(self, student: int, teacher: int) -> Pairs:
         """Return (m, k m)."""

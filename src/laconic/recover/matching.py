@@ -13,13 +13,10 @@ from laconic.errors import FeatureError
 from laconic.models.capture import attention_scores
 from laconic.recover.distill import divergence
 from laconic.recover.mapping import Final, LayerMap, Uniform
-from laconic.recover.objectives import Taught
 from laconic.recover.pairing import (
     Named,
-    differences,
-    first_token,
+    Paired,
     named,
-    plain,
     projection,
     token_mean,
     tokens,
@@ -131,15 +128,7 @@ def cosine_distance(student: Tensor, teacher: Tensor, mask: Tensor | None = None
     return token_mean(1 - F.cosine_similarity(student, teacher, dim=-1), mask)
 
 
-def _relation(features: Features, name: str) -> Tensor:
-    """Return scores as they are, and values as their scaled products with one another."""
-    feature = features[name]
-    if name.startswith("attention"):
-        return feature
-    return attention_scores(feature, feature, feature.shape[-1] ** -0.5)
-
-
-class Hidden(Taught):
+class Hidden(Paired):
     """Agree with hidden states and embeddings (Jiao et al. 2020, TinyBERT).
 
     The sum over pairs (m, g(m)) of the map, and (0, 0) for the embeddings, of the mean of
@@ -156,6 +145,7 @@ class Hidden(Taught):
     """
 
     positional: ClassVar[tuple[str, ...]] = ("map",)
+    advice: ClassVar[str] = "both must see the same tokens"
 
     map: LayerMap = Uniform()
     embeddings: bool = True
@@ -188,31 +178,12 @@ class Hidden(Taught):
             )
         return projection(*widths.pop(), generator)
 
-    def compare(
-        self,
-        student: Features,
-        teacher: Features,
-        *,
-        learned: nn.Module | None = None,
-        progress: float = 0.0,
-    ) -> Tensor:
-        """Return the sum over the pairs.
-
-        Raises:
-            FeatureError: numbers of tokens differ.
-        """
-        return differences(
-            self,
-            student,
-            teacher,
-            read=tokens,
-            difference=hidden_difference,
-            advice="both must see the same tokens",
-            learned=learned,
-        ).sum()
+    def difference(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the mean squared difference."""
+        return hidden_difference(student, teacher, mask)
 
 
-class Attention(Taught):
+class Attention(Paired):
     """Agree with attention scores before softmax (Jiao et al. 2020, TinyBERT).
 
     The sum over pairs (m, g(m)) of the map of the mean of (A_S^m - A_T^g(m))^2 over heads and real
@@ -226,6 +197,7 @@ class Attention(Taught):
     """
 
     positional: ClassVar[tuple[str, ...]] = ("map",)
+    advice: ClassVar[str] = HEADS
 
     map: LayerMap = Uniform()
 
@@ -233,30 +205,16 @@ class Attention(Taught):
         """Return the scores that the map pairs."""
         return named("attention", self.map.pairs(student, teacher))
 
-    def compare(
-        self,
-        student: Features,
-        teacher: Features,
-        *,
-        learned: nn.Module | None = None,
-        progress: float = 0.0,
-    ) -> Tensor:
-        """Return the sum over the pairs.
+    def read(self, features: Features, name: str) -> Tensor:
+        """Return the scores as they are."""
+        return features[name]
 
-        Raises:
-            FeatureError: numbers of heads or tokens differ.
-        """
-        return differences(
-            self,
-            student,
-            teacher,
-            read=plain,
-            difference=attention_difference,
-            advice=HEADS,
-        ).sum()
+    def difference(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the mean squared difference."""
+        return attention_difference(student, teacher, mask)
 
 
-class Relations(Taught):
+class Relations(Paired):
     """Agree with attention and relations of values (Wang et al. 2020, MiniLM).
 
     For each pair of the map KL(softmax A_T || softmax A_S), plus the same with V V^T /
@@ -271,6 +229,7 @@ class Relations(Taught):
     """
 
     positional: ClassVar[tuple[str, ...]] = ("map",)
+    advice: ClassVar[str] = HEADS
 
     map: LayerMap = Final()
 
@@ -279,30 +238,19 @@ class Relations(Taught):
         layers = self.map.pairs(student, teacher)
         return (*named("attention", layers), *named("value", layers))
 
-    def compare(
-        self,
-        student: Features,
-        teacher: Features,
-        *,
-        learned: nn.Module | None = None,
-        progress: float = 0.0,
-    ) -> Tensor:
-        """Return the sum over the pairs.
+    def read(self, features: Features, name: str) -> Tensor:
+        """Return scores as they are, and values as their scaled products with one another."""
+        feature = features[name]
+        if name.startswith("attention"):
+            return feature
+        return attention_scores(feature, feature, feature.shape[-1] ** -0.5)
 
-        Raises:
-            FeatureError: numbers of heads or tokens differ.
-        """
-        return differences(
-            self,
-            student,
-            teacher,
-            read=_relation,
-            difference=attention_divergence,
-            advice=HEADS,
-        ).sum()
+    def difference(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the divergence of the distributions."""
+        return attention_divergence(student, teacher, mask)
 
 
-class Patience(Taught):
+class Patience(Paired):
     """Agree with the direction of the first token's states (Sun et al. 2019, PKD).
 
     The mean over pairs, examples and width of (h_S / ||h_S|| - h_T / ||h_T||)^2, h the hidden
@@ -318,6 +266,7 @@ class Patience(Taught):
     """
 
     positional: ClassVar[tuple[str, ...]] = ("map",)
+    advice: ClassVar[str] = WIDTH
 
     map: LayerMap = Uniform()
 
@@ -335,30 +284,23 @@ class Patience(Taught):
             )
         return named("hidden", layers)
 
-    def compare(
-        self,
-        student: Features,
-        teacher: Features,
-        *,
-        learned: nn.Module | None = None,
-        progress: float = 0.0,
-    ) -> Tensor:
-        """Return the mean over the pairs.
+    def read(self, features: Features, name: str) -> Tensor:
+        """Return the state of the first token, [CLS], as [batch, width]."""
+        feature = features[name]
+        if feature.dim() != 3:
+            raise FeatureError(f"'{name}' is {list(feature.shape)}, so there is no first token")
+        return feature[:, 0]
 
-        Raises:
-            FeatureError: widths differ, or there are no tokens.
-        """
-        return differences(
-            self,
-            student,
-            teacher,
-            read=first_token,
-            difference=patience,
-            advice=WIDTH,
-        ).mean()
+    def difference(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the mean squared difference of the directions."""
+        return patience(student, teacher, mask)
+
+    def combined(self, differences: Tensor) -> Tensor:
+        """Return the mean over the pairs."""
+        return differences.mean()
 
 
-class HiddenCosine(Taught):
+class HiddenCosine(Paired):
     """Agree with the direction of hidden states (Sanh et al. 2019, DistilBERT).
 
     The mean over real tokens of 1 - cos(h_S, h_T), summed over the pairs of the map.
@@ -371,6 +313,7 @@ class HiddenCosine(Taught):
     """
 
     positional: ClassVar[tuple[str, ...]] = ("map",)
+    advice: ClassVar[str] = WIDTH
 
     map: LayerMap = Final()
 
@@ -378,24 +321,6 @@ class HiddenCosine(Taught):
         """Return the hidden states that the map pairs."""
         return named("hidden", self.map.pairs(student, teacher))
 
-    def compare(
-        self,
-        student: Features,
-        teacher: Features,
-        *,
-        learned: nn.Module | None = None,
-        progress: float = 0.0,
-    ) -> Tensor:
-        """Return the sum over the pairs.
-
-        Raises:
-            FeatureError: widths or numbers of tokens differ.
-        """
-        return differences(
-            self,
-            student,
-            teacher,
-            read=tokens,
-            difference=cosine_distance,
-            advice=WIDTH,
-        ).sum()
+    def difference(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the mean of 1 - cos."""
+        return cosine_distance(student, teacher, mask)

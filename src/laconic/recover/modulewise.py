@@ -14,6 +14,7 @@ from torch import Tensor
 
 from laconic.errors import RunError
 from laconic.machine import free_memory
+from laconic.names import below
 from laconic.progress import progress
 from laconic.recover.fitting import Fitting
 from laconic.recover.stream import Data, Flow, Source, Stored, flattened, restored
@@ -67,8 +68,7 @@ def _fit(fitting: Fitting, source: Source, state: State) -> None:
     flows = source.flows(derive(state.seed, "flows", fitting.number[0]), fitting.finished)
     for _ in _ticks(fitting):
         fitting.update(next(flows))
-        if state.keeper is not None and state.keeper.due():
-            state.keeper.write(state, _payload([fitting]))
+        state.checkpoint(lambda: _payload([fitting]))
     fitting.finish()
 
 
@@ -92,8 +92,7 @@ def fit_all_at_once(fittings: Sequence[Fitting], state: State, size: int) -> Non
     if training:
         turns.restore(training["counters"], training["tensors"])
     for _ in turns.each():
-        if state.keeper is not None and state.keeper.due():
-            state.keeper.write(state, turns.payload())
+        state.checkpoint(turns.payload)
     for fitting in fittings:
         fitting.finish()
 
@@ -151,7 +150,7 @@ class Turns:
         _restore(self.own, counters, tensors)
         for number, forms in counters["queues"].items():
             for place, form in enumerate(forms):
-                kept = _below(f"queue/{number}/{place}/", tensors)
+                kept = below(f"queue/{number}/{place}/", tensors)
                 self.queues[int(number)].append(restored(form, kept).to(self.state.device))
 
     def _fill(self, before: Sequence[Fitting], size: int) -> None:
@@ -222,8 +221,4 @@ def _restore(
 ) -> None:
     """Continue from what ``_payload`` returned."""
     for place, fitting in enumerate(fittings):
-        fitting.restore(counters["parts"][place], _below(f"part/{place}/", tensors))
-
-
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        fitting.restore(counters["parts"][place], below(f"part/{place}/", tensors))

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from laconic.step import Value
+from laconic.step import Count, Value
 
 __all__ = [
     "SGD",
@@ -30,7 +30,7 @@ __all__ = [
 # Added to a curvature, so that a weight whose gradient was always zero counts for something.
 EPSILON = 1e-8
 
-Share = Annotated[float, Field(ge=0, le=1)]
+UpToOne = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 
@@ -65,7 +65,7 @@ class Cosine(Decay):
     0.5
     """
 
-    warmup: Share = 0.0
+    warmup: UpToOne = 0.0
 
     def factor(self, progress: float) -> float:
         """Return (1 + cos(pi t)) / 2 with t counted after the warm-up."""
@@ -85,7 +85,7 @@ class Linear(Decay):
     0.75
     """
 
-    warmup: Share = 0.0
+    warmup: UpToOne = 0.0
 
     def factor(self, progress: float) -> float:
         """Return 1 - t with t counted after the warm-up."""
@@ -107,7 +107,7 @@ class Milestones(Decay):
 
     positional: ClassVar[tuple[str, ...]] = ("at",)
 
-    at: tuple[Share, ...] = (0.5, 0.75)
+    at: tuple[UpToOne, ...] = (0.5, 0.75)
     by: Positive = 0.1
 
     def factor(self, progress: float) -> float:
@@ -216,7 +216,7 @@ class SGD(Optimizer):
     """
 
     lr: Positive = 0.01
-    momentum: Share = 0.9
+    momentum: UpToOne = 0.9
     nesterov: bool = False
 
     def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -264,7 +264,7 @@ class Stop(Value):
     'best'
     """
 
-    patience: Annotated[int, Field(ge=1)] | None = None
+    patience: Count | None = None
     keep: str = Field(default="best", pattern="^(best|last)$")
 
     @property

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from laconic.errors import FeatureError
+from laconic.recover.objectives import Taught
 
 if TYPE_CHECKING:
     from laconic.models.capture import Features
-    from laconic.recover.objectives import Taught
 
 __all__ = [
     "Named",
-    "differences",
-    "first_token",
+    "Paired",
     "named",
-    "plain",
     "projection",
     "token_mean",
     "tokens",
@@ -69,44 +68,56 @@ def named(kind: str, pairs: Iterable[tuple[int, int]]) -> Named:
     return tuple((f"{kind}.{own}", f"{kind}.{other}") for own, other in pairs)
 
 
-def plain(features: Features, name: str) -> Tensor:
-    """Return a feature as it is."""
-    return features[name]
-
-
 def tokens(features: Features, name: str) -> Tensor:
     """Return a feature with its channels last; the pixels of a map are its tokens."""
     feature = features[name]
     return feature.movedim(1, -1) if feature.dim() == 4 else feature
 
 
-def first_token(features: Features, name: str) -> Tensor:
-    """Return the feature of the first token, [CLS], as [batch, width]."""
-    feature = features[name]
-    if feature.dim() != 3:
-        raise FeatureError(f"'{name}' is {list(feature.shape)}, so there is no first token")
-    return feature[:, 0]
+class Paired(Taught, ABC):
+    """An objective that adds up how far the features of its pairs are from each other.
 
+    Attributes:
+        weight: factor of this term.
+        teacher: which of several teachers, from 0.
+        advice: what to do where the features of a pair differ in shape.
+    """
 
-def differences(
-    objective: Taught,
-    student: Features,
-    teacher: Features,
-    *,
-    read: Callable[[Features, str], Tensor],
-    difference: Callable[[Tensor, Tensor, Tensor | None], Tensor],
-    advice: str,
-    learned: nn.Module | None = None,
-) -> Tensor:
-    """Return the difference of each pair [pairs]."""
-    losses = []
-    for own, other in objective.pairs(student.layers, teacher.layers):
-        here, there = read(student, own), read(teacher, other)
-        here = here if learned is None else learned(here)
-        if here.shape != there.shape:
-            raise FeatureError(
-                f"{objective.name}: '{own}' of the student is {list(student[own].shape)}, "
-                f"'{other}' of the teacher {list(teacher[other].shape)}; {advice}"
-            )
-        losses.append(difference(here, there, student.get("mask")))
-    return torch.stack(losses)
+    advice: ClassVar[str]
+
+    def read(self, features: Features, name: str) -> Tensor:
+        """Return a feature as it is compared."""
+        return tokens(features, name)
+
+    @abstractmethod
+    def difference(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+        """Return how far the features of one pair are from each other, a scalar."""
+
+    def combined(self, differences: Tensor) -> Tensor:
+        """Return what the differences [pairs] come to: their sum."""
+        return differences.sum()
+
+    def compare(
+        self,
+        student: Features,
+        teacher: Features,
+        *,
+        learned: nn.Module | None = None,
+        progress: float = 0.0,
+    ) -> Tensor:
+        """Return what the differences of all pairs come to.
+
+        Raises:
+            FeatureError: the features of a pair differ in shape.
+        """
+        found = []
+        for own, other in self.pairs(student.layers, teacher.layers):
+            here, there = self.read(student, own), self.read(teacher, other)
+            here = here if learned is None else learned(here)
+            if here.shape != there.shape:
+                raise FeatureError(
+                    f"{self.name}: '{own}' of the student is {list(student[own].shape)}, "
+                    f"'{other}' of the teacher {list(teacher[other].shape)}; {self.advice}"
+                )
+            found.append(self.difference(here, there, student.get("mask")))
+        return self.combined(torch.stack(found))

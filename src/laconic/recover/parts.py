@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -149,10 +149,8 @@ def _begin(network: nn.Module, task: Task, batch: Batch, blocks: list[nn.Module]
     def note(block: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         beside.update(_beside(args, named))
 
-    with ExitStack() as hooks:
-        handle = blocks[0].register_forward_pre_hook(note, with_kwargs=True, prepend=True)
-        hooks.callback(handle.remove)
-        hooks.enter_context(_stopped(blocks[-1]))
+    watched = blocks[0].register_forward_pre_hook(note, with_kwargs=True, prepend=True)
+    with watched, _stopped(blocks[-1]):
         task.call(network, batch)
     mask = padding_mask(batch)
     return beside if mask is None else beside | {"mask": mask}
@@ -165,13 +163,8 @@ def _stopped(block: nn.Module) -> Iterator[None]:
     def stop(*_: Any) -> None:
         raise _ReachedError
 
-    handle = block.register_forward_hook(stop)
-    try:
+    with suppress(_ReachedError), block.register_forward_hook(stop):
         yield
-    except _ReachedError:
-        pass
-    finally:
-        handle.remove()
 
 
 def _run(blocks: list[nn.Module], feature: Tensor, beside: Mapping[str, Any]) -> None:
@@ -212,8 +205,8 @@ class _Record:
             for place, block in enumerate(blocks):
                 entered, left = self._hooks(place)
                 before = block.register_forward_pre_hook(entered, with_kwargs=True, prepend=True)
-                hooks.callback(before.remove)
-                hooks.callback(block.register_forward_hook(left).remove)
+                hooks.enter_context(before)
+                hooks.enter_context(block.register_forward_hook(left))
             yield
 
     def _hooks(self, place: int) -> tuple[Any, Any]:
@@ -347,8 +340,8 @@ def modules_of(part: Part, network: nn.Module, task: Task, batch: Batch) -> set[
         for module in names:
             enter = module.register_forward_pre_hook(lambda each, _: begun.add(each))
             leave = module.register_forward_hook(lambda each, *_: ended.add(each))
-            hooks.callback(enter.remove)
-            hooks.callback(leave.remove)
+            hooks.enter_context(enter)
+            hooks.enter_context(leave)
         with evaluation(network):
             part.answer(network, task, batch, {})
     # Of what was cut off in its middle, only what it owns itself.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from laconic.errors import ScopeError
 from laconic.names import joined
 from laconic.scope import Scope
-from laconic.step import Value
+from laconic.step import Share, Value
 from laconic.weights.laid import weights_of
 
 __all__ = [
@@ -29,8 +29,6 @@ __all__ = [
     "shrink_channels",
     "square_sum",
 ]
-
-Share = Annotated[float, Field(gt=0, le=1)]
 
 
 def absolute_sum(weights: Mapping[str, Tensor]) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from laconic import ranks
 from laconic.errors import RecipeError, RunError
-from laconic.names import module_of
+from laconic.names import below, module_of
 from laconic.recover.fitting import Fitting, fittings_of, gradient_of, parts_of
 from laconic.recover.modulewise import Turns
 from laconic.recover.parts import Part, own_blocks
@@ -260,8 +260,7 @@ def _of_parts(fittings: Sequence[Fitting]) -> dict[str, Tensor]:
 
 def _take_over(state: State, tensors: Mapping[str, Tensor]) -> None:
     """Load what ``_of_parts`` returned."""
-    found = {n.removeprefix("model/"): t for n, t in tensors.items() if n.startswith("model/")}
-    state.model.load_state_dict(found, strict=False)
+    state.model.load_state_dict(below("model/", tensors), strict=False)
 
 
 def _exchange(share: Sequence[Fitting], state: State, source: int) -> None:

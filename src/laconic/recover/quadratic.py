@@ -9,16 +9,15 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from laconic.recover.feeding import Mixture
+from laconic.structure.columns import columns, groups_of
 
 __all__ = ["Moments", "Quadratic", "is_fitted", "matrix_of", "patches", "weight_of"]
 
 # Numbers of patches that are unfolded at once.
 UNFOLDED = 1 << 24
 
-Convolution = nn.Conv1d | nn.Conv2d
 Fitted = nn.Linear | nn.Conv1d | nn.Conv2d
 
 
@@ -189,12 +188,7 @@ def patches(layer: Fitted, inputs: Tensor) -> Tensor:
     >>> patches(nn.Conv2d(2, 4, 3, bias=False), torch.zeros(1, 2, 5, 5)).shape
     torch.Size([1, 9, 18])
     """
-    if isinstance(layer, nn.Linear):
-        rows = inputs.reshape(1, -1, inputs.shape[-1])
-    else:
-        columns = _unfolded(layer, inputs)  # [batch, channels * kernel, positions]
-        split = columns.unflatten(1, (layer.groups, -1))
-        rows = split.permute(1, 0, 3, 2).flatten(1, 2)
+    rows = columns(layer, inputs)
     if layer.bias is None:
         return rows
     return torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=2)
@@ -230,11 +224,6 @@ def weight_of(layer: Fitted, matrix: Tensor) -> tuple[Tensor, Tensor | None]:
     return weight, None if layer.bias is None else matrix[:, -1].flatten()
 
 
-def groups_of(layer: Fitted) -> int:
-    """Return in how many groups a layer's channels are apart."""
-    return 1 if isinstance(layer, nn.Linear) else layer.groups
-
-
 def _inputs(layer: Fitted) -> int:
     """Return how many numbers one answer is computed from."""
     return math.prod(layer.weight.shape[1:]) + (layer.bias is not None)
@@ -253,14 +242,3 @@ def _pieces(
     masks = mask.split(count) if known and mask is not None else None
     for index, piece in enumerate(inputs.split(count)):
         yield piece, None if masks is None else masks[index]
-
-
-def _unfolded(layer: Convolution, inputs: Tensor) -> Tensor:
-    """Return the patches of a convolution [batch, channels * kernel, positions]."""
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    padded = functional.pad(inputs, layer._reversed_padding_repeated_twice, mode=mode)
-    sizes = [layer.kernel_size, layer.dilation, layer.stride]
-    if isinstance(layer, nn.Conv1d):
-        padded, sizes = padded.unsqueeze(2), [(1, *size) for size in sizes]
-    kernel, dilation, stride = sizes
-    return functional.unfold(padded, kernel, dilation=dilation, stride=stride)

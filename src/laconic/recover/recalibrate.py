@@ -5,18 +5,17 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from pydantic import Field
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from laconic.errors import ModelError
 from laconic.progress import progress
-from laconic.step import State, Step
+from laconic.step import Count, State, Step
 from laconic.tasks.split import Batch
-from laconic.tasks.task import evaluation, needed
+from laconic.tasks.task import full_precision, needed
 from laconic.weights.quantizer import Quantizer, calibrate
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Recalibrate"]
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Recalibrate(Step):
@@ -48,8 +47,8 @@ class Recalibrate(Step):
 
     positional: ClassVar[tuple[str, ...]] = ("batches",)
 
-    batches: Annotated[int, Field(ge=1)] = 50
-    batch: Annotated[int, Field(ge=1)] = 128
+    batches: Count = 50
+    batch: Count = 128
 
     def check(self, model: nn.Module, task: Task | None, earlier: tuple[Step, ...] = ()) -> None:
         """Refuse to run without a task.
@@ -67,22 +66,21 @@ class Recalibrate(Step):
         norms = _tracking(chosen)
         ranges = [each for each in chosen.values() if isinstance(each, Quantizer)]
         if not norms and not ranges:
-            _log.info("recalibrate: no BatchNorm statistics and no ranges in '%s'", self.scope)
+            logger.info("recalibrate: no BatchNorm statistics and no ranges in '%s'", self.scope)
         if norms:
             self._average(state, norms)
         if ranges:
             task = needed(state.task, "recalibrate needs batches of data")
             count = calibrate(state.model, task, self._batches(state), ranges)
-            _log.info("recalibrate: %d ranges, %d batches", len(ranges), count)
+            logger.info("recalibrate: %d ranges, %d batches", len(ranges), count)
 
     def _average(self, state: State, norms: dict[str, _BatchNorm]) -> None:
         task = needed(state.task, "recalibrate needs batches of data")
-        kind = torch.device(state.device).type
-        with evaluation(state.model), torch.autocast(kind, enabled=False):
+        with full_precision(state.model):
             chosen = _equal_sized(self._batches(state))
             count = _average(task, state.model, norms.values(), chosen, self.batches)
         _check_finite(norms)
-        _log.info("recalibrate: %d BatchNorm layers, %d batches", len(norms), count)
+        logger.info("recalibrate: %d BatchNorm layers, %d batches", len(norms), count)
 
     def _batches(self, state: State) -> Iterator[Batch]:
         task = needed(state.task, "recalibrate needs batches of data")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
 from torch import nn
 
 from laconic import ranks
@@ -17,7 +16,7 @@ from laconic.recover.layers import fit_layers
 from laconic.recover.modulewise import fit_all_at_once, fit_in_order
 from laconic.recover.pipeline import fit_on_ranks
 from laconic.recover.solve import Gradient, Solve
-from laconic.step import State, Step, Value
+from laconic.step import Count, State, Step, Value
 from laconic.tasks.task import needed
 from laconic.weights.quantize import planned
 from laconic.weights.representation import Float
@@ -69,7 +68,7 @@ class Parallel(Order):
 
     positional: ClassVar[tuple[str, ...]] = ("queue",)
 
-    queue: Annotated[int, Field(ge=1)] = 16
+    queue: Count = 16
 
     def fit(self, step: Reconstruct, state: State) -> None:
         """Fit all parts in turn, an update each, or on all processes that torchrun started."""
@@ -94,7 +93,7 @@ class Reconstruct(Step):
     Reconstruct(parts=3)
     """
 
-    parts: Literal["layer", "block"] | Annotated[int, Field(ge=1)] = "layer"
+    parts: Literal["layer", "block"] | Count = "layer"
     feed: Feed = Student()
     order: Order = Sequential()
     solve: Solve = Gradient()

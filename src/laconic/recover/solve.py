@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from laconic.progress import progress
 from laconic.recover.optimize import Adam, Constant, Optimizer
 from laconic.recover.penalties import Proximal, ProximalChannels
 from laconic.recover.quadratic import Quadratic
-from laconic.step import Value
+from laconic.step import Count, Share, Value
 
 if TYPE_CHECKING:
     from laconic.recover.layers import LayerPart
@@ -32,7 +31,6 @@ __all__ = [
     "lasso_channels",
 ]
 
-Share = Annotated[float, Field(gt=0, le=1)]
 
 # Directions in which inputs vary less than this, of the most they vary in any, do not determine
 # weights: moments are sums of float32 products.
@@ -68,8 +66,8 @@ class Gradient(Solve):
 
     positional: ClassVar[tuple[str, ...]] = ("steps",)
 
-    steps: Annotated[int, Field(ge=1)] = 3000
-    batch: Annotated[int, Field(ge=1)] = 32
+    steps: Count = 3000
+    batch: Count = 32
     optimizer: Optimizer = Adam(lr=5e-4, decay=Constant())
     penalty: Proximal | None = None
 

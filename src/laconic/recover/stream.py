@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from laconic.errors import ModelError, RunError
-from laconic.step import derive
+from laconic.step import derive, generator_of
 from laconic.tasks.split import map_tensors
 
 if TYPE_CHECKING:
@@ -173,8 +173,8 @@ class Stored:
         """Yield batches without end; see Source."""
         passed, first = divmod(start, len(self))
         for epoch in itertools.count(passed):
-            generator = torch.Generator().manual_seed(derive(seed, "order", epoch))
-            order: list[int] = torch.randperm(len(self), generator=generator).tolist()
+            drawn = torch.randperm(len(self), generator=generator_of(seed, "order", epoch))
+            order: list[int] = drawn.tolist()
             yield from (self._read(index) for index in order[first:])
             first = 0
 

@@ -5,23 +5,22 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from laconic.errors import RunError, ScopeError, TaskError
 from laconic.models.capture import Features
+from laconic.names import below
 from laconic.progress import progress
 from laconic.recover.descent import Descent, check_curvature, parameters_of
 from laconic.recover.lesson import Lesson
 from laconic.recover.objectives import Label, Objective
 from laconic.recover.optimize import AdamW, Optimizer, Stop
 from laconic.recover.penalties import Penalty
-from laconic.step import During, State, Step, derive
-from laconic.tasks.split import map_tensors
+from laconic.step import Count, During, State, Step, derive
 from laconic.tasks.task import needed
 from laconic.weights.laid import copied
 from laconic.weights.quantizer import Quantizer
@@ -62,8 +61,8 @@ class Train(Step):
     positional: ClassVar[tuple[str, ...]] = ("objective",)
 
     objective: Objective = Label()
-    epochs: Annotated[int, Field(ge=1)] = 1
-    batch: Annotated[int, Field(ge=1)] = 128
+    epochs: Count = 1
+    batch: Count = 128
     optimizer: Optimizer = AdamW()
     penalty: Penalty | None = None
     stop: Stop = Stop()
@@ -140,11 +139,11 @@ class _Loop:
             ):
                 yield batch
                 self.batch += 1
-                self.checkpoint()
+                self.state.checkpoint(self.payload)
             self.epoch, self.batch = epoch + 1, 0
             if self.judge():
                 return
-            self.checkpoint()
+            self.state.checkpoint(self.payload)
 
     def enter_training(self) -> None:
         """Switch to training mode, but for what learns statistics outside the scope."""
@@ -177,7 +176,7 @@ class _Loop:
         Raises:
             TaskError: it cannot even at the start of an epoch, so nothing would be learned.
         """
-        if _examples(batch) > 1:
+        if batch.size > 1:
             return True
         networks = (self.model, *self.lesson.peers.values())
         if all(_normalised(self.task, each, batch) for each in networks):
@@ -224,12 +223,6 @@ class _Loop:
             self.stale += 1
         return self.train.stop.patience is not None and self.stale >= self.train.stop.patience
 
-    def checkpoint(self) -> None:
-        """Let the run directory keep where training stands, when it is due."""
-        keeper = self.state.keeper
-        if keeper is not None and keeper.due():
-            keeper.write(self.state, self.payload())
-
     def payload(self) -> dict[str, Any]:
         """Return all that a resumed loop needs: counters and named tensors."""
         tensors = {f"best/{name}": tensor for name, tensor in self.best.items()}
@@ -249,24 +242,9 @@ class _Loop:
         self.epoch, self.batch, self.stale = (counters[k] for k in ("epoch", "batch", "stale"))
         if counters["best_score"] is not None:
             self.best_score = tuple(counters["best_score"])
-        kinds: dict[str, dict[str, Tensor]] = {"best": self.best, "lesson": {}, "optimizer": {}}
-        for name, tensor in tensors.items():
-            kind, _, rest = name.partition("/")
-            kinds[kind][rest] = tensor
-        self.lesson.load_state_dict(kinds["lesson"])
-        self.descent.restore(kinds["optimizer"])
-
-
-def _examples(batch: Batch) -> int:
-    """Return how many examples a batch has, from its first tensor."""
-    found: list[Tensor] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    map_tensors(note, (batch.inputs, batch.targets))
-    return len(found[0])
+        self.best = below("best/", tensors)
+        self.lesson.load_state_dict(below("lesson/", tensors))
+        self.descent.restore(below("optimizer/", tensors))
 
 
 def _normalised(task: Task, model: nn.Module, batch: Batch) -> bool:

@@ -132,7 +132,7 @@ def parts_of(model: nn.Module, scope: Scope | str = "*") -> dict[str, list[str]]
     {'0': ['0.weight'], '2': ['2.weight']}
     """
     family = family_of(model)
-    names = list(weights_of(model, scope if isinstance(scope, Scope) else Scope(scope)))
+    names = list(weights_of(model, Scope(str(scope))))
     found: dict[str, list[str]] = {}
     if family is None:
         for name in names:
@@ -449,7 +449,7 @@ def bit_sensitivity(
     >>> list(bit_sensitivity(network, task, {"8 bit": 8}).scores)
     ['0']
     """
-    chosen = scope if isinstance(scope, Scope) else Scope(scope)
+    chosen = Scope(str(scope))
     weights = weights_of(network, chosen)
     blocks = blocks_of(network, weights)
     if not blocks:

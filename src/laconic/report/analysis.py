@@ -16,10 +16,10 @@ from laconic.report.analyse import (
     Trajectory,
 )
 from laconic.report.estimation import EstimationError
-from laconic.report.markup import document, section, table
+from laconic.report.markup import details, document, legend, section, table
 from laconic.report.plots import Dot, Plane, decades, dots, plane, series
 from laconic.report.svg import node
-from laconic.report.tables import LOSS, NONE, Column, Metric
+from laconic.report.tables import LOSS, Column, Metric, short_text
 
 __all__ = ["analysis_page"]
 
@@ -54,17 +54,9 @@ def _eigenvalues(found: Eigenvalues) -> Element:
         ]
         for part in next(iter(pooled.values.values()))
     }
-    drawings = [
-        dots(
-            rows,
-            title="Largest eigenvalue of every part",
-            axis="largest eigenvalue",
-            width=width,
-            attributes={"class": kind},
-        )
-        for kind, width in WIDTHS.items()
-    ]
-    layers = [_details(_eigenvalue_columns(found), "The same by layer")]
+    title = "Largest eigenvalue of every part"
+    drawings = _dots(rows, title=title, axis="largest eigenvalue")
+    layers = [details(_eigenvalue_columns(found), "The same by layer")]
     return section(
         "Curvature by part",
         "The largest eigenvalue of the Hessian of the loss with respect to the weights of a part: "
@@ -78,7 +70,7 @@ def _eigenvalues(found: Eigenvalues) -> Element:
 
 
 def _dot(name: str, value: float, deviation: float) -> Dot:
-    return Dot(value, deviation, f"{name}: {_short(value)} \u00b1 {_short(deviation)}")
+    return Dot(value, deviation, f"{name}: {short_text(value)} \u00b1 {short_text(deviation)}")
 
 
 def _eigenvalue_columns(found: Eigenvalues) -> list[Column]:
@@ -91,7 +83,7 @@ def _eigenvalue_columns(found: Eigenvalues) -> list[Column]:
             ("ratio", found.ratio),
         ):
             columns.append(
-                Column(title, tuple(_short(of(network, part)) for part in parts), group=network)
+                Column(title, tuple(short_text(of(network, part)) for part in parts), group=network)
             )
     return columns
 
@@ -107,7 +99,7 @@ def _surface(found: LossSurface) -> Element:
             high=high,
             size=PANEL,
         )
-        words = f"highest \u2212 lowest: {_short(found.height(network))}"
+        words = f"highest \u2212 lowest: {short_text(found.height(network))}"
         name, height = node("p", {"class": "name"}, network), node("p", {"class": "range"}, words)
         panels.append(node("li", None, name, height, drawn))
     return section(
@@ -134,10 +126,12 @@ def _surface_columns(found: LossSurface) -> list[Column]:
     ends = {network: _ends(losses) for network, losses in found.losses.items()}
     return [
         Column("Network", tuple(found.losses), number=False),
-        Column("as it is", tuple(_short(grid[middle][middle]) for grid in found.losses.values())),
-        Column("lowest", tuple(_short(low) for low, _ in ends.values())),
-        Column("highest", tuple(_short(high) for _, high in ends.values())),
-        Column("difference", tuple(_short(found.height(network)) for network in found.losses)),
+        Column(
+            "as it is", tuple(short_text(grid[middle][middle]) for grid in found.losses.values())
+        ),
+        Column("lowest", tuple(short_text(low) for low, _ in ends.values())),
+        Column("highest", tuple(short_text(high) for _, high in ends.values())),
+        Column("difference", tuple(short_text(found.height(network)) for network in found.losses)),
     ]
 
 
@@ -163,15 +157,15 @@ def _trajectory(found: Trajectory) -> Element:
         "their distance from the last, each with its share of the variance, and the loss around "
         "that one. Darker is higher.",
         *drawings,
-        _details(_path_columns(found), "Coordinates of the snapshots"),
+        details(_path_columns(found), "Coordinates of the snapshots"),
     )
 
 
 def _path_columns(found: Trajectory) -> list[Column]:
     return [
         Column("Snapshot", tuple(str(index) for index in range(len(found.path))), number=False),
-        Column("first", tuple(_short(x) for x, _ in found.path), group="Direction"),
-        Column("second", tuple(_short(y) for _, y in found.path), group="Direction"),
+        Column("first", tuple(short_text(x) for x, _ in found.path), group="Direction"),
+        Column("second", tuple(short_text(y) for _, y in found.path), group="Direction"),
     ]
 
 
@@ -187,7 +181,7 @@ def _bits(found: BitSensitivity) -> Element:
         f"is: {before}.",
         *_legend(kinds),
         *itertools.chain.from_iterable(_bit_drawings(found, metric) for metric in metrics),
-        _details(_bit_columns(found, metrics), "Scores by block"),
+        details(_bit_columns(found, metrics), "Scores by block"),
     )
 
 
@@ -213,17 +207,12 @@ def _bit_drawings(found: BitSensitivity, metric: Metric) -> list[Element]:
         ]
         for block, kinds in found.scores.items()
     }
-    return [
-        dots(
-            rows,
-            title=f"{metric.title} with one block quantised",
-            axis=f"{metric.title}, {metric.unit}" if metric.unit else metric.title,
-            width=width,
-            reference=factor * found.baseline[metric.name],
-            attributes={"class": kind},
-        )
-        for kind, width in WIDTHS.items()
-    ]
+    return _dots(
+        rows,
+        title=f"{metric.title} with one block quantised",
+        axis=f"{metric.title}, {metric.unit}" if metric.unit else metric.title,
+        reference=factor * found.baseline[metric.name],
+    )
 
 
 def _bit_columns(found: BitSensitivity, metrics: Sequence[Metric]) -> list[Column]:
@@ -247,18 +236,13 @@ def _estimation(found: EstimationError) -> Element:
         ]
         for layer in found.errors[first]
     }
-    drawings = [
-        dots(
-            rows,
-            title=f"Layer by layer: {measure}",
-            axis=f"{measure}, logarithmic",
-            width=width,
-            reference=0.0 if others else None,
-            ticks=decades,
-            attributes={"class": kind},
-        )
-        for kind, width in WIDTHS.items()
-    ]
+    drawings = _dots(
+        rows,
+        title=f"Layer by layer: {measure}",
+        axis=f"{measure}, logarithmic",
+        reference=0.0 if others else None,
+        ticks=decades,
+    )
     relative = f", relative to that of {first}: left of the line is better" if others else ""
     return section(
         "Estimation error",
@@ -267,7 +251,7 @@ def _estimation(found: EstimationError) -> Element:
         "drawn.",
         *_legend(shown),
         *drawings,
-        _details(_estimation_columns(found), "Errors by layer"),
+        details(_estimation_columns(found), "Errors by layer"),
     )
 
 
@@ -285,7 +269,7 @@ def _estimation_columns(found: EstimationError) -> list[Column]:
 
 
 def _cell(values: Mapping[str, float], layer: str) -> str:
-    return _short(values.get(layer, math.nan))
+    return short_text(values.get(layer, math.nan))
 
 
 def _decimal(value: float | None) -> float:
@@ -302,23 +286,20 @@ _SECTIONS: dict[type[Analysis], Callable[[Any], Element]] = {
 }
 
 
-def _legend(names: Iterable[str]) -> list[Element]:
-    marks = [
-        node("li", None, node("i", {"class": series(place)}), name)
-        for place, name in enumerate(names)
+def _dots(rows: Mapping[str, Sequence[Dot]], **options: Any) -> list[Element]:
+    """Return the dots for a wide page and for a narrow one; of these the style shows one."""
+    return [
+        dots(rows, width=width, attributes={"class": kind}, **options)
+        for kind, width in WIDTHS.items()
     ]
-    return [node("ul", {"class": "legend"}, *marks)] if len(marks) > 1 else []
 
 
-def _details(columns: Sequence[Column], caption: str) -> Element:
-    return node("details", None, node("summary", None, caption), table(columns, caption))
+def _legend(names: Iterable[str]) -> list[Element]:
+    marks = [(series(place), name) for place, name in enumerate(names)]
+    return [legend(marks)] if len(marks) > 1 else []
 
 
 def _ends(losses: Iterable[Iterable[float]]) -> tuple[float, float]:
     """Return the lowest and the highest loss that is finite."""
     values = [loss for loss in itertools.chain.from_iterable(losses) if math.isfinite(loss)]
     return (min(values), max(values)) if values else (0.0, 0.0)
-
-
-def _short(value: float) -> str:
-    return NONE if math.isnan(value) else f"{value:.4g}"

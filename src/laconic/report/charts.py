@@ -11,7 +11,7 @@ from xml.etree.ElementTree import Element
 
 from laconic.measure import size_text
 from laconic.report.svg import Box, Label, drawing, node, number, place, shorten, text_width
-from laconic.report.tables import PARTS
+from laconic.report.tables import BYTES, PARTS, rounded
 
 __all__ = [
     "Axis",
@@ -40,7 +40,6 @@ WIDTH, BASE = 200, 62
 MOST_POWERS = 12
 # Narrower segments of a bar hold no percentage that can be read on a telephone.
 LABELLED_SHARE = 0.1
-SEGMENT_HEIGHT = 22
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,7 @@ def _wordings(group: Sequence[Mark]) -> list[str]:
 
 def _size_axis(across: Axis, area: Box) -> Element:
     ticks = [
-        (across.at(math.log10(tick)), _size_tick(tick))
+        (across.at(math.log10(tick)), rounded(tick, BYTES, 4))
         for tick in log_ticks(10**across.low, 10**across.high)
     ]
     # A power of ten is dropped last.
@@ -204,13 +203,6 @@ def _size_axis(across: Axis, area: Box) -> Element:
         lines.append(line(x, area.top, x, area.bottom, "grid"))
         lines.append(words(text, x, area.bottom + 17, "tick", anchor="middle"))
     return node("g", None, *lines)
-
-
-def _size_tick(size: float) -> str:
-    for unit, divisor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= divisor:
-            return f"{size / divisor:.4g} {unit}"
-    return f"{size:.4g} B"
 
 
 def _score_axis(up: Axis, area: Box) -> Element:

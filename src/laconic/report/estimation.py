@@ -17,7 +17,7 @@ from laconic.progress import progress
 from laconic.recover.quadratic import Fitted
 from laconic.report.analyse import Analysis
 from laconic.scope import Scope
-from laconic.tasks.task import evaluation
+from laconic.tasks.task import device_of, evaluation
 
 if TYPE_CHECKING:
     from laconic.tasks import Batch, Task
@@ -102,11 +102,10 @@ def estimation_error(
     """
     if not students:
         raise ModelError("there is no student to compare with the teacher; give one by its name")
-    examples, chosen = task.split(split), scope if isinstance(scope, Scope) else Scope(scope)
+    examples, chosen = task.split(split), Scope(str(scope))
     layers = {p: layer for p, layer in chosen.select(teacher).items() if isinstance(layer, Fitted)}
-    device = next((parameter.device for parameter in teacher.parameters()), "cpu")
     means = {name: _Means() for name in students}
-    batches = examples.any_order(EXAMPLES, device=device)
+    batches = examples.any_order(EXAMPLES, device=device_of(teacher))
     for batch in progress(batches, "estimation error", examples.batch_count(EXAMPLES)):
         taught, mask = _outputs(task, teacher, layers, batch), padding_mask(batch)
         if not taught:
@@ -175,7 +174,7 @@ def _outputs(
                     found.setdefault(path, []).append(output.clone())
 
             if path in modules:
-                stack.callback(modules[path].register_forward_hook(note).remove)
+                stack.enter_context(modules[path].register_forward_hook(note))
         with evaluation(model):
             task.call(model, batch)
     return found

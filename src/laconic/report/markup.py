@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from xml.etree.ElementTree import Element, tostring
 
 from laconic.report.style import STYLE
 from laconic.report.svg import breakable, node
 from laconic.report.tables import Column, heading
 
-__all__ = ["document", "section", "table"]
+__all__ = ["details", "document", "legend", "section", "table"]
 
 # (group, title) of a column -> one drawing per row, in a column of its own to the right.
 Bars = Mapping[tuple[str, str], Sequence[Element | None]]
@@ -46,6 +46,25 @@ def section(title: str, note: str, *children: Element, kind: str = "") -> Elemen
     """
     found = [node("h2", None, title), node("p", {"class": "note"}, note), *children]
     return node("section", {"class": kind} if kind else None, *found)
+
+
+def legend(marks: Iterable[tuple[str, str]]) -> Element:
+    """Return what the marks of a drawing mean: class of each and words.
+
+    >>> legend([("line", "now")]).findtext("li/i") is None
+    True
+    """
+    items = [node("li", None, node("i", {"class": kind}), words) for kind, words in marks]
+    return node("ul", {"class": "legend"}, *items)
+
+
+def details(columns: Sequence[Column], caption: str, summary: str = "") -> Element:
+    """Return a table that a click on a line unfolds.
+
+    >>> details([Column("Step", ("prune",))], "Steps", "In numbers").findtext("summary")
+    'In numbers'
+    """
+    return node("details", None, node("summary", None, summary or caption), table(columns, caption))
 
 
 def table(

@@ -9,23 +9,22 @@ from xml.etree.ElementTree import Element
 
 from laconic.measure import Layer, Measurement, size_text
 from laconic.report.charts import Mark, bar, curve, histogram, stacked_bar, tradeoff
-from laconic.report.markup import document, section, table
+from laconic.report.markup import details, document, legend, section, table
 from laconic.report.summary import Tile, headline, sentences, tiles
 from laconic.report.svg import breakable, node
 from laconic.report.tables import (
     LOSS,
     MINUS,
     PARTS,
-    Column,
     byte_columns,
     condition_rows,
     curve_columns,
     curves_of,
     layer_columns,
     ledger_columns,
-    loss_text,
     main_metric,
     parts_of,
+    short_text,
     sparsity,
     step_names,
     stored_bits,
@@ -37,6 +36,7 @@ __all__ = ["page"]
 WIDE = (520, 400)
 NARROW = (344, 320)
 THIN, THICK = 5, 22
+NUMBERS = "The same in numbers"
 
 
 def page(history: Sequence[Measurement], facts: Mapping[str, Any]) -> str:
@@ -165,26 +165,13 @@ def _bytes(history: Sequence[Measurement]) -> Element:
         "Thin bars: file sizes, on one scale. Thick bars: what each file is made of.",
         _part_legend(history),
         node("ol", {"class": "bytes"}, *rows),
-        _numbers(byte_columns(history), "Bytes of the file after every step"),
+        details(byte_columns(history), "Bytes of the file after every step", NUMBERS),
     )
-
-
-def _numbers(columns: Sequence[Column], caption: str) -> Element:
-    summary = node("summary", None, "The same in numbers")
-    return node("details", None, summary, table(columns, caption))
 
 
 def _part_legend(history: Sequence[Measurement]) -> Element:
     used = {part for one in history for part, size in parts_of(one).items() if size}
-    return node(
-        "ul",
-        {"class": "legend"},
-        *(
-            node("li", None, node("i", {"class": part}), word)
-            for part, word in PARTS.items()
-            if part in used
-        ),
-    )
+    return legend((part, word) for part, word in PARTS.items() if part in used)
 
 
 def _layers(history: Sequence[Measurement]) -> list[Element]:
@@ -238,14 +225,13 @@ def _weights(history: Sequence[Measurement]) -> list[Element]:
         figures.append(node("li", None, name, drawn, scale))
     if not figures:
         return []
-    legend = [("line", "now")] if alone else [("area", "before"), ("line", "after")]
-    marks = [node("li", None, node("i", {"class": kind}), word) for kind, word in legend]
+    marks = [("line", "now")] if alone else [("area", "before"), ("line", "after")]
     return [
         section(
             "Weights before and after" if not alone else "Weights",
             "Heights are square roots of the number of weights per unit of value, before and "
             "after on one scale. Zeros are left out.",
-            node("ul", {"class": "legend"}, *marks),
+            legend(marks),
             node("ul", {"class": "multiples"}, *figures),
         )
     ]
@@ -260,7 +246,7 @@ def _curves(history: Sequence[Measurement]) -> list[Element]:
             "a line at every power of ten, where it is positive throughout. Long curves are "
             "means of a hundred stretches.",
             node("ul", {"class": "multiples"}, *(_curve(*each) for each in found.items())),
-            _numbers(curve_columns(one), "First and last losses of the step"),
+            details(curve_columns(one), "First and last losses of the step", NUMBERS),
         )
         for name, one in zip(step_names(history), history, strict=True)
         if (found := curves_of(one))
@@ -268,7 +254,7 @@ def _curves(history: Sequence[Measurement]) -> list[Element]:
 
 
 def _curve(part: str, losses: Sequence[float]) -> Element:
-    ends = [loss_text(loss) for loss in (losses[0], losses[-1])]
+    ends = [short_text(loss) for loss in (losses[0], losses[-1])]
     drawn = curve(losses, title=f"{part}: loss {ends[0]} to {ends[1]}")
     scale = node("p", {"class": "range"}, *(node("span", None, end) for end in ends))
     return node("li", None, node("p", {"class": "name"}, *breakable(part)), drawn, scale)

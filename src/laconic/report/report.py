@@ -27,7 +27,7 @@ from laconic.report.tables import (
     step_names,
     work_columns,
 )
-from laconic.ship.container import replace_file
+from laconic.ship.container import write_file
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, Group
@@ -89,11 +89,9 @@ def write_analysis(
 
 
 def _written(text: str, path: Path) -> Path:
-    partial = path.with_name(f".{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     # A lone surrogate in a name is no reason to have no report.
-    partial.write_bytes(text.encode("utf-8", "xmlcharrefreplace"))
-    replace_file(partial, path)
+    write_file(path, text.encode("utf-8", "xmlcharrefreplace"))
     return path
 
 

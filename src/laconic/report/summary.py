@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from laconic.measure import Measurement, ledger, size_text
-from laconic.report.tables import Metric, main_metric, times
+from laconic.report.tables import COUNTS, Metric, main_metric, rounded, times
 
 __all__ = ["Tile", "headline", "sentences", "tiles"]
 
@@ -177,7 +177,4 @@ def _cost_tile(first: Measurement, last: Measurement) -> Tile | None:
 
 
 def _count(value: int) -> str:
-    for unit, divisor in ((" T", 1e12), (" G", 1e9), (" M", 1e6), (" k", 1e3)):
-        if value >= divisor:
-            return f"{value / divisor:.3g}{unit}"
-    return str(value)
+    return rounded(value, COUNTS, 3)

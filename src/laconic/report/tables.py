@@ -11,6 +11,8 @@ from laconic.costs import FLOAT_BITS
 from laconic.measure import Layer, Measurement, factor_text, ledger
 
 __all__ = [
+    "BYTES",
+    "COUNTS",
     "LOSS",
     "MINUS",
     "NONE",
@@ -28,11 +30,12 @@ __all__ = [
     "heading",
     "layer_columns",
     "ledger_columns",
-    "loss_text",
     "main_metric",
     "metrics_of",
     "parts_of",
+    "rounded",
     "shape_text",
+    "short_text",
     "sparsity",
     "step_names",
     "stored_bits",
@@ -55,6 +58,11 @@ PARTS: dict[str, str] = {
     "header_bytes": "header",
 }
 
+# Units, the smallest first: name and size.
+Units = Sequence[tuple[str, float]]
+BYTES: Units = [("B", 1.0), ("kB", 1e3), ("MB", 1e6), ("GB", 1e9), ("TB", 1e12)]
+BINARY_BYTES: Units = [(name, 1024.0**n) for n, name in enumerate("B KiB MiB GiB TiB".split())]
+COUNTS: Units = [("", 1.0), ("k", 1e3), ("M", 1e6), ("G", 1e9), ("T", 1e12)]
 # Groups of the ledger that say how small the file is and what it is made of.
 SIZE_GROUPS = frozenset({"File size", "This step", "So far"})
 SHARE_GROUP = "Share of file"
@@ -110,7 +118,7 @@ class Scale:
         return f"{value / self.divisor:,.{self.decimals}f}"
 
 
-def _scale(values: Iterable[float | None], units: Sequence[tuple[str, float]]) -> Scale:
+def _scale(values: Iterable[float | None], units: Units) -> Scale:
     """Return the unit in which the smallest value keeps its digits and the largest is short."""
     known = sorted(abs(value) for value in values if value and math.isfinite(value))
     least, most = (known[0], known[-1]) if known else (0.0, 0.0)
@@ -132,12 +140,21 @@ def byte_scale(values: Iterable[float | None], base: int = 1000) -> Scale:
     >>> byte_scale([164_016, 9_675]).text(9_675), byte_scale([5]).unit
     ('9.68', 'B')
     """
-    units = ("B", "kB", "MB", "GB", "TB") if base == 1000 else ("B", "KiB", "MiB", "GiB", "TiB")
-    return _scale(values, [(unit, float(base**power)) for power, unit in enumerate(units)])
+    return _scale(values, BYTES if base == 1000 else BINARY_BYTES)
 
 
 def _count_scale(values: Iterable[float | None]) -> Scale:
-    return _scale(values, [("", 1.0), ("k", 1e3), ("M", 1e6), ("G", 1e9), ("T", 1e12)])
+    return _scale(values, COUNTS)
+
+
+def rounded(value: float, units: Units, digits: int) -> str:
+    """Return an amount in the largest of its units that it reaches.
+
+    >>> rounded(2_500_000, BYTES, 4), rounded(999, COUNTS, 3)
+    ('2.5 MB', '999')
+    """
+    unit, divisor = [each for each in units if value >= each[1] or each is units[0]][-1]
+    return f"{value / divisor:.{digits}g} {unit}".rstrip()
 
 
 def _time_scale(values: Sequence[float | None]) -> Scale:
@@ -339,13 +356,13 @@ def byte_columns(history: Sequence[Measurement]) -> list[Column]:
     ]
 
 
-def loss_text(loss: float) -> str:
-    """Return a loss as shown.
+def short_text(value: float) -> str:
+    """Return a number in four digits.
 
-    >>> loss_text(0.0012341), loss_text(math.nan) == NONE
+    >>> short_text(0.0012341), short_text(math.nan) == NONE
     ('0.001234', True)
     """
-    return NONE if math.isnan(loss) else f"{loss:.4g}"
+    return NONE if math.isnan(value) else f"{value:.4g}"
 
 
 def curves_of(measured: Measurement) -> dict[str, tuple[float, ...]]:
@@ -365,8 +382,8 @@ def curve_columns(measured: Measurement) -> list[Column]:
     ends = {part: (losses[0], losses[-1]) for part, losses in curves_of(measured).items()}
     return [
         Column("Part", tuple(ends), number=False),
-        Column("first", tuple(loss_text(first) for first, _ in ends.values()), group="Loss"),
-        Column("last", tuple(loss_text(last) for _, last in ends.values()), group="Loss"),
+        Column("first", tuple(short_text(first) for first, _ in ends.values()), group="Loss"),
+        Column("last", tuple(short_text(last) for _, last in ends.values()), group="Loss"),
         Column("factor", tuple(_fall(*pair) for pair in ends.values()), group="Loss"),
     ]
 

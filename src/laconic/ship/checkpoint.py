@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from laconic.errors import ArtifactError, LaconicError, RunError
-from laconic.names import latent_name
+from laconic.names import below, latent_name
 from laconic.ship.container import raw_bytes, read, write
 from laconic.step import State
 from laconic.structure.surgery import apply_edits_, edits_of
@@ -75,7 +75,7 @@ def load_checkpoint(state: State, path: Path) -> dict[str, Any]:
     manifest = LATER | found
     if manifest.keys() != set(FIELDS) or not isinstance(manifest["run"], dict):
         raise ArtifactError(f"{path}: no checkpoint of a run; laconic.load reads artefacts")
-    model = _below(MODEL, tensors)
+    model = below(MODEL, tensors)
     edits = manifest["edits"]
     try:
         bake(state.model)
@@ -97,7 +97,7 @@ def load_checkpoint(state: State, path: Path) -> dict[str, Any]:
             "that the run began with"
         ) from None
     if manifest["counters"] is not None:
-        tensors = _below(TRAINING, tensors)
+        tensors = below(TRAINING, tensors)
         state.training = {"counters": manifest["counters"], "tensors": tensors}
     run: dict[str, Any] = manifest["run"]
     return run
@@ -122,14 +122,6 @@ def _cast(model: nn.Module, tensors: dict[str, Tensor]) -> None:
         kept = tensors.get(name, tensors.get(latent_name(name), tensor))
         if kept.dtype != tensor.dtype:
             tensor.data = tensor.data.to(kept.dtype)
-
-
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }
 
 
 def _lay_again(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from laconic.errors import ArtifactError
 
-__all__ = ["FORMAT", "digest", "raw_bytes", "read", "replace_file", "write"]
+__all__ = ["FORMAT", "digest", "raw_bytes", "read", "write", "write_file"]
 
 FORMAT = 1
 KEY = "laconic"
@@ -78,7 +78,7 @@ def write(path: Path, manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]
             file.write(len(header).to_bytes(8, "little") + header)
             for name in _order(listing):
                 file.write(raw_bytes(plain[name]))
-        replace_file(partial, path)
+        _replace(partial, path)
     except OSError:
         # A full disk keeps nothing useless; that the rest cannot be removed is no news then.
         with contextlib.suppress(OSError):
@@ -96,7 +96,14 @@ def _storable(path: Path, name: str, tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous()
 
 
-def replace_file(partial: Path, path: Path) -> None:
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    _replace(partial, path)
+
+
+def _replace(partial: Path, path: Path) -> None:
     """Move a finished temporary file to its name so that a crash leaves one or the other."""
     with partial.open("rb+") as file:
         os.fsync(file.fileno())

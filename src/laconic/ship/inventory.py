@@ -58,7 +58,7 @@ def inspect(path: str | Path) -> Inventory:
     content = read_content(path)
     layers = {piece.name: _parts(path, piece) for piece in content.pieces()}
     code, index, table = (sum(parts[place] for parts in layers.values()) for place in range(3))
-    stored = sum(blob.numel() * blob.element_size() for blob in content.blobs.values())
+    stored = sum(blob.nbytes for blob in content.blobs.values())
     size = path.stat().st_size
     dense = stored - code - index - table
     return Inventory(size, code, index, table, dense, size - stored, layers)
@@ -74,7 +74,7 @@ def _parts(path: Path, piece: Piece) -> tuple[int, int, int]:
             index += data.numel() - own
         else:
             code += data.numel() - own
-    table = sum(t.numel() * t.element_size() for t in piece.tables.values())
+    table = sum(each.nbytes for each in piece.tables.values())
     # A weight that is float has no codes but its values.
     if piece.streams.keys() <= {POSITION}:
         return code + table, index, overhead

@@ -196,7 +196,7 @@ def parse_manifest(data: Mapping[str, Any], blobs: Mapping[str, Tensor], where: 
         wanted = torch.uint8 if name == CODES else DTYPES[name]
         if blob.dtype != wanted or blob.dim() != 1:
             raise ArtifactError(f"{where}: blob '{name}' is {blob.dtype} {tuple(blob.shape)}")
-    _bound(manifest, sum(blob.numel() * blob.element_size() for blob in blobs.values()), where)
+    _bound(manifest, sum(blob.nbytes for blob in blobs.values()), where)
     return manifest
 
 

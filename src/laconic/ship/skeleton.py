@@ -17,6 +17,7 @@ from laconic.errors import ArtifactError, LaconicError, ModelError
 from laconic.models.load import build
 from laconic.ship.manifest import DTYPES, Manifest
 from laconic.structure.surgery import apply_edits_, edits_of
+from laconic.tasks.task import device_of
 from laconic.weights.laid import laid_tensors
 from laconic.weights.quantizer import activations_data, attach_data_
 
@@ -55,8 +56,7 @@ def skeleton(path: Path, manifest: Manifest, model: nn.Module | None) -> nn.Modu
             _check_fit(path, manifest, tried)
         else:
             _check_fit(path, manifest, model)
-        first = next(model.parameters(), torch.empty(0))
-        network = _edited(path, manifest, model, first.device)
+        network = _edited(path, manifest, model, device_of(model))
     _check_buffers(path, network, manifest)
     return network
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from laconic.curvature import LossFunction, diagonal_fisher, diagonal_hutchinson
 from laconic.errors import RecipeError
-from laconic.step import State, Step, Value, members
+from laconic.step import Count, State, Step, Value, members
 from laconic.structure.elements import Matrices, gather, matrices
 from laconic.tasks.task import needed
 from laconic.weights.laid import mask_of, owner
@@ -33,23 +32,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PRUNABLE",
-    "Count",
     "Criterion",
     "Hessian",
     "Magnitude",
     "Random",
     "Taylor",
     "combined",
-    "first_order",
     "first_order_means",
     "grouped",
-    "loss_change",
     "second_order",
     "standardized",
     "used",
 ]
 
-Count = Annotated[int, Field(ge=1)]
 Combine = Literal["sum", "absolute", "square"]
 Key = TypeVar("Key", bound=Hashable)
 
@@ -59,35 +54,6 @@ PRUNABLE = ("weights", "channels", "heads", "neurons", "hidden")
 # Survivors that are all equal have no spread; then no q * std prunes any of them, so their
 # scores are huge, yet finite in float32.
 _LEAST_SPREAD = 1e-30
-
-
-def loss_change(gradient: Tensor, product: Tensor, change: Tensor) -> Tensor:
-    """Return ``g . d + 0.5 d . (H d)``: what the loss changes by when w becomes w + d.
-
-    Every criterion is a part of this expansion for ``d = -w``; it is exact for a quadratic.
-
-    Args:
-        gradient: g = dl/dw [any shape].
-        product: H d, the Hessian times the change [same shape].
-        change: d [same shape].
-
-    >>> loss_change(torch.tensor([1.0]), torch.tensor([4.0]), torch.tensor([2.0]))
-    tensor(6.)
-    """
-    return (gradient * change).sum() + 0.5 * (change * product).sum()
-
-
-def first_order(gradient: Tensor, weight: Tensor) -> Tensor:
-    """Return ``|g * w|``, the first-order change of the loss when one weight becomes zero.
-
-    Args:
-        gradient: dl/dw [any shape].
-        weight: w [same shape].
-
-    >>> first_order(torch.tensor([2.0, -1.0]), torch.tensor([3.0, 0.0]))
-    tensor([6., 0.])
-    """
-    return (gradient * weight).abs()
 
 
 def second_order(diagonal: Tensor, weight: Tensor) -> Tensor:
@@ -150,9 +116,11 @@ class Criterion(Value, ABC):
 
     Attributes:
         ranks: what it can rank, of "weights", "channels", "heads", "neurons" and "hidden".
+        needs_data: whether it scores on batches of the task.
     """
 
     ranks: ClassVar[tuple[str, ...]] = PRUNABLE
+    needs_data: ClassVar[bool] = False
 
     def check(self, task: Task | None, axes: str = "weights") -> None:
         """Refuse, before any work, what this criterion cannot rank, or a task that cannot serve.
@@ -167,6 +135,8 @@ class Criterion(Value, ABC):
         """
         if axes not in self.ranks:
             raise self.misfit(axes)
+        if self.needs_data:
+            needed(task, f"{self.name} needs batches")
 
     def misfit(self, axes: str) -> RecipeError:
         """Return the error that says what this criterion ranks, and what ranks these."""
@@ -326,16 +296,13 @@ class Taylor(Criterion):
     Taylor(batches=4)
     """
 
+    needs_data: ClassVar[bool] = True
+
     batches: Count = 8
     batch: Count = 64
     per: Per = "batch"
     combine: Combine = "sum"
     uses: Matrices = "consumed"
-
-    def check(self, task: Task | None, axes: str = "weights") -> None:
-        """Refuse to run without a task."""
-        super().check(task, axes)
-        needed(task, f"{self.name} needs batches")
 
     def check_axes(self, model: nn.Module, axes: Sequence[Axis]) -> None:
         """Refuse axes without the matrices that count."""
@@ -383,16 +350,13 @@ class Hessian(Criterion):
     Hessian(batches=4, estimator='hutchinson')
     """
 
+    needs_data: ClassVar[bool] = True
+
     batches: Count = 8
     batch: Count = 64
     estimator: Literal["fisher", "hutchinson"] = "fisher"
     vectors: Count = 32
     uses: Matrices = "produced"
-
-    def check(self, task: Task | None, axes: str = "weights") -> None:
-        """Refuse to run without a task."""
-        super().check(task, axes)
-        needed(task, f"{self.name} needs batches")
 
     def check_axes(self, model: nn.Module, axes: Sequence[Axis]) -> None:
         """Refuse axes without the matrices that count."""

@@ -19,9 +19,7 @@ from laconic.errors import ModelError
 __all__ = [
     "balanced",
     "block_diagonal",
-    "block_energy",
     "block_order",
-    "break_even",
     "data_spectrum",
     "data_svd_factors",
     "energy_rank",
@@ -38,17 +36,6 @@ __all__ = [
 _EPSILON = 1e-12
 # Rounds of exchanging rows and columns between blocks; it stops earlier where nothing is gained.
 _ROUNDS = 20
-
-
-def break_even(rows: int, columns: int) -> float:
-    """Return ``m n / (m + n)``: a rank below it makes a matrix smaller.
-
-    The factors [m, k] and [k, n] hold k (m + n) numbers in place of m n.
-
-    >>> break_even(768, 3072)
-    614.4
-    """
-    return rows * columns / (rows + columns)
 
 
 def energy_rank(squares: Tensor, energy: float) -> int:
@@ -207,16 +194,6 @@ def block_diagonal(weight: Tensor, blocks: int) -> Tensor:
     grid = weight.reshape(blocks, rows // blocks, blocks, columns // blocks, *rest)
     each = torch.arange(blocks, device=weight.device)
     return grid[each, :, each]
-
-
-def block_energy(weight: Tensor, blocks: int) -> float:
-    """Return the share of the squared norm that lies in the blocks on the diagonal.
-
-    >>> block_energy(torch.tensor([[3.0, 0.0], [4.0, 0.0]]), 2)
-    0.36
-    """
-    inside = block_diagonal(weight, blocks).double().square().sum()
-    return float(inside / weight.double().square().sum())
 
 
 def block_order(weight: Tensor, blocks: int) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import logging
 import math
 from abc import ABC, abstractmethod
@@ -16,15 +15,17 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from laconic.errors import ModelError, ScopeError
+from laconic.errors import ChainError, ModelError, ScopeError
 from laconic.models.capture import observe
 from laconic.models.families import blocks_path, family_of
 from laconic.names import of_laid
 from laconic.scope import Scope
-from laconic.step import State, Step, Value, run_step
+from laconic.step import Count, Share, State, Step, Value, run_step
+from laconic.structure.schedules import EPSILON
 from laconic.structure.surgery import keep_
 from laconic.tasks.task import evaluation, needed
 from laconic.weights.laid import bake, laid_tensors, lay, owner
+from laconic.weights.slopes import drawn
 
 if TYPE_CHECKING:
     from laconic.tasks import Task
@@ -42,17 +43,14 @@ __all__ = [
     "Similar",
     "Spread",
     "Top",
+    "refuse_shared",
 ]
 
 logger = logging.getLogger(__name__)
 
 COMPARED = "similar compares blocks on data"
 
-Count = Annotated[int, Field(ge=1)]
 Place = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(gt=0, le=1)]
-# A quotient of floats that is a whole number but for rounding is that number.
-_EPSILON = 1e-9
 
 
 class Depth(Value, ABC):
@@ -192,7 +190,7 @@ class EveryOther(Depth):
 
     def kept(self, count: int, similarity: Sequence[float] = ()) -> tuple[int, ...]:
         """Return the places that are no multiple of floor(1 / share)."""
-        return _without(count, range(0, count, math.floor(1 / self.share + _EPSILON)))
+        return _without(count, range(0, count, math.floor(1 / self.share + EPSILON)))
 
 
 class Spread(Depth):
@@ -215,7 +213,7 @@ class Spread(Depth):
     def kept(self, count: int, similarity: Sequence[float] = ()) -> tuple[int, ...]:
         """Return floor(i / keep) for i = 0 ... round(count keep) - 1."""
         number = max(1, round(count * self.keep))
-        return tuple(math.floor(index / self.keep + _EPSILON) for index in range(number))
+        return tuple(math.floor(index / self.keep + EPSILON) for index in range(number))
 
 
 class AllBut(Depth):
@@ -288,10 +286,9 @@ class Similar(Depth):
         task, count = needed(state.task, COMPARED), len(_blocks(state.model, path))
         pairs = [(f"input:{path}.{place}", f"output:{path}.{place}") for place in range(count)]
         names = [name for pair in pairs for name in pair]
-        drawn = task.train.plain().batches(self.batch, seed=state.seed, device=state.device)
         total, sums = 0.0, torch.zeros(count, dtype=torch.float64)
         with evaluation(state.model):
-            for batch in itertools.islice(drawn, self.batches):
+            for batch in drawn(state, task, self.batches, self.batch, self.name):
                 found = observe(task, state.model, batch, names)
                 compared = [self._cosines(found[a], found[b], found.get("mask")) for a, b in pairs]
                 total += compared[0].numel()
@@ -496,6 +493,20 @@ class ShareLayers(Step):
                     f"share_layers: block {place} and block 0 differ in '{differing[0]}', so they "
                     "cannot share parameters; share before blocks are pruned each on its own"
                 )
+
+
+def refuse_shared(
+    model: nn.Module, paths: Iterable[str], earlier: Iterable[Step], step: str
+) -> None:
+    """Refuse layers that an earlier step ties to each other."""
+    if not any(isinstance(each, ShareLayers) for each in earlier):
+        return
+    shared = [path for path in paths if path.startswith(f"{blocks_path(model)}.")]
+    if shared:
+        raise ChainError(
+            f"{step}: '{shared[0]}' shares its weight with other blocks once share_layers has "
+            f"run; put {step} before it, or leave the blocks out of the scope"
+        )
 
 
 def _share_(model: nn.Module, names: Sequence[str], source: int | Literal["mean"]) -> None:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from laconic.errors import AxisError
-from laconic.structure.axes import Axis, Use, find_axes
+from laconic.structure.axes import Axis, Use, find_axes, slice_
 from laconic.structure.examples import example_inputs
+from laconic.structure.ranking import padded
 from laconic.weights.laid import bake, laid_tensors, latent_of, mask_of, narrow
 from laconic.weights.representation import Float
 
@@ -31,7 +32,7 @@ __all__ = [
     "mask_",
     "matrices",
     "roles",
-    "unmask_",
+    "slice_masked_",
     "zero_",
 ]
 
@@ -218,7 +219,24 @@ def mask_(model: nn.Module, kept: Mapping[Axis, Tensor]) -> None:
             hide_(tensor, mask)
 
 
-def unmask_(model: nn.Module, names: Collection[str]) -> None:
+def slice_masked_(
+    model: nn.Module, axes: Sequence[Axis], *, multiple_of: int = 1
+) -> dict[Axis, Tensor]:
+    """Take what is masked out of a network; return what is left of each axis, bool [size].
+
+    Args:
+        model: the network, changed in place; masks that hide nothing any more are gone.
+        axes: of the network.
+        multiple_of: so many elements of each axis, or a multiple of it, are left.
+    """
+    kept = {axis: padded(alive(model, axis), multiple_of) for axis in axes}
+    smaller = {axis: mask.nonzero()[:, 0] for axis, mask in kept.items() if not bool(mask.all())}
+    slice_(model, {axis: places.tolist() for axis, places in smaller.items()})
+    _unmask_(model, {use.name for axis in axes for use in axis.uses})
+    return kept
+
+
+def _unmask_(model: nn.Module, names: Collection[str]) -> None:
     """Bake what is laid on these tensors for the sake of a mask that hides nothing any more."""
     for name, (layer, _) in laid_tensors(model).items():
         whole = layer.mask is not None and bool(layer.mask.all())

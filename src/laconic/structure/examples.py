@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from laconic.errors import ModelError, TaskError
-from laconic.tasks.task import evaluation
+from laconic.tasks.task import device_of, evaluation
 
 if TYPE_CHECKING:
     from laconic.tasks import Task
@@ -43,25 +43,22 @@ def example_inputs(
     """
     if task is None:
         raise TaskError("the axes of a network are found on a batch of data; give task=")
-    first = next(model.parameters(), None)
-    batch = task.example_batch(count).to("cpu" if first is None else first.device)
+    batch = task.example_batch(count).to(device_of(model))
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def note(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         calls.append((inputs, named))
 
-    hook = model.register_forward_pre_hook(note, with_kwargs=True)
+    watched = model.register_forward_pre_hook(note, with_kwargs=True)
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     try:
-        with torch.random.fork_rng(devices=list(devices)), evaluation(model):
+        with watched, torch.random.fork_rng(devices=list(devices)), evaluation(model):
             task.call(model, batch)
     except _MISFIT as error:
         raise ModelError(
             f"{type(model).__name__} fails on {count} examples of {task.name} "
             f"({type(error).__name__}: {error}); the task's call decides what it is fed"
         ) from error
-    finally:
-        hook.remove()
     if not calls:
         raise TaskError(
             f"{task.name}: call= does not call the model but parts of it, so its axes cannot be "

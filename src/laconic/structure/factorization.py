@@ -17,7 +17,8 @@ from torch.nn.utils import parametrize
 
 from laconic.errors import ModelError
 from laconic.names import module_of
-from laconic.step import State, Value
+from laconic.step import Count, Share, State, Value
+from laconic.structure.columns import groups_of
 from laconic.structure.decompose import energy_rank
 from laconic.tasks.task import evaluation
 from laconic.weights.laid import latent_of, owners_of
@@ -33,7 +34,6 @@ __all__ = [
     "check_runs",
     "convolution",
     "geometry_of",
-    "groups_of",
     "latent",
     "linear",
     "refuse_needed",
@@ -41,8 +41,6 @@ __all__ = [
     "shape_of",
 ]
 
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(gt=0, le=1)]
 Portion = Annotated[float, Field(gt=0, lt=1)]
 Pair = tuple[int, int]
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -124,15 +122,6 @@ def bias_of(module: nn.Module) -> nn.Parameter | None:
     if plain is not None or laid is None:
         return plain
     return nn.Parameter(cast("Tensor", laid).detach().clone())
-
-
-def groups_of(module: nn.Module) -> int:
-    """Return the groups of a convolution; 1 for any other layer.
-
-    >>> groups_of(nn.Conv2d(4, 4, 3, groups=2)), groups_of(nn.Linear(2, 2))
-    (2, 1)
-    """
-    return module.groups if isinstance(module, nn.Conv2d) else 1
 
 
 def shape_of(module: nn.Module) -> tuple[int, ...]:

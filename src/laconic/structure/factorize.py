@@ -3,42 +3,40 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
+import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from laconic.errors import ChainError, ModelError, ScopeError
-from laconic.models.families import blocks_path
+from laconic.errors import ModelError, ScopeError
 from laconic.progress import progress
 from laconic.step import State, Step
-from laconic.structure.depth import ShareLayers
+from laconic.structure.columns import groups_of, unfolded
+from laconic.structure.depth import refuse_shared
 from laconic.structure.factorization import (
     Factorization,
     Source,
     break_even,
     check_runs,
-    geometry_of,
-    groups_of,
     latent,
     refuse_needed,
     refuse_tied,
     shape_of,
 )
 from laconic.structure.surgery import edits_of, replace_
-from laconic.tasks.task import evaluation, needed
+from laconic.tasks.task import full_precision, needed
 from laconic.weights.laid import mask_of
+from laconic.weights.slopes import drawn
 
 if TYPE_CHECKING:
     from laconic.tasks import Task
 
 __all__ = ["Factorize"]
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 MOMENTS = "factorize needs batches for moments of inputs"
 
@@ -99,13 +97,7 @@ class Factorize(Step):
             if self._split_before(model, earlier):
                 return
             raise
-        if any(isinstance(step, ShareLayers) for step in earlier):
-            shared = [name for name in targets if name.startswith(f"{blocks_path(model)}.")]
-            if shared:
-                raise ChainError(
-                    f"factorize: '{shared[0]}' shares its weight with other blocks once "
-                    "share_layers has run; factorize first, or leave the blocks out of the scope"
-                )
+        refuse_shared(model, targets, earlier, self.name)
 
     def _split_before(self, model: nn.Module, earlier: tuple[Step, ...]) -> bool:
         """Return whether an earlier step may have split layers of the scope."""
@@ -127,7 +119,7 @@ class Factorize(Step):
         for name, module in made.items():
             before = latent(targets[name]).numel()
             replace_(state.model, name, module)
-            _log.info("factorize: '%s': %d weights are now %d", name, before, _weights(module))
+            logger.info("factorize: '%s': %d weights are now %d", name, before, _weights(module))
         check_runs(state, "factorize")
 
     def _targets(self, model: nn.Module) -> dict[str, nn.Module]:
@@ -135,7 +127,7 @@ class Factorize(Step):
         selected = self.scope.select(model)
         fitting = {name: module for name, module in selected.items() if self.method.fits(module)}
         if not fitting and selected.keys() & edits_of(model).get("modules", {}).keys():
-            _log.info("factorize: what '%s' selects was replaced before, and stays", self.scope)
+            logger.info("factorize: what '%s' selects was replaced before, and stays", self.scope)
         elif not fitting:
             raise ScopeError(
                 f"'{self.scope}' selects no layer that {self.method!r} splits; it splits "
@@ -148,7 +140,7 @@ class Factorize(Step):
                 self._check(model, name, module)
                 chosen[name] = module
             else:
-                _log.info("factorize: '%s' stays: no rank makes it smaller", name)
+                logger.info("factorize: '%s' stays: no rank makes it smaller", name)
         return chosen
 
     def _check(self, model: nn.Module, name: str, module: nn.Module) -> None:
@@ -186,11 +178,8 @@ class Factorize(Step):
         if self.method.samples is None:
             return {}
         task, (batches, size) = needed(state.task, MOMENTS), self.method.samples
-        drawn = task.train.plain().batches(size, seed=state.seed, device=state.device)
-        kind = torch.device(state.device).type
-        plain = torch.autocast(kind, enabled=False)
-        with _watched(targets) as moments, evaluation(state.model), plain:
-            for batch in progress(itertools.islice(drawn, batches), "factorize: inputs", batches):
+        with _watched(targets) as moments, full_precision(state.model):
+            for batch in drawn(state, task, batches, size, "factorize: inputs"):
                 task.call(state.model, batch)
         for name in targets:
             if name not in moments or not bool(torch.isfinite(moments[name]).all()):
@@ -212,42 +201,23 @@ def _watched(targets: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
     """Add up the second moments of what enters the layers during a with block."""
     moments: dict[str, Tensor] = {}
 
-    def watcher(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def watch(module: nn.Module, args: Any, kwargs: Any) -> None:
-            entered = args[0] if args else next(iter(kwargs.values()))
-            moment = _moment(module, entered.detach())
-            moments[name] = moments[name] + moment if name in moments else moment
+    def watch(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        entered = args[0] if args else next(iter(kwargs.values()))
+        moment = _moment(module, entered.detach())
+        moments[name] = moments[name] + moment if name in moments else moment
 
-        return watch
-
-    hooks = [
-        module.register_forward_pre_hook(watcher(name), with_kwargs=True)
-        for name, module in targets.items()
-    ]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for name, module in targets.items():
+            noting = functools.partial(watch, name)
+            hooks.enter_context(module.register_forward_pre_hook(noting, with_kwargs=True))
         yield moments
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _moment(module: nn.Module, entered: Tensor) -> Tensor:
     """Return X X^T [groups, n, n] of one input; a convolution's columns are its patches."""
     if isinstance(module, nn.Conv2d):
-        columns = _patches(module, entered).unflatten(1, (module.groups, -1))
+        columns = unfolded(module, entered).unflatten(1, (module.groups, -1))
         columns = columns.permute(1, 2, 0, 3).flatten(2).double()
     else:
         columns = entered.reshape(1, -1, entered.shape[-1]).transpose(1, 2).double()
     return columns @ columns.transpose(1, 2)
-
-
-def _patches(conv: nn.Conv2d, images: Tensor) -> Tensor:
-    """Return the patches a kernel sees [batch, channels * height * width, positions]."""
-    moves = geometry_of(conv)
-    if images.dim() == 3:
-        images = images[None]
-    tall, wide = moves.padding
-    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-    padded = F.pad(images, (wide, wide, tall, tall), mode=mode)
-    extent = (conv.kernel_size[0], conv.kernel_size[1])
-    return F.unfold(padded, extent, dilation=moves.dilation, stride=moves.stride)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -18,6 +18,7 @@ from laconic.step import State, Step
 from laconic.structure.examples import example_inputs
 from laconic.structure.factorization import bias_of, refuse_tied
 from laconic.structure.surgery import replace_
+from laconic.tasks.split import tensors_in
 from laconic.tasks.task import evaluation
 from laconic.weights.laid import laid_tensors, lay, mask_of
 from laconic.weights.quantize import planned
@@ -90,19 +91,15 @@ def norms_behind(model: nn.Module, task: Task | None) -> dict[str, str]:
     def enter(module: nn.Module, given: tuple[Any, ...]) -> None:
         fed[module] = given[0]
 
-    hooks = []
-    for module in model.modules():
-        if isinstance(module, (*FOLDABLE, _BatchNorm)):
-            hooks.append(module.register_forward_hook(leave))
-        if isinstance(module, _BatchNorm) and module.running_mean is not None:
-            hooks.append(module.register_forward_pre_hook(enter))
-    try:
+    with ExitStack() as hooks:
+        for module in model.modules():
+            if isinstance(module, (*FOLDABLE, _BatchNorm)):
+                hooks.enter_context(module.register_forward_hook(leave))
+            if isinstance(module, _BatchNorm) and module.running_mean is not None:
+                hooks.enter_context(module.register_forward_pre_hook(enter))
         with evaluation(model), _nothing_frozen(model), torch.enable_grad():
             result = model(*inputs, **named)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    readers = _readers(_tensors(result))
+    readers = _readers(tensors_in(result))
     names = {module: name for name, module in model.named_modules()}
     return {
         names[module]: names[norm]
@@ -126,16 +123,6 @@ def _nothing_frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
-
-
-def _tensors(value: Any) -> Iterable[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _tensors(each)
 
 
 def _readers(outputs: Iterable[Tensor]) -> Counter[Any]:

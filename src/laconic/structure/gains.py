@@ -7,15 +7,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, final
+from typing import TYPE_CHECKING, Literal, final
 
 import torch
-from pydantic import Field
 from torch import nn
 
 from laconic.budget import knapsack
 from laconic.progress import progress
-from laconic.step import State, Value
+from laconic.step import Count, State, Value
 from laconic.tasks.task import needed
 from laconic.weights.laid import Laid, swap_
 
@@ -33,7 +32,6 @@ __all__ = [
     "put_",
 ]
 
-Count = Annotated[int, Field(ge=1)]
 # Cells of the table that a knapsack is solved with, a byte each.
 CELLS = 1 << 28
 

@@ -10,15 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from laconic.errors import AxisError
-from laconic.step import State
-from laconic.structure.criteria import Count, Criterion, first_order_means, grouped, used
+from laconic.step import Count, State
+from laconic.structure.criteria import Criterion, first_order_means, grouped, used
 from laconic.structure.elements import matrices, roles
-from laconic.tasks.task import needed
 from laconic.weights.slopes import Per
 
 if TYPE_CHECKING:
     from laconic.structure.axes import Axis, Use
-    from laconic.tasks import Task
 
 __all__ = [
     "FPGM",
@@ -83,16 +81,12 @@ class HeadImportance(AxisCriterion):
     """
 
     ranks: ClassVar[tuple[str, ...]] = ("heads",)
+    needs_data: ClassVar[bool] = True
 
     batches: Count = 8
     batch: Count = 64
     per: Per = "batch"
     normalize: Literal["layer", "none"] = "layer"
-
-    def check(self, task: Task | None, axes: str = "weights") -> None:
-        """Refuse to run without a task."""
-        super().check(task, axes)
-        needed(task, f"{self.name} needs batches")
 
     def check_axes(self, model: nn.Module, axes: Sequence[Axis]) -> None:
         """Refuse heads that no matrix reads."""
@@ -127,15 +121,11 @@ class NeuronImportance(AxisCriterion):
     """
 
     ranks: ClassVar[tuple[str, ...]] = ("neurons",)
+    needs_data: ClassVar[bool] = True
 
     batches: Count = 8
     batch: Count = 64
     per: Per = "batch"
-
-    def check(self, task: Task | None, axes: str = "weights") -> None:
-        """Refuse to run without a task."""
-        super().check(task, axes)
-        needed(task, f"{self.name} needs batches")
 
     def check_axes(self, model: nn.Module, axes: Sequence[Axis]) -> None:
         """Refuse neurons that no matrix computes, or none reads."""

@@ -15,16 +15,15 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from laconic.step import Count, Share
 from laconic.structure import tensors
 from laconic.structure.decompose import energy_rank
 from laconic.structure.factorization import (
     HALF,
-    Count,
     Factorization,
     Geometry,
     Portion,
     Ranked,
-    Share,
     Source,
     Spectral,
     chain,

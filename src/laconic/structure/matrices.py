@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from laconic.errors import ModelError
 from laconic.models.factored import BlockDiagonalLinear, BlockTermLinear, Reorder, TTLinear
+from laconic.step import Count
 from laconic.structure import decompose
 from laconic.structure.factorization import (
-    Count,
     Factorization,
     Portion,
     Source,

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, cast
+from contextlib import ExitStack
+from typing import Annotated, ClassVar
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from laconic.errors import ChainError, ModelError, ScopeError
 from laconic.scope import Scope
-from laconic.step import State, Step
-from laconic.structure.criteria import Count, Criterion, second_order
+from laconic.step import Count, State, Step
+from laconic.structure.columns import columns
+from laconic.structure.criteria import Criterion, second_order
 from laconic.tasks.task import evaluation, needed
 from laconic.weights.laid import (
     laid_tensors,
@@ -24,20 +25,14 @@ from laconic.weights.laid import (
     owners_of,
 )
 from laconic.weights.quantize import planned
-from laconic.weights.representation import Float
+from laconic.weights.representation import Float, full_mask
 from laconic.weights.slopes import drawn, probe
-
-if TYPE_CHECKING:
-    from laconic.tasks import Task
 
 __all__ = [
     "OBS",
-    "columns",
     "compensated",
     "damped",
     "inverse_diagonal",
-    "least_squares_hessian",
-    "obs_update",
 ]
 
 # Layers whose output is a product of each row of the weight with inputs seen by all rows.
@@ -49,42 +44,10 @@ _SINGULAR = (
 )
 
 
-def least_squares_hessian(inputs: Tensor, damping: float = 0.0) -> Tensor:
-    """Return ``2 E[x x^T]`` + damping * mean diagonal * I, [width, width].
-
-    The Hessian of ``E ||W x - W_0 x||^2`` with respect to each row of W.
-
-    Args:
-        inputs: x [examples, width].
-        damping: relative to the mean of the diagonal; makes it invertible.
-
-    >>> least_squares_hessian(torch.tensor([[1.0, 0.0], [0.0, 3.0]]))
-    tensor([[1., 0.],
-            [0., 9.]])
-    """
-    return damped(2 * inputs.T @ inputs / len(inputs), damping)
-
-
 def damped(hessian: Tensor, damping: float) -> Tensor:
     """Return H + damping * mean diagonal * I."""
     size = damping * hessian.diagonal().mean()
     return hessian + size * torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
-
-
-def obs_update(weight: Tensor, inverse: Tensor, index: int) -> Tensor:
-    """Return ``dw = -(w_i / [H^-1]_ii) H^-1 e_i``: w_i becomes zero, the others make up for it.
-
-    The cheapest such change, at ``w_i^2 / (2 [H^-1]_ii)`` (Hassibi and Stork 1993, eq. 5).
-
-    Args:
-        weight: w [width].
-        inverse: H^-1 [width, width].
-        index: i.
-
-    >>> obs_update(torch.tensor([2.0, 1.0]), torch.tensor([[1.0, 0.5], [0.5, 1.0]]), 0)
-    tensor([-2., -1.])
-    """
-    return -(weight[index] / inverse[index, index]) * inverse[:, index]
 
 
 def inverse_diagonal(hessian: Tensor, mask: Tensor) -> Tensor:
@@ -203,15 +166,11 @@ class OBS(Criterion):
     """
 
     ranks: ClassVar[tuple[str, ...]] = ("weights",)
+    needs_data: ClassVar[bool] = True
 
     batches: Count = 8
     batch: Count = 64
     damping: Annotated[float, Field(gt=0)] = 1e-2
-
-    def check(self, task: Task | None, axes: str = "weights") -> None:
-        """Refuse to run without a task."""
-        super().check(task, axes)
-        needed(task, f"{self.name} needs batches")
 
     def check_weights(
         self, model: nn.Module, names: Iterable[str], earlier: Sequence[Step] = ()
@@ -237,8 +196,8 @@ class OBS(Criterion):
         self.check_weights(state.model, weights)
         found = {}
         for name, hessians in self._hessians(state, weights).items():
-            weight, mask = weights[name].detach(), mask_of(state.model, name)
-            survives = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
+            weight = weights[name].detach()
+            survives = full_mask(mask_of(state.model, name), weight)
             inverses = [
                 inverse_diagonal(hessian, rows)
                 for hessian, rows in zip(hessians, _rows(survives, hessians), strict=True)
@@ -284,18 +243,13 @@ class OBS(Criterion):
             sums[name] = sums[name] + moment if name in sums else moment.double()
             counts[name] = counts.get(name, 0) + found.shape[1]
 
-        hooks = [
-            owner(network, each)[0].register_forward_pre_hook(functools.partial(note, name))
-            for name in weights
-            for each in owners_of(network, latent_of(network, name)[1])
-        ]
-        try:
-            with evaluation(network):
-                for batch in drawn(state, task, self.batches, self.batch, self.name):
-                    task.call(network, batch)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with ExitStack() as hooks, evaluation(network):
+            for name in weights:
+                for each in owners_of(network, latent_of(network, name)[1]):
+                    noting = functools.partial(note, name)
+                    hooks.enter_context(owner(network, each)[0].register_forward_pre_hook(noting))
+            for batch in drawn(state, task, self.batches, self.batch, self.name):
+                task.call(network, batch)
         for name in weights:
             if name not in sums:
                 raise ModelError(f"'{name}' is of a layer that is never called; leave it out")
@@ -303,33 +257,6 @@ class OBS(Criterion):
             name: torch.stack([damped(2 * part / counts[name], self.damping) for part in sum_])
             for name, sum_ in sums.items()
         }
-
-
-def columns(module: nn.Module, inputs: Tensor) -> Tensor:
-    """Return what each row of a layer's weight is multiplied with, [groups, examples, width].
-
-    Args:
-        module: a linear layer or a convolution of one or two dimensions.
-        inputs: of its forward.
-
-    >>> columns(nn.Conv1d(1, 1, 2), torch.tensor([[[1.0, 2.0, 3.0]]]))
-    tensor([[[1., 2.],
-             [2., 3.]]])
-    """
-    if isinstance(module, nn.Linear):
-        return inputs.reshape(1, -1, module.in_features)
-    convolution = cast("nn.Conv2d", module)
-    mode = convolution.padding_mode
-    padding = convolution._reversed_padding_repeated_twice
-    inputs = F.pad(inputs, padding, mode="constant" if mode == "zeros" else mode)
-    sides = [convolution.kernel_size, convolution.dilation, convolution.stride]
-    if isinstance(module, nn.Conv1d):
-        inputs, sides = inputs.unsqueeze(-2), [(1, *side) for side in sides]
-    kernel, dilation, stride = sides
-    patches = F.unfold(inputs, kernel, dilation=dilation, stride=stride)
-    batch, width, places = patches.shape
-    split = patches.reshape(batch, convolution.groups, width // convolution.groups, places)
-    return split.permute(1, 0, 3, 2).reshape(convolution.groups, batch * places, -1)
 
 
 def _rows(tensor: Tensor, hessians: Tensor) -> Tensor:

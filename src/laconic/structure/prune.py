@@ -5,28 +5,28 @@ from __future__ import annotations
 import logging
 import math
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from laconic.errors import AxisError, ChainError, ModelError, RecipeError, ScopeError
-from laconic.step import During, State, Step, run_step
-from laconic.structure.axes import Axis, slice_
+from laconic.step import Count, During, Share, State, Step, inside, run_step
+from laconic.structure.axes import Axis
 from laconic.structure.criteria import Criterion, Magnitude
 from laconic.structure.elements import (
     alive,
     axes_of,
     hide_,
     mask_,
-    unmask_,
+    slice_masked_,
     zero_,
 )
-from laconic.structure.ranking import Over, Ranking, best_elements, padded
-from laconic.structure.schedules import EPSILON, Gradual, Schedule, Share
+from laconic.structure.ranking import Over, Ranking, best_elements
+from laconic.structure.schedules import EPSILON, Gradual, Schedule
 from laconic.weights.laid import latent_of, mask_of, narrow, weights_of
+from laconic.weights.representation import full_mask
 
 if TYPE_CHECKING:
     from laconic.tasks import Task
@@ -84,7 +84,7 @@ class Prune(During):
     by: Criterion = Magnitude()
     ranking: Over | Ranking = "local"
     schedule: Schedule = Gradual()
-    rounds: Annotated[int, Field(ge=1)] | None = None
+    rounds: Count | None = None
     retrain: Step | None = None
 
     @property
@@ -111,8 +111,8 @@ class Prune(During):
         for name in weights:
             mask_of(model, name)  # refuses what nothing can be laid on
         self.by.check_weights(model, weights, earlier)
-        for step in _with_nested(earlier):
-            if not isinstance(step, Prune) or (step.axes, step.scope) != (self.axes, self.scope):
+        for step in inside(earlier, Prune):
+            if (step.axes, step.scope) != (self.axes, self.scope):
                 continue
             if step.keep < self.keep:
                 raise ChainError(
@@ -166,9 +166,6 @@ class Prune(During):
     def _order(self) -> Ranking:
         return self.ranking if isinstance(self.ranking, Ranking) else Ranking(over=self.ranking)
 
-    def _revives(self, moment: int) -> bool:
-        return self.schedule.revives(moment / self._moments)
-
     def _axes(self, state: State) -> Sequence[Axis]:
         """Return the axes to prune; none where single weights are pruned."""
         if self.axes == "weights":
@@ -184,7 +181,7 @@ class Prune(During):
 
     def _prune_weights(self, state: State, keep: float, *, revives: bool) -> None:
         weights = weights_of(state.model, self.scope)
-        masks = {name: _mask(state.model, name, weight) for name, weight in weights.items()}
+        masks = {n: full_mask(mask_of(state.model, n), weight) for n, weight in weights.items()}
         if not _due(masks, keep, self._order):
             return
         kept = survivors(self.by.scores(state, weights), masks, keep, self._order.over)
@@ -208,10 +205,7 @@ class Prune(During):
 
     def _slice(self, state: State, axes: Sequence[Axis]) -> None:
         """Take what is masked out of the network."""
-        kept = {axis: padded(alive(state.model, axis), self._order.multiple_of) for axis in axes}
-        smaller = {axis: mask for axis, mask in kept.items() if not bool(mask.all())}
-        slice_(state.model, {axis: mask.nonzero()[:, 0].tolist() for axis, mask in smaller.items()})
-        unmask_(state.model, {use.name for axis in axes for use in axis.uses})
+        kept = slice_masked_(state.model, axes, multiple_of=self._order.multiple_of)
         left = sum(int(mask.sum()) for mask in kept.values())
         total = sum(mask.numel() for mask in kept.values())
         logger.info("prune: %d of %d %s are left (axes: %d)", left, total, self.axes, len(kept))
@@ -226,20 +220,6 @@ def _due(masks: Mapping[Any, Tensor], keep: float, ranking: Ranking) -> bool:
         total, left = (sum(counts) for counts in zip(*sizes.values(), strict=True))
         return round(total * keep) < left
     return any(round(size * keep) < left for size, left in sizes.values())
-
-
-def _with_nested(steps: Iterable[Step]) -> Iterator[Step]:
-    """Yield the steps and every step that is a field of theirs, such as what retrains."""
-    for step in steps:
-        yield step
-        for value in dict(step).values():
-            inner = value if isinstance(value, tuple) else (value,)
-            yield from _with_nested(item for item in inner if isinstance(item, Step))
-
-
-def _mask(model: nn.Module, name: str, weight: Tensor) -> Tensor:
-    mask = mask_of(model, name)
-    return torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
 
 
 def survivors(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from laconic.errors import ModelError
-from laconic.step import Value
+from laconic.step import Count, Value
 
 __all__ = ["Over", "Ranking", "best_elements", "padded"]
 
@@ -33,7 +32,7 @@ class Ranking(Value):
     positional: ClassVar[tuple[str, ...]] = ("over",)
 
     over: Over = "local"
-    multiple_of: Annotated[int, Field(ge=1)] = 1
+    multiple_of: Count = 1
 
     def count(self, size: int, keep: float) -> int:
         """Return how many of an axis's elements a local ranking keeps.

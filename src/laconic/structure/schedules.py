@@ -7,14 +7,12 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from laconic.step import Value
+from laconic.step import Share, Value
 
-__all__ = ["EPSILON", "Geometric", "Gradual", "Schedule", "Share", "Soft"]
+__all__ = ["EPSILON", "Geometric", "Gradual", "Schedule", "Soft"]
 
 # Progress is a quotient: a moment that it misses by rounding has come.
 EPSILON = 1e-9
-
-Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Schedule(Value, ABC):

@@ -19,7 +19,7 @@ from laconic.models.layers import describe
 from laconic.names import PARAMETRIZED, QUANTIZERS, module_of, of_laid
 from laconic.scope import Scope
 from laconic.step import State, Step
-from laconic.structure.depth import ShareLayers
+from laconic.structure.depth import refuse_shared
 from laconic.structure.factorization import bias_of, check_runs, refuse_needed, refuse_tied
 from laconic.structure.gains import Gain, MaximalGain, Part, put_
 from laconic.structure.surgery import replace_
@@ -151,20 +151,6 @@ def _check_module(model: nn.Module, path: str, step: str) -> None:
         )
 
 
-def _check_shares(
-    model: nn.Module, paths: Iterable[str], earlier: Sequence[Step], step: str
-) -> None:
-    """Refuse layers that an earlier step ties to each other."""
-    if not any(isinstance(each, ShareLayers) for each in earlier):
-        return
-    shared = [path for path in paths if path.startswith(f"{blocks_path(model)}.")]
-    if shared:
-        raise ChainError(
-            f"{step}: '{shared[0]}' shares its weight with other blocks once share_layers has "
-            "run; split first, or leave the blocks out of the scope"
-        )
-
-
 # ------------------------------------------------------------------ splitting
 
 
@@ -213,7 +199,7 @@ class Split(Step):
                 f"split: nothing in '{self.scope}' is ternary; put 'quantize: ternary' or "
                 "plan_split, and training, before it"
             )
-        _check_shares(model, paths, earlier, self.name)
+        refuse_shared(model, paths, earlier, self.name)
 
     def apply(self, state: State) -> None:
         """Split every ternary layer of the scope."""
@@ -356,7 +342,7 @@ class PlanSplit(Step):
         super().check(model, task, earlier)
         self.choose.check(task)
         binary = self._binary(model)
-        _check_shares(model, map(module_of, binary), earlier, self.name)
+        refuse_shared(model, map(module_of, binary), earlier, self.name)
         if not earlier:  # what an earlier step makes smaller may fit
             self._room(model, _coded_bits(model, binary))
 
@@ -411,11 +397,7 @@ class PlanSplit(Step):
 
 def _code_bits(codes: Codes) -> int:
     streams = sum(stream.tensor.numel() * stream.bits for stream in codes.streams.values())
-    return streams + BYTE * sum(map(_bytes, codes.tables.values()))
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    return streams + BYTE * sum(table.nbytes for table in codes.tables.values())
 
 
 def _coded_bits(model: nn.Module, binary: Mapping[str, Binary]) -> dict[str, int]:
@@ -431,9 +413,9 @@ def _stored_bits(model: nn.Module) -> tuple[dict[str, int], int]:
     """Return the bits of every tensor of a network's file, and of all of them as plain numbers."""
     tensors = model.state_dict(keep_vars=True)
     names = {id(tensor): name for name, tensor in tensors.items() if not of_laid(name)}
-    found = {name: BYTE * _bytes(tensors[name]) for name in names.values()}
+    found = {name: BYTE * tensors[name].nbytes for name in names.values()}
     laid = laid_tensors(model)
-    plain = found | {name: BYTE * _bytes(latent) for name, (_, latent) in laid.items()}
+    plain = found | {name: BYTE * latent.nbytes for name, (_, latent) in laid.items()}
     found |= {name: _code_bits(each.encode(latent)) for name, (each, latent) in laid.items()}
     return found, sum(plain.values())
 
@@ -468,5 +450,5 @@ def _part(model: nn.Module, names: Sequence[str], bits: int) -> Part:
         for name, layer in binary.items()
     }
     biases = (bias_of(model.get_submodule(module_of(name))) for name in names)
-    bits += BYTE * sum(_bytes(bias) for bias in biases if bias is not None)
+    bits += BYTE * sum(bias.nbytes for bias in biases if bias is not None)
     return Part(binary, ternary, math.ceil(bits / BYTE))

@@ -16,7 +16,7 @@ from laconic.tasks.task import Metric
 
 __all__ = ["TASKS", "Layout", "Rows", "class_names", "find_glue", "glue_name", "read_glue"]
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # Texts, each a tuple of one or two, and labels: places of classes, or values.
 Rows = tuple[list[tuple[str, ...]], list[int | float]]
@@ -247,7 +247,7 @@ def _whole_rows(
         if not layout.lenient or len(broken) > max(1, MOST_BROKEN * len(lines)):
             raise TaskError(f"{path}:{number}: {wrong}; repair or remove the line")
     if broken:
-        _log.warning("%s: %d broken lines are left out", path, len(broken))
+        logger.warning("%s: %d broken lines are left out", path, len(broken))
 
 
 def _problem(row: list[str], places: Sequence[int], widths: Sequence[int]) -> str:

@@ -22,7 +22,7 @@ from torch.utils.data import (
 )
 
 from laconic.errors import TaskError
-from laconic.step import derive
+from laconic.step import derive, generator_of
 
 __all__ = [
     "Arrays",
@@ -34,6 +34,7 @@ __all__ = [
     "as_split",
     "as_tensor",
     "map_tensors",
+    "tensors_in",
     "to_float",
 ]
 
@@ -52,13 +53,18 @@ class Batch:
         index: which examples these are [batch], the same number for the same example in every
             epoch; None: they were augmented, or it is not known.
 
-    >>> Batch((torch.zeros(4, 2),), torch.zeros(4)).first(3).targets.shape
-    torch.Size([3])
+    >>> Batch((torch.zeros(4, 2),), torch.zeros(4)).first(3).size
+    3
     """
 
     inputs: Any
     targets: Tensor | None = None
     index: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        """Return how many examples there are, from the first tensor."""
+        return len(next(tensors_in((self.inputs, self.targets))))
 
     def to(self, device: str | torch.device) -> Batch:
         """Return the batch with every tensor on a device."""
@@ -88,6 +94,21 @@ def map_tensors(function: Callable[[Tensor], Tensor], structure: Any) -> Any:
         mapped = [map_tensors(function, value) for value in structure]
         return tuple(mapped) if isinstance(structure, tuple) else mapped
     return structure
+
+
+def tensors_in(structure: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested tuples, lists and mappings, in order.
+
+    >>> list(tensors_in({"x": (torch.tensor(1), "kept")}))
+    [tensor(1)]
+    """
+    if isinstance(structure, Tensor):
+        yield structure
+    elif isinstance(structure, Mapping):
+        yield from tensors_in(list(structure.values()))
+    elif isinstance(structure, (tuple, list)):
+        for value in structure:
+            yield from tensors_in(value)
 
 
 def as_batch(item: Any) -> Batch:
@@ -298,14 +319,14 @@ class Arrays(Split):
         """Yield the batches of one epoch; see Split."""
         order = self.index
         if seed is not None:
-            order = order[torch.randperm(len(order), generator=_generator(seed, "order", epoch))]
+            order = order[torch.randperm(len(order), generator=generator_of(seed, "order", epoch))]
         for number in range(start, self.batch_count(size)):
             chosen = order[number * size : (number + 1) * size].to(self.inputs.device)
             inputs = self.inputs.index_select(0, chosen).to(device)
             targets = self.labels.index_select(0, chosen.to(self.labels.device)).to(device)
             index: Tensor | None = chosen
             if seed is not None and self.augment is not None:
-                inputs = self.augment(inputs, _generator(seed, "augment", epoch, number))
+                inputs = self.augment(inputs, generator_of(seed, "augment", epoch, number))
                 index = None
             yield Batch((to_float(inputs, self.normalize),), targets, index)
 
@@ -355,7 +376,8 @@ class Loader(Split):
         first = next(self.batches(1), None)
         if first is None:
             raise TaskError("the DataLoader yields no batch; it needs at least one example")
-        map_tensors(lambda tensor: _finite(tensor, "inputs of the first batch"), first.inputs)
+        for tensor in tensors_in(first.inputs):
+            _finite(tensor, "inputs of the first batch")
 
     def __len__(self) -> int:
         size = self.loader.batch_size
@@ -512,10 +534,6 @@ def _check_channels(inputs: Tensor, normalize: Normalize | None) -> None:
         )
     if not (inputs.is_floating_point() or inputs.dtype == torch.uint8):
         raise TaskError(f"inputs are {inputs.dtype}; normalize needs uint8 or float inputs")
-
-
-def _generator(seed: int, *keys: object) -> torch.Generator:
-    return torch.Generator().manual_seed(derive(seed, *keys))
 
 
 @contextlib.contextmanager

@@ -15,18 +15,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.utils._pytree import tree_leaves
 
 from laconic.errors import LaconicError, TaskError, nearest
-from laconic.step import derive
+from laconic.step import generator_of
 from laconic.tasks.metrics import accuracy, as_values
-from laconic.tasks.split import Arrays, Augment, Batch, Loader, Split, as_batch, as_split
+from laconic.tasks.split import (
+    Arrays,
+    Augment,
+    Batch,
+    Loader,
+    Split,
+    as_batch,
+    as_split,
+    tensors_in,
+)
 
 __all__ = [
     "Task",
     "call_model",
     "cross_entropy",
+    "device_of",
     "evaluation",
+    "full_precision",
     "hold_out",
     "squared_error",
     "task_from_dict",
@@ -306,9 +316,9 @@ class Task:
             TaskError: no such split, no targets, outputs that are not one tensor, or fewer than
                 classes; the network, the loss or a metric failed, as its cause.
         """
-        part, where = self.split(split), torch.device(device or _device(model))
+        part, where = self.split(split), torch.device(device or device_of(model))
         outputs, targets, total, count = [], [], 0.0, 0
-        with evaluation(model), torch.autocast(where.type, enabled=False):
+        with full_precision(model):
             for piece in part.any_order(batch, device=where):
                 answer = self._outputs(model, piece)
                 total += self._loss(answer, piece) * len(answer)
@@ -327,7 +337,7 @@ class Task:
 
     def _outputs(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the outputs for a batch in float32, or say why there are none."""
-        given = [leaf for leaf in tree_leaves(batch.inputs) if isinstance(leaf, Tensor)]
+        given = list(tensors_in(batch.inputs))
         shapes = ", ".join(f"{[*tensor.shape]} {tensor.dtype}" for tensor in given)
         with _explained(
             f"{self.name}: the network cannot be called with inputs {shapes}",
@@ -375,7 +385,7 @@ class Task:
         if (per_class is None) == (total is None):
             raise TaskError("few takes either per_class= or total=; give one of them")
         if total is not None:
-            drawn = _draw(torch.arange(len(self.train)), total, derive(seed, "few"), "train")
+            drawn = _draw(torch.arange(len(self.train)), total, generator_of(seed, "few"), "train")
         else:
             labels = self.train.targets()
             if labels.is_floating_point():
@@ -387,7 +397,7 @@ class Task:
                 for position in _draw(
                     (labels == label).nonzero()[:, 0],
                     per_class or 0,
-                    derive(seed, "few", label),
+                    generator_of(seed, "few", label),
                     f"class {label} of train",
                 )
             ]
@@ -466,8 +476,7 @@ def hold_out(train: Split, *, seed: int = 0) -> tuple[Split, Split]:
     count = len(train)
     if count < 2:
         raise TaskError(f"train: {count} example cannot be divided; give validate= or more of them")
-    generator = torch.Generator().manual_seed(derive(seed, "validate"))
-    order = torch.randperm(count, generator=generator)
+    order = torch.randperm(count, generator=generator_of(seed, "validate"))
     held = max(1, round(0.05 * count))
     chosen, rest = order[:held].sort().values, order[held:].sort().values
     return train.subset(rest.tolist()), train.subset(chosen.tolist()).plain()
@@ -492,6 +501,29 @@ def evaluation(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextlib.contextmanager
+def full_precision(model: nn.Module) -> Iterator[None]:
+    """Run a with block in evaluation mode, in the weights' own precision.
+
+    >>> model = nn.Linear(1, 1)
+    >>> with torch.autocast("cpu", torch.bfloat16), full_precision(model):
+    ...     model(torch.ones(1, 1)).dtype
+    torch.float32
+    """
+    with evaluation(model), torch.autocast(device_of(model).type, enabled=False):
+        yield
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where a network computes: where its first parameter is.
+
+    >>> device_of(nn.Linear(1, 1))
+    device(type='cpu')
+    """
+    first = next(model.parameters(), None)
+    return torch.device("cpu") if first is None else first.device
 
 
 def task_from_dict(
@@ -588,15 +620,10 @@ def _explained(what: str, advice: str) -> Iterator[None]:
         raise TaskError(f"{what} ({type(error).__name__}: {error}); {advice}") from error
 
 
-def _device(model: nn.Module) -> torch.device:
-    first = next(model.parameters(), None)
-    return torch.device("cpu") if first is None else first.device
-
-
-def _draw(positions: Tensor, count: int, seed: int, where: str) -> list[int]:
+def _draw(positions: Tensor, count: int, generator: torch.Generator, where: str) -> list[int]:
     if not 1 <= count <= len(positions):
         raise TaskError(f"{count} examples of {where} were asked for; there are {len(positions)}")
-    order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(positions), generator=generator)
     drawn: list[int] = positions[order[:count].to(positions.device)].tolist()
     return drawn
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from laconic.errors import MissingExtra, TaskError, nearest
 from laconic.progress import progress
-from laconic.step import derive
+from laconic.step import generator_of
 from laconic.tasks.split import Batch, Split, as_tensor
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PADDINGS", "Texts", "as_tokenizer", "tokenizer_of"]
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 PADDINGS = ("longest", "max_length")
 # What tokenizers call their padding where nothing else says so.
@@ -101,7 +101,9 @@ class Texts(Split):
         device: str | torch.device = "cpu",
     ) -> Iterator[Batch]:
         """Yield the batches of one epoch; see Split."""
-        order = self.index if seed is None else self._shuffled(size, derive(seed, "order", epoch))
+        order = self.index
+        if seed is not None:
+            order = self._shuffled(size, generator_of(seed, "order", epoch))
         for chosen in order.split(size)[start:]:
             yield self._batch(chosen, self.width).to(device)
 
@@ -154,8 +156,7 @@ class Texts(Split):
                 f"{places}; give max_length: {places}"
             )
 
-    def _shuffled(self, size: int, seed: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
+    def _shuffled(self, size: int, generator: torch.Generator) -> Tensor:
         order = self.index[torch.randperm(len(self), generator=generator)]
         if self.width is not None:
             return order  # all are of one length
@@ -358,7 +359,7 @@ def _encoded(
             f"example {empty}, {texts[empty]!r:.{SHOWN}}, has no token; remove it, or use a "
             "tokenizer that knows its characters"
         )
-    _log.info(
+    logger.info(
         "%d texts: %.1f tokens on average, %d texts at the limit of %d",
         *(len(counts), counts.float().mean(), int((counts >= longest).sum()), longest),
     )

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from laconic.errors import TaskError, nearest
-from laconic.step import derive
+from laconic.step import generator_of
 from laconic.tasks.files import channels_first, read_cifar, read_folder, read_idx, read_npz
 from laconic.tasks.split import Normalize
 from laconic.tasks.task import Task
@@ -149,8 +149,7 @@ def digits() -> Task:
     bunch = load_digits()
     pixels = torch.from_numpy(bunch.images).float().div_(16)[:, None]
     labels = torch.from_numpy(bunch.target)
-    generator = torch.Generator().manual_seed(derive(0, "digits"))
-    order = torch.randperm(len(labels), generator=generator)
+    order = torch.randperm(len(labels), generator=generator_of(0, "digits"))
     test, train = order[:360].sort().values, order[360:].sort().values
     pairs = [(pixels[chosen], labels[chosen]) for chosen in (train, test)]
     return Task.from_arrays(pairs[0], pairs[1], name="digits")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from laconic.step import Count
 from laconic.weights.representation import Codes, Representation, Stream
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "cluster_means",
     "lloyd",
     "nearest_edges",
-    "optimal_clusters",
     "start_centroids",
 ]
 
@@ -50,7 +49,7 @@ class KMeans(Representation):
 
     bits: Annotated[int, Field(ge=1, le=8)] = 5
     start: Start = "linear"
-    iterations: Annotated[int, Field(ge=1)] = 100
+    iterations: Count = 100
 
     def fit(self, weight: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
         """Cluster the survivors; return the assignments and the codebook [2^bits]."""
@@ -148,41 +147,3 @@ def cluster_means(sums: np.ndarray, edges: np.ndarray, empty: np.ndarray) -> np.
     # Means of neighbours that are all but equal may be in another order, by rounding of the sums.
     ascending: np.ndarray = np.maximum.accumulate(means)
     return ascending
-
-
-def optimal_clusters(numbers: np.ndarray, count: int) -> tuple[np.ndarray, float]:
-    """Return exact 1-D k-means centroids and their sum of squared errors.
-
-    Dynamic programming over prefix sums, O(n^2 k): the oracle for ``lloyd``.
-    ``cost[k][i] = min_j cost[k-1][j] + sse(j..i)`` over sorted numbers.
-
-    Args:
-        numbers: float [n], any order.
-        count: number of clusters, at most n.
-
-    >>> optimal_clusters(np.array([0, 0.1, 0.2, 1, 1.1, 5]), 3)[0].round(3).tolist()
-    [0.1, 1.05, 5.0]
-    """
-    ordered = np.sort(numbers.astype(np.float64))
-    n = ordered.size
-    sums = np.concatenate([[0.0], np.cumsum(ordered)])
-    squares = np.concatenate([[0.0], np.cumsum(ordered**2)])
-    cost, cuts = np.full(n + 1, np.inf), []
-    cost[0] = 0.0
-    for _ in range(count):
-        best, cut = np.full(n + 1, np.inf), np.zeros(n + 1, dtype=int)
-        for i in range(1, n + 1):
-            j = np.arange(i)
-            size = i - j
-            sse = squares[i] - squares[j] - (sums[i] - sums[j]) ** 2 / size
-            total = cost[:i] + sse
-            cut[i] = int(np.argmin(total))
-            best[i] = total[cut[i]]
-        cost = best
-        cuts.append(cut)
-    edges = [n]
-    for cut in reversed(cuts):
-        edges.append(int(cut[edges[-1]]))
-    edges.reverse()
-    centroids = np.array([ordered[a:b].mean() for a, b in pairwise(edges)])
-    return centroids, float(cost[n])

@@ -12,7 +12,7 @@ from torch import nn
 
 from laconic.errors import ModelError, ScopeError
 from laconic.models.families import blocks_path
-from laconic.step import State, Step
+from laconic.step import Count, State, Step
 from laconic.tasks.task import needed
 from laconic.weights.laid import lay_each, weights_of
 from laconic.weights.representation import Representation
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["MixedPrecision", "blocks_of", "most_sensitive", "sensitivity"]
 
 logger = logging.getLogger(__name__)
-
-Count = Annotated[int, Field(ge=1)]
 
 
 def sensitivity(eigenvalues: Sequence[float]) -> float:

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from laconic.errors import ChainError
-from laconic.step import State, Step, run_step
+from laconic.step import Count, State, Step, run_step
 from laconic.weights.laid import Laid, bake, laid_tensors, latent_of, lay, weights_of
 from laconic.weights.quantize import planned
 from laconic.weights.representation import Float, Representation, rows_of
@@ -55,7 +55,7 @@ class QuantNoise(Step):
     positional: ClassVar[tuple[str, ...]] = ("share",)
 
     share: Annotated[float, Field(ge=0, le=1)] = 0.1
-    block: Annotated[int, Field(ge=1)] = 8
+    block: Count = 8
     proxy: Literal["value", "zero"] = "value"
     retrain: Step | None
 

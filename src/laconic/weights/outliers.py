@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from laconic.weights.codebook import cluster_means, nearest_edges, start_centroids
-from laconic.weights.representation import Codes, Representation, Stream
+from laconic.weights.representation import Codes, Representation, Stream, full_mask
 
 __all__ = ["Gobo", "log_likelihood", "population_centroids"]
 
@@ -96,7 +96,7 @@ class Gobo(Representation):
 
     def fit(self, weight: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
         """Return outliers, assignments [shape of the weight] and the codebook [2^bits]."""
-        kept = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
+        kept = full_mask(mask, weight)
         numbers = weight[kept].cpu().double().numpy()
         far = log_likelihood(numbers) < self.threshold
         outlier = torch.zeros_like(kept)

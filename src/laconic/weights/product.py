@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from laconic.weights.representation import Codes, Representation, Stream, masked, rows_of
+from laconic.step import Count
+from laconic.weights.representation import Codes, Representation, Stream, full_mask, masked, rows_of
 
 __all__ = ["Product", "lloyd_codewords", "nearest_codewords", "to_blocks"]
 
@@ -48,7 +49,7 @@ class Product(Representation):
 
     bits: Annotated[int, Field(ge=1, le=8)] = 8
     block: Annotated[int, Field(ge=1, le=64)] = 8
-    iterations: Annotated[int, Field(ge=1)] = 20
+    iterations: Count = 20
 
     def stream_shape(self, stream: str, shape: torch.Size) -> torch.Size:
         """Return [rows, blocks of a row] for the index of blocks; else the weight's shape."""
@@ -64,7 +65,7 @@ class Product(Representation):
         The first codewords are drawn with torch's seeded generator.
         """
         width = self._width(weight.shape)
-        known = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
+        known = full_mask(mask, weight)
         # On the CPU, where sums do not depend on what runs first, and in units of the largest
         # weight, so that squares neither overflow nor vanish.
         numbers = masked(weight, mask).cpu().double()

@@ -13,7 +13,7 @@ from laconic.errors import ModelError, TaskError, nearest
 from laconic.models.families import blocks_path, family_of
 from laconic.models.rounding import INPUT, OPERANDS, place_, quantizers_of, use_attention_
 from laconic.names import joined
-from laconic.tasks.task import evaluation
+from laconic.tasks.task import device_of, full_precision
 from laconic.weights.activations import Activation
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def attach_(model: nn.Module, activations: Mapping[str, Mapping[str, Activation]
     True
     """
     check_places(model, activations)
-    device = next(model.parameters(), torch.empty(0)).device
+    device = device_of(model)
     for path, places in activations.items():
         for place, activation in places.items():
             place_(model.get_submodule(path), place, Quantizer(activation).to(device))
@@ -159,14 +159,6 @@ def check_places(model: nn.Module, activations: Mapping[str, Mapping[str, Activa
                 f"itself and never calls it, so its input cannot be rounded; leave it out of the "
                 f"scope with '!{path}'"
             )
-
-
-def _check_place(path: str, place: str, attentions: Sequence[str]) -> None:
-    if place != INPUT and (place not in OPERANDS or path not in attentions):
-        raise ModelError(
-            f"'{path}' has no '{place}' to round; layers have an '{INPUT}', modules that compute "
-            f"attention {', '.join(OPERANDS)}"
-        )
 
 
 def activations_data(model: nn.Module) -> dict[str, dict[str, Any]]:
@@ -222,12 +214,11 @@ def calibrate(
         TaskError: there were none.
         ModelError: what flows through the network is not finite.
     """
-    first, count = next(model.parameters(), torch.empty(0)), 0
+    count = 0
     for quantizer in quantizers:
         if not quantizer.activation.learned:
             quantizer.reset_parameters()
-    autocast = torch.autocast(first.device.type, enabled=False)
-    with evaluation(model), quantizing(model, "pass"), autocast:
+    with full_precision(model), quantizing(model, "pass"):
         for quantizer in quantizers:
             quantizer.mode = "calibrate"
         for batch in batches:

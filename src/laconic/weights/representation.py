@@ -5,14 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from laconic.errors import ModelError
-from laconic.step import Value
+from laconic.step import Count, Value
 
 __all__ = [
     "Codes",
@@ -26,8 +25,6 @@ __all__ = [
     "rows_of",
     "ste",
 ]
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class Groups(Value):
@@ -351,6 +348,11 @@ class Representation(Value, ABC):
 def masked(weight: Tensor, mask: Tensor | None) -> Tensor:
     """Return the weight with +0.0 wherever the mask is False."""
     return weight if mask is None else torch.where(mask, weight, weight.new_zeros(()))
+
+
+def full_mask(mask: Tensor | None, weight: Tensor) -> Tensor:
+    """Return a weight's mask, all True where there is none, bool [shape of the weight]."""
+    return torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
 
 
 class Float(Representation):

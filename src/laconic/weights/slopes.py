@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from laconic.curvature import LossFunction, gradients, top_eigenvalue
 from laconic.errors import ModelError
 from laconic.progress import progress
-from laconic.step import State, derive
+from laconic.step import State, generator_of
 from laconic.tasks.split import Batch, map_tensors
 from laconic.tasks.task import needed
-from laconic.weights.laid import bake, copied, owner
+from laconic.weights.laid import baked, owner
 
 if TYPE_CHECKING:
     from laconic.tasks import Task
@@ -97,9 +97,7 @@ def probe(model: nn.Module, names: Iterable[str]) -> tuple[nn.Module, dict[str, 
     Raises:
         ModelError: a weight carries a parametrization that is not laconic's.
     """
-    network = copied(model)
-    bake(network)
-    network.requires_grad_(False).eval()
+    network = baked(model).requires_grad_(False).eval()
     tensors = {}
     for name in names:
         module, attribute = owner(network, name)
@@ -156,7 +154,7 @@ def eigenvalues(
     found: dict[Key, list[float]] = {name: [] for name in blocks}
     for index, loss_function in enumerate(loss_functions):
         for name, tensors in blocks.items():
-            draws = torch.Generator().manual_seed(derive(seed, name, index))
+            draws = generator_of(seed, name, index)
             value = find(loss_function, tensors, generator=draws, iterations=iterations)
             if not math.isfinite(value):
                 raise ModelError(
@@ -170,19 +168,8 @@ def eigenvalues(
 def examples(batches: Iterator[Batch]) -> Iterator[Batch]:
     """Yield every example of the batches as a batch of its own."""
     for batch in batches:
-        for index in range(_length(batch)):
+        for index in range(batch.size):
             yield _rows(batch, slice(index, index + 1))
-
-
-def _length(batch: Batch) -> int:
-    lengths: list[int] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        lengths.append(len(tensor))
-        return tensor
-
-    map_tensors(note, batch.inputs)
-    return lengths[0]
 
 
 def _rows(batch: Batch, rows: slice) -> Batch:
