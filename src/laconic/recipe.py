@@ -163,7 +163,8 @@ def located(index: int, step: Step) -> Iterator[None]:
     try:
         yield
     except LaconicError as error:
-        error.args = (f"steps.{index} ({step.name}): {error}",)
+        what = str(error).removeprefix(f"{step.name}: ")
+        error.args = (f"steps.{index} ({step.name}): {what}",)
         raise
 
 

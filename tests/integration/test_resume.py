@@ -344,7 +344,7 @@ def test_a_full_disk_is_named_and_the_run_goes_on_once_there_is_room(
     out = tmp_path / "run"
     assert finish(start(out, room=2 * history[0].size_bytes)) == 2
     message = (tmp_path / "run.error").read_text()
-    assert message.startswith(f"{out}: the run cannot be kept there")
+    assert message.startswith(f"steps.0 (prune): {out}: the run cannot be kept there")
     assert "File too large" in message and "make room" in message
     check_whole(out)
     assert finish(start(out, resume=True)) == 0

@@ -177,7 +177,7 @@ def test_where_one_dies_the_other_ends_and_both_resume(start: Start, tmp_path: P
     assert finish(processes[:1]) == [2]
     assert time.monotonic() - died < 10
     told = (tmp_path / "run.0.error").read_text()
-    assert told.startswith("RunError: reconstruct: rank 1 has ended")
+    assert told.startswith("RunError: steps.1 (reconstruct): rank 1 has ended")
     assert "resume the run" in told
     kept = {path.name for path in out.glob("checkpoint-*")}
     assert kept == {"checkpoint-0.safetensors", "checkpoint-1.safetensors"}
@@ -192,7 +192,7 @@ def test_more_processes_than_parts_are_refused(start: Start, tmp_path: Path) -> 
     assert finish(start(out, parts=1)) == [2, 2]
     for rank in (0, 1):
         told = (tmp_path / f"run.{rank}.error").read_text()
-        assert told.startswith("RecipeError: reconstruct: there are 2 processes and 1 parts")
+        assert told.startswith("RecipeError: steps.1 (reconstruct): there are 2 processes and 1")
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,8 @@ def section(title: str, note: str, *children: Element, kind: str = "") -> Elemen
 def legend(marks: Iterable[tuple[str, str]]) -> Element:
     """Return what the marks of a drawing mean: class of each and words.
 
-    >>> legend([("line", "now")]).findtext("li/i") is None
-    True
+    >>> len(legend([("line", "now"), ("dashes", "before")]))
+    2
     """
     items = [node("li", None, node("i", {"class": kind}), words) for kind, words in marks]
     return node("ul", {"class": "legend"}, *items)

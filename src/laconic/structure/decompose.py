@@ -215,8 +215,8 @@ def block_order(weight: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
         ModelError: the blocks do not divide the matrix.
 
     >>> rows, columns = block_order(torch.tensor([[0.0, 2.0], [1.0, 0.0]]), 2)
-    >>> block_energy(torch.tensor([[0.0, 2.0], [1.0, 0.0]])[rows][:, columns], 2)
-    1.0
+    >>> torch.tensor([[0.0, 2.0], [1.0, 0.0]])[rows][:, columns].tolist()
+    [[2.0, 0.0], [0.0, 1.0]]
     """
     block_diagonal(weight, blocks)  # refuses what the blocks do not divide
     energy = weight.double().square()
