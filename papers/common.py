@@ -98,14 +98,13 @@ def costs(results: Sequence[Result], plain: int | None = None) -> dict[str, floa
     }
 
 
-def write_table(name: str, rows: Iterable[dict[str, Any]], only: str | None = None) -> None:
-    """Run a table and write what is finished after every row; of a part of it, nothing."""
+def write_table(name: str, rows: Iterable[dict[str, Any]]) -> None:
+    """Run a table, or the part of it that was asked for; write what is finished after every row."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     done = []
     for found in rows:
         done.append(found)
-        if only is None:
-            write_results(name, done)
+        write_results(name, done)
 
 
 def write_results(name: str, rows: Sequence[dict[str, Any]]) -> Path:

@@ -92,12 +92,12 @@ def lines(
 def main() -> None:
     """Run the table and write what is finished after every row."""
     made = parser(__doc__)
-    made.add_argument("--only", choices=("convolutions", "encoder"), help="writes no results")
+    made.add_argument("--only", choices=("convolutions", "encoder"), help="one part")
     options = made.parse_args()
     parts = {"convolutions": convolutions, "encoder": encoder}
     names = [options.only] if options.only else list(parts)
     rows = (found for name in names for found in parts[name](options))
-    write_table("factorize", rows, options.only)
+    write_table("factorize", rows)
 
 
 if __name__ == "__main__":

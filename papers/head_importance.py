@@ -93,9 +93,9 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def main() -> None:
     """Run the table and write what is finished after every row."""
     made = parser(__doc__)
-    made.add_argument("--only", choices=list(EPOCHS), help="run one task and write no results")
+    made.add_argument("--only", choices=list(EPOCHS), help="one task")
     options = made.parse_args()
-    write_table("head_importance", rows(options), options.only)
+    write_table("head_importance", rows(options))
 
 
 if __name__ == "__main__":

@@ -151,9 +151,9 @@ def tasks(options: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Task
 def table(name: str, about: str | None, rows: Callable[[argparse.Namespace], Rows]) -> None:
     """Run a table and write what is finished after every row; a part of it writes nothing."""
     made = parser(about)
-    made.add_argument("--only", choices=CORE, help="run one task and write no results")
+    made.add_argument("--only", choices=CORE, help="one task")
     options = made.parse_args()
-    write_table(name, rows(options), options.only)
+    write_table(name, rows(options))
 
 
 def main() -> None:

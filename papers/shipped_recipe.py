@@ -8,7 +8,6 @@ not been run.
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from common import (
     parser,
     row,
     trained_resnet,
-    write_results,
+    write_table,
 )
 from torch import nn
 
@@ -95,15 +94,10 @@ def results(names: list[str], options: argparse.Namespace) -> Iterator[dict[str,
 def main() -> None:
     """Run the table."""
     made = parser(__doc__)
-    made.add_argument("--only", choices=NETWORKS, help="run one and write no results")
+    made.add_argument("--only", choices=NETWORKS, help="one network")
     options = made.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    rows = []
-    for line in results([options.only] if options.only else list(NETWORKS), options):
-        rows.append(line)
-        print(line["row"], f"{line['ours']:.2f} % ({line['baseline']:.2f}), {line['ratio']:.1f}x")
-    if not options.only:
-        print(write_results("shipped_recipe", rows))
+    names = [options.only] if options.only else list(NETWORKS)
+    write_table("shipped_recipe", results(names, options))
 
 
 if __name__ == "__main__":

@@ -98,9 +98,9 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def main() -> None:
     """Run the grid and write what is finished after every row."""
     made = parser(__doc__)
-    made.add_argument("--only", choices=list(CELLS), help="run one task and write no results")
+    made.add_argument("--only", choices=list(CELLS), help="one task")
     options = made.parse_args()
-    write_table("width_depth", rows(options), options.only)
+    write_table("width_depth", rows(options))
 
 
 if __name__ == "__main__":
