@@ -148,8 +148,8 @@ class Measurement:
     peak_memory_bytes: int | None
     metrics: Mapping[str, float]
     seconds: float
-    layers: tuple[Layer, ...]
-    curves: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    layers: tuple[Layer, ...] = field(repr=False)
+    curves: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
 
     def to_data(self) -> dict[str, Any]:
         """Return the measurement as JSON-able data; a metric that is no number as its name."""

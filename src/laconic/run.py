@@ -10,7 +10,8 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,11 +68,11 @@ class Result:
     ['original', 'prune']
     """
 
-    model: nn.Module
+    model: nn.Module = field(repr=False)
     history: tuple[Measurement, ...]
     recipe: Recipe
-    task: Task | None
-    facts: dict[str, Any]
+    task: Task | None = field(repr=False)
+    facts: dict[str, Any] = field(repr=False)
     out: Path | None = None
 
     def baked(self) -> nn.Module:
@@ -106,6 +107,7 @@ def compress(
     resume: bool = False,
     device: str | None = None,
     checkpoint_seconds: float = 300.0,
+    progress: bool = False,
 ) -> Result:
     """Run a recipe on a copy of a network.
 
@@ -127,6 +129,7 @@ def compress(
         resume: go on from the checkpoint in ``out``, where there is one.
         device: "cpu", "cuda", ...; None: a GPU when present.
         checkpoint_seconds: seconds of training between two checkpoints.
+        progress: show what is going on and the time left, on a terminal or in a notebook.
 
     Raises:
         LaconicError: the recipe does not fit, or a step failed.
@@ -144,7 +147,7 @@ def compress(
     check_teachers(recipe, teachers or (model,), task)
     device = pick_device(device)
     # A caller may be inside torch.no_grad or inference_mode; this leaves both.
-    with torch.inference_mode(False), ranks.joined(), ExitStack() as stack:
+    with torch.inference_mode(False), ranks.joined(), _shown(progress), ExitStack() as stack:
         state = State(
             model=copied(model),
             task=task,
@@ -171,6 +174,15 @@ def compress(
             _finish(result, keeper.out)
         ranks.wait()
     return result
+
+
+def _shown(progress: bool) -> AbstractContextManager[None]:
+    """Return what shows progress, in one process of all, where it is asked for."""
+    if not (progress and ranks.leads()):
+        return nullcontext()
+    from laconic.bars import showing  # rich takes its time
+
+    return showing()
 
 
 def _understood(model: object, task: object, steps: Recipe | Sequence[Step]) -> Recipe:

@@ -14,7 +14,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # Left to right. A folder stands for all its files but the parts named apart.
 ORDER = (
-    "errors", "names", "_lazy", "machine", "ranks", "progress", "scope", "budget", "step",
+    "errors", "names", "_lazy", "machine", "ranks", "progress", "bars", "scope", "budget", "step",
     "tasks", "models", "curvature", "ship/coding", "structure/surgery", "weights", "structure",
     "ship", "costs", "sizes", "measure", "recover", "search", "report", "recipe", "run", "cli",
     "__main__",

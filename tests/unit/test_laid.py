@@ -468,3 +468,13 @@ def test_a_failed_lay_leaves_the_model_as_it_was() -> None:
     with pytest.raises(ModelError, match="do not divide"):
         lay(model, "weight", Symmetric(4, granularity=4))
     assert isinstance(model.parametrizations.weight[0].representation, Binary)
+
+
+def test_a_representation_may_be_what_a_recipe_writes() -> None:
+    model = nn.Sequential(nn.Linear(4, 3))
+    lay(model, "0.weight", "ternary")
+    assert laid_tensors(model)["0.weight"][0].representation == Ternary()
+    lay(model, "0.weight", {"symmetric": {"bits": 4}})
+    assert laid_tensors(model)["0.weight"][0].representation == Symmetric(4)
+    with pytest.raises(ValueError, match="ternary"):
+        lay(model, "0.weight", "ternery")

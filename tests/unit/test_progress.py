@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from rich.console import Console
 
-from laconic.cli.bars import Bars
+from laconic.bars import Bars
 from laconic.progress import progress, reporting
 
 

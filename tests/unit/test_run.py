@@ -298,6 +298,26 @@ def test_what_is_given_in_the_place_of_something_else(given: Any, error: Any, me
         compress(*given)
 
 
+def test_progress_is_shown_where_it_is_asked_for(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes standard error for a terminal
+    steps = [Train(epochs=2, batch=8)]
+    silent = compress(network(), task(), steps)
+    assert capfd.readouterr() == ("", "")
+    shown = compress(network(), task(), steps, progress=True)
+    assert "train 2 epochs" in capfd.readouterr().err
+    assert shown.history[-1].metrics == silent.history[-1].metrics
+    assert len(repr(shown)) < 2000
+
+
+def test_a_loss_that_never_was_finite_is_no_matter_of_the_rate(tmp_path: Path) -> None:
+    model = network()
+    next(model.parameters()).data[0] = float("nan")
+    with pytest.raises(RunError, match=r"before anything was learned; look for numbers"):
+        compress(model, task(), [Train(epochs=1, batch=8)])
+
+
 def test_a_step_that_fails_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
     broken = [STEPS[0], Train(epochs=3, batch=8, optimizer=SGD(1e30))]
     with pytest.raises(RunError, match=r"^steps\.1 \(train\): .* lower the learning rate"):
@@ -438,7 +458,7 @@ def test_errors_are_laconics_own() -> None:
             raise ZeroDivisionError("over nothing")
 
     Value._registry[Step].pop("trip")
-    with pytest.raises(LaconicError, match="trip: ZeroDivisionError: over nothing"):
+    with pytest.raises(LaconicError, match=r"steps\.0 \(trip\): ZeroDivisionError: over nothing"):
         compress(network(), None, [Trip()])
 
 

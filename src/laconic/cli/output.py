@@ -147,7 +147,7 @@ class Output:
         return sys.stderr.isatty() and not self.quiet and not self.json
 
     def _live(self) -> tuple[Any, logging.Handler]:
-        from laconic.cli.bars import Bars
+        from laconic.bars import Bars
 
         bars = Bars(console_of(stderr=True))
         return bars, bars.handler()

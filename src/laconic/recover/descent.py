@@ -74,6 +74,11 @@ class Descent:
         with parametrize.cached():
             found = loss()
         value = found.item()
+        if done == 0 and not math.isfinite(value):
+            raise RunError(
+                f"{self.name}: the loss is {value} {where}, before anything was learned; look for "
+                "numbers that are not finite in the network's weights and in the data"
+            )
         self.refuse(value, where)
         self.optimizer.zero_grad()
         found.backward(inputs=self.parameters)

@@ -48,6 +48,8 @@ class Laid(nn.Module):
 
     >>> Laid(Float(), mask=torch.tensor([True, False]))(torch.tensor([1.0, 2.0]))
     tensor([1., 0.])
+    >>> Laid(Float(), mask=torch.tensor([True, False]))
+    Laid(Float(), keep=0.5)
     """
 
     mask: Tensor | None
@@ -73,6 +75,12 @@ class Laid(nn.Module):
     def state(self) -> dict[str, Tensor]:
         """Return the tensors encoding needs besides the weight."""
         return {name: getattr(self, name) for name in self.names}
+
+    def extra_repr(self) -> str:
+        """Return what ``print`` shows of it: the representation, and how much is masked."""
+        if self.mask is None:
+            return repr(self.representation)
+        return f"{self.representation!r}, keep={self.mask.float().mean():.4g}"
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the shipped weight, with a straight-through gradient."""
@@ -313,7 +321,7 @@ def _laid(module: nn.Module, attribute: str) -> tuple[Laid, nn.Parameter] | None
 def lay(
     model: nn.Module,
     tensor: str,
-    representation: Representation,
+    representation: Representation | str | Mapping[str, Any],
     *,
     mask: Tensor | None = None,
     state: Mapping[str, Tensor] | None = None,
@@ -325,7 +333,7 @@ def lay(
     Args:
         model: the network, changed in place.
         tensor: dotted name of the weight from the root.
-        representation: how its numbers are stored from now on.
+        representation: how its numbers are stored from now on; or what a recipe writes for it.
         mask: bool [shape of the weight]; True survives. None keeps the mask it has.
         state: what the representation has learned so far; None fits it to the weight.
 
@@ -337,6 +345,7 @@ def lay(
     >>> int((model[0].weight != 0).sum())
     2
     """
+    representation = Representation.coerce(representation)
     module, attribute = owner(model, tensor)
     current = getattr(module, attribute).detach().clone()
     _check(tensor, current, mask)

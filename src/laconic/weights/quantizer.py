@@ -46,6 +46,8 @@ class Quantizer(nn.Module):
     >>> from laconic.weights import MinMax
     >>> Quantizer(MinMax(2))(torch.tensor([0.0, 0.4, 3.0]))
     tensor([0., 0., 3.])
+    >>> Quantizer(MinMax(2))
+    Quantizer(MinMax(2))
     """
 
     def __init__(self, activation: Activation) -> None:
@@ -64,6 +66,10 @@ class Quantizer(nn.Module):
     def state(self) -> dict[str, Tensor]:
         """Return what the activation has learned, each []."""
         return {name: getattr(self, name) for name in self.names}
+
+    def extra_repr(self) -> str:
+        """Return what ``print`` shows of it."""
+        return repr(self.activation)
 
     def reset_parameters(self) -> None:
         """Forget what was learned; a range that needs data has seen none then."""

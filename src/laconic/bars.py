@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -19,11 +21,13 @@ from rich.progress import (
 )
 from rich.text import Text
 
-__all__ = ["Bars"]
+from laconic.progress import reporting
+
+__all__ = ["Bars", "showing"]
 
 
 class Bars:
-    """Progress bars: label, count, rate, time gone and time left; log lines above them.
+    """Progress bars: label, count, rate, time gone and left; log lines above them.
 
     Args:
         console: of the terminal.
@@ -80,6 +84,27 @@ class Bars:
         )
         handler.highlighter = None  # type: ignore[assignment]
         return handler
+
+
+@contextmanager
+def showing() -> Iterator[None]:
+    """Show progress, on a terminal or in a notebook, throughout a with block.
+
+    >>> from laconic.progress import progress
+    >>> with showing():
+    ...     sum(progress([1, 2], "adding"))
+    3
+    """
+    console = Console(stderr=True)
+    if not (console.is_terminal or console.is_jupyter):
+        yield
+        return
+    bars = Bars(console)
+    try:
+        with reporting(bars):
+            yield
+    finally:
+        bars.close()
 
 
 class _Rate(ProgressColumn):
