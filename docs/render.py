@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import inspect
-import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from figures import papers, readme, results, table
-from pydantic_core import PydanticUndefined
 
 from laconic import models, tasks
+from laconic.cli.methods import Method, of_function, of_value
 from laconic.recover import (
     Decay,
     Feed,
@@ -85,89 +82,27 @@ NETWORKS_INTRO = (
 )
 
 
-def sections(documented: Any) -> tuple[str, dict[str, str]]:
-    """Return the prose of a docstring, and the meaning of each attribute or argument."""
-    text = re.split(r"\n\s*>>> ", inspect.cleandoc(documented.__doc__ or ""))[0]
-    prose: list[str] = []
-    meanings: dict[str, str] = {}
-    names: list[str] = []
-    listing = skipping = False
-    for line in text.split("\n"):
-        if re.fullmatch(r"(Args|Attributes|Raises|Returns):", line):
-            listing = line in ("Args:", "Attributes:")
-            names = []
-            skipping = not listing
-        elif line and not line.startswith(" "):
-            listing, skipping = False, False
-            prose.append(line)
-        elif listing and (found := re.match(r"    (\w[\w, ]*): (.*)", line)):
-            names = found[1].split(", ")
-            meanings |= dict.fromkeys(names, found[2])
-        elif listing and line.strip():
-            meanings |= {name: f"{meanings[name]} {line.strip()}" for name in names}
-        elif not line and prose and not (listing or skipping):
-            prose.append("")
-    return "\n".join(prose).strip(), meanings
-
-
-def fields(kind: type[Value]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return default and meaning of every field, inherited ones and those of groups included."""
-    defaults: dict[str, Any] = {}
-    meanings: dict[str, str] = {}
-    for base in reversed(kind.__mro__):
-        meanings |= sections(base)[1] if issubclass(base, Value) else {}
-    for name, info in kind.model_fields.items():
-        default = info.get_default(call_default_factory=True)
-        defaults[name] = default
-        if isinstance(default, Value) and not isinstance(default, tuple(FAMILIES)):
-            inner, inner_meanings = fields(type(default))
-            defaults.pop(name)
-            defaults |= {f"{name}.{key}": value for key, value in inner.items()}
-            meanings |= {f"{name}.{key}": text for key, text in inner_meanings.items()}
-    return defaults, meanings
-
-
-def written(value: Any) -> str:
-    """Return a default as a recipe writes it."""
-    if value in (PydanticUndefined, inspect.Parameter.empty):
-        return ""
-    if isinstance(value, Value):
-        value = value.to_data()
-    plain = list(value) if isinstance(value, tuple) else value
-    plain = plain if isinstance(plain, str | int | float | dict | list | None) else str(plain)
-    text = yaml.safe_dump(plain, default_flow_style=True, width=1000).removesuffix("...\n")
-    return f"`{text.strip()}`"
-
-
-def fields_table(defaults: Mapping[str, Any], meanings: Mapping[str, str]) -> str:
-    """Return the table of fields, their defaults and meanings; empty without fields."""
+def entry(method: Method, path: str, extra: str = "") -> str:
+    """Return the part of the page on one name."""
     rows = [
-        (f"`{name}`", written(default), meanings.get(name, ""))
-        for name, default in defaults.items()
+        (f"`{name}`", f"`{default}`" if default else "", meaning)
+        for name, default, meaning in method.fields
     ]
-    return table(rows, ("field", "default", "meaning")) if rows else ""
-
-
-def entry(name: str, path: str, documented: Any, fields: str, extra: str = "") -> str:
-    """Return the part of the page on one method."""
-    parts = [f"### `{name}`", f"`{path}`{extra}", sections(documented)[0], fields]
+    fields = table(rows, ("field", "default", "meaning")) if rows else ""
+    parts = [f"### `{method.name}`", f"`{path}`{extra}", method.prose, fields]
     return "\n\n".join(part for part in parts if part)
 
 
 def value_entry(kind: type[Value]) -> str:
     """Return the part on a member of a family."""
-    defaults, meanings = fields(kind)
     place = f"{'.'.join(kind.__module__.split('.')[:2])}.{kind.__name__}"
     extra = ", also inside `train: {during: [...]}`" if issubclass(kind, During) else ""
-    return entry(kind.name, place, kind, fields_table(defaults, meanings), extra)
+    return entry(of_value(kind), place, extra)
 
 
 def function_entry(package: Any, name: str) -> str:
     """Return the part on a function that a ``task:`` or ``model:`` line names."""
-    function: Callable[..., Any] = getattr(package, name)
-    defaults = {key: item.default for key, item in inspect.signature(function).parameters.items()}
-    fields = fields_table(defaults, sections(function)[1])
-    return entry(name, f"{package.__name__}.{name}", function, fields)
+    return entry(of_function(package, name), f"{package.__name__}.{name}")
 
 
 def methods() -> str:

@@ -205,8 +205,18 @@ def test_list_of_one_kind_is_one_line_each() -> None:
     assert "huffman" in answer("list", "coders")["coders"]
 
 
+def test_list_explains_a_name() -> None:
+    found = answer("list", "kmeans")["methods"]
+    assert [method["family"] for method in found] == ["representation"]
+    assert found[0]["fields"][0] == ["bits", "5", "width of an index, 1 to 8."]
+    assert [method["family"] for method in answer("list", "prune")["methods"]] == ["step"]
+    assert "max_length" in laconic("list", "glue").stdout
+    assert "quantize:" in laconic("list", "ternarybert").stdout
+    assert refused("list", "prun") == "there is nothing called 'prun'; did you mean 'prune'?"
+
+
 def test_list_of_an_unknown_kind_names_the_nearest() -> None:
-    assert refused("list", "stepz") == "there is no list of 'stepz'; did you mean 'steps'?"
+    assert refused("list", "stepz") == "there is nothing called 'stepz'; did you mean 'steps'?"
     assert "representations" in refused("list", "zzz")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import itertools
 from collections.abc import Callable, Iterable
@@ -50,7 +51,7 @@ def catalogue(kind: str | None = None) -> dict[str, dict[str, str]]:
         kind: "steps", "representations", ..., "models", "tasks", "recipes", "coders".
 
     Raises:
-        LaconicError: no such kind; the nearest is given.
+        LaconicError: there is no such kind, and no member of one; the nearest is given.
 
     >>> catalogue("steps")["steps"]["prune"]
     'Remove by score: single weights, or whole channels, heads, neurons.'
@@ -59,7 +60,10 @@ def catalogue(kind: str | None = None) -> dict[str, dict[str, str]]:
     if kind is None:
         return {name: listed() for name, listed in kinds.items()}
     if kind not in kinds:
-        raise LaconicError(f"there is no list of '{kind}'{nearest(kind, kinds, count=len(kinds))}")
+        known = {*kinds, *itertools.chain.from_iterable(listed() for listed in kinds.values())}
+        close = difflib.get_close_matches(kind, known, n=1)
+        hint = nearest(kind, close or kinds, count=len(kinds))
+        raise LaconicError(f"there is nothing called '{kind}'{hint}")
     return {kind: kinds[kind]()}
 
 

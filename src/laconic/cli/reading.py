@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from laconic.cli.command import DONE, command
 from laconic.cli.output import Output
 from laconic.cli.shared import Threads, ledger, network_of, task_of, use
+
+if TYPE_CHECKING:
+    from laconic.cli.methods import Method
 
 __all__ = ["analyse", "list_", "measure", "report", "schema", "show", "verify"]
 
@@ -186,17 +189,30 @@ def verify(
     return DONE
 
 
-@command("list", "list steps", name="list")
+@command("list", "list steps", "list prune", "list ternarybert", name="list")
 def list_(
     output: Output,
     kind: Annotated[
         str | None,
-        typer.Argument(metavar="KIND", help="steps, representations, models, recipes, ..."),
+        typer.Argument(metavar="NAME", help="steps, models, recipes, ..., or one of them: prune."),
     ] = None,
 ) -> int:
-    """List what recipes are written with."""
+    """List what recipes are written with; explain one name of it."""
     from laconic.cli.contents import catalogue
+    from laconic.cli.methods import described
+    from laconic.recipe import shipped_recipes
 
+    if kind in shipped_recipes():
+        text = shipped_recipes()[kind].read_text(encoding="utf-8")
+        output.event("result", recipe=text)
+        output.line(text)
+        return DONE
+    methods = [] if kind is None else list(described(kind))
+    if methods:
+        output.event("result", methods=[dataclasses.asdict(method) for method in methods])
+        for method in methods:
+            _explain(output, method)
+        return DONE
     found = catalogue(kind)
     output.event("result", **found)
     for name, members in found.items():
@@ -205,6 +221,15 @@ def list_(
         else:
             output.table((name.capitalize(), ""), list(members.items()), text=("",))
     return DONE
+
+
+def _explain(output: Output, method: Method) -> None:
+    """Show what a name means, and its fields."""
+    output.line(f"{method.name}  ({method.family})\n")
+    output.line(f"{method.prose}\n")
+    if method.fields:
+        output.table(("Field", "Default", ""), method.fields, text=("Default", ""))
+        output.line()
 
 
 @command("schema --out recipe.schema.json")
