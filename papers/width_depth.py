@@ -6,8 +6,7 @@ learns for as many epochs from the labels alone, or from the full encoder alone:
 embeddings and logits (TinyBERT's losses, Jiao et al. 2020; not its attention loss, which needs as
 many heads as the teacher has). Every cell is trained by itself; DynaBERT trains one for all.
 MRPC: the whole grid; SST-2: three cells, one epoch, one seed. Scores are those of the full dev
-sets. The artefacts stay in the run directories. A cell without a row in the results has not been
-run, and rows say of how many seeds they are.
+sets. The artefacts stay in the run directories.
 """
 
 from __future__ import annotations
