@@ -211,6 +211,7 @@ def test_list_explains_a_name() -> None:
     assert found[0]["fields"][0] == ["bits", "5", "width of an index, 1 to 8."]
     assert [method["family"] for method in answer("list", "prune")["methods"]] == ["step"]
     assert "max_length" in laconic("list", "glue").stdout
+    assert "- factorize: svd" in laconic("list", "factorize").stdout
     assert "quantize:" in laconic("list", "ternarybert").stdout
     assert refused("list", "prun") == "there is nothing called 'prun'; did you mean 'prune'?"
 

@@ -95,9 +95,9 @@ def _sections(documented: Any) -> tuple[str, dict[str, str]]:
             meanings |= dict.fromkeys(names, found[2])
         elif listing and line.strip():
             meanings |= {name: f"{meanings[name]} {line.strip()}" for name in names}
-        elif not line and prose and not (listing or skipping):
-            prose.append("")
-    return "\n".join(prose).strip(), meanings
+        elif prose and not (listing or skipping):
+            prose.append(line)
+    return re.sub("::$", ":", "\n".join(prose).strip(), flags=re.MULTILINE), meanings
 
 
 def _fields(kind: type[Value]) -> tuple[dict[str, Any], dict[str, str]]:
