@@ -40,6 +40,7 @@ __all__ = [
 # Fields of many values: a number of things, and how large a part of all.
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
+UpToOne = Annotated[float, Field(ge=0, le=1)]
 # What pydantic calls a list and a mapping of YAML.
 _WORDS = {"valid tuple": "list", "valid dictionary": "mapping"}
 # Packages whose lazy tables may define a value; the class is imported when it is named.

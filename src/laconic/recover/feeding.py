@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from laconic.step import Value
+from laconic.step import UpToOne, Value
 
 __all__ = ["Cross", "Feed", "Mixed", "Mixture", "SoftCross", "Student", "Teacher"]
-
-UpToOne = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)

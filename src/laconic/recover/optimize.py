@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from laconic.step import Count, Value
+from laconic.step import Count, UpToOne, Value
 
 __all__ = [
     "SGD",
@@ -30,7 +30,6 @@ __all__ = [
 # Added to a curvature, so that a weight whose gradient was always zero counts for something.
 EPSILON = 1e-8
 
-UpToOne = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 
