@@ -33,6 +33,9 @@ FRONT = {
         "SST-2, width 0.5, depth 1, distilled": "6-layer encoder, half the heads and neurons",
         "SST-2, width 0.25, depth 1, distilled": "6-layer encoder, a quarter of both",
     },
+    "ternarybert": {
+        "TernaryBERT TWN 2-2-8": "6-layer encoder, 2-2-8, taught by itself in floats",
+    },
     "mrem": {
         "MREM-S, 250 updates 4-4-8": "6-layer encoder, 4-4-8, 4,096 texts without labels",
         "MREM-P, 250 updates 2-2-8": "6-layer encoder, 2-2-8, 4,096 texts without labels",
@@ -50,8 +53,8 @@ One script per table. A script runs the methods, prints the published figure bes
 `papers/results/<name>.json`; the tables below are rendered from those files. Scores are such that
 higher is better; *baseline* is our own uncompressed network on the same data. Times are those of a
 machine that did other work beside; rows were measured on the code of their day, and where a row's
-note says another day, the file was put together from finished runs. The data are found through the
-environment variable `LACONIC_DATA`.
+note says another day, the file was put together from finished runs. A row of a script that is not
+here has not been run. The data are found through the environment variable `LACONIC_DATA`.
 """
 COLUMNS = (
     "row", "task", "metric", "ours", "seeds", "baseline", "published",
