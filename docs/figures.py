@@ -49,12 +49,13 @@ figures, commands, machine, settings and what did not work, is in
 [papers/README.md](papers/README.md)."""
 PAPERS_INTRO = """# Tables of the papers
 
-One script per table. A script runs the methods, prints the published figure beside ours, and writes
-`papers/results/<name>.json`; the tables below are rendered from those files. Scores are such that
-higher is better; *baseline* is our own uncompressed network on the same data. Times are those of a
-machine that did other work beside; rows were measured on the code of their day, and where a row's
-note says another day, the file was put together from finished runs. A row of a script that is not
-here has not been run. The data are found through the environment variable `LACONIC_DATA`.
+One script per table. A script runs the methods, prints the published figure beside ours, and
+writes `papers/results/<name>.json`; the tables below are rendered from those files. Scores are
+such that higher is better; *baseline* is our own uncompressed network on the same data. Times are
+those of a machine that did other work beside. Rows were measured on the code of their day, and a
+file may be put together from finished runs of several days, of which its date is the last. A row
+of a script that is not here has not been run. The data are found through the environment variable
+`LACONIC_DATA`.
 """
 COLUMNS = (
     "row", "task", "metric", "ours", "seeds", "baseline", "published",

@@ -117,13 +117,13 @@ class MissingExtra(LaconicError, ImportError):
         super().__init__(f"'{package}' is not installed; run: pip install 'laconic[{extra}]'")
 
 
-def nearest(word: str, options: Iterable[str], *, count: int = 1) -> str:
+def nearest(word: str, options: Iterable[str], *, otherwise: Iterable[str] = ()) -> str:
     """Return a hint naming the options nearest to a mistyped word.
 
     Args:
         word: what was written.
         options: what could have been written.
-        count: how many to name when none is close.
+        otherwise: what to name when none is close; by default some of the options.
 
     >>> nearest("keeps", ["keep", "scope"])
     "; did you mean 'keep'?"
@@ -134,5 +134,5 @@ def nearest(word: str, options: Iterable[str], *, count: int = 1) -> str:
         return f"; did you mean '{close[0]}'?"
     if not names:
         return ""
-    shown = names if len(names) <= 12 else [*names[: max(count, 8)], "..."]
+    shown = sorted(otherwise) or (names if len(names) <= 12 else [*names[:8], "..."])
     return f"; choose one of: {', '.join(shown)}"

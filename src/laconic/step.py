@@ -29,6 +29,7 @@ __all__ = [
     "Share",
     "State",
     "Step",
+    "UpToOne",
     "Value",
     "derive",
     "generator_of",
@@ -37,7 +38,7 @@ __all__ = [
     "run_step",
 ]
 
-# Fields of many values: a number of things, and how large a part of all.
+# Fields of many values: a number of things, and how large a part of all, which may be nothing.
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 UpToOne = Annotated[float, Field(ge=0, le=1)]

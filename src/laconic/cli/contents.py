@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import itertools
 from collections.abc import Callable, Iterable
@@ -61,9 +60,9 @@ def catalogue(kind: str | None = None) -> dict[str, dict[str, str]]:
         return {name: listed() for name, listed in kinds.items()}
     if kind not in kinds:
         known = {*kinds, *itertools.chain.from_iterable(listed() for listed in kinds.values())}
-        close = difflib.get_close_matches(kind, known, n=1)
-        hint = nearest(kind, close or kinds, count=len(kinds))
-        raise LaconicError(f"there is nothing called '{kind}'{hint}")
+        raise LaconicError(
+            f"there is nothing called '{kind}'{nearest(kind, known, otherwise=kinds)}"
+        )
     return {kind: kinds[kind]()}
 
 
