@@ -148,6 +148,7 @@ class Recipe(Value):
         for index, step in enumerate(self.steps):
             with located(index, step):
                 step.check(model, task, self.steps[:index])
+                model = step.outline(model)
 
 
 @contextlib.contextmanager

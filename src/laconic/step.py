@@ -402,7 +402,7 @@ class Step(Value, ABC):
         """Refuse, before any work, what cannot fit the model, the task or the order.
 
         Args:
-            model: the network before the first step.
+            model: the network before the first step, or its outline after the earlier ones.
             task: its data, if the recipe names any.
             earlier: the steps that will have run before this one.
 
@@ -410,6 +410,14 @@ class Step(Value, ABC):
             LaconicError: the scope selects nothing, a task is missing, ...
         """
         self.scope.select(model)
+
+    def outline(self, model: nn.Module) -> nn.Module:
+        """Return a network as later steps are checked against it.
+
+        It is the network itself where this step takes away no module that they could name, and
+        adds none; else an untrained copy. Nothing is changed.
+        """
+        return model
 
 
 class During(Step, ABC):

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from laconic import models
 from laconic.models.mobile import InvertedResidual
 from laconic.ship import load, save
-from laconic.structure import surgery
+from laconic.step import State
+from laconic.structure import Unpack, surgery
 from laconic.structure.axes import Axis, find_axes, permute_, slice_, sliced_shapes, widen_
 
 PAGE = Path(__file__).parents[2] / "docs" / "axes.md"
@@ -148,6 +149,13 @@ class Encoder(nn.Module):
         return self.outputs(self.layer(self.inputs(x)).sum(1))
 
 
+def unpacked_encoder() -> nn.Module:
+    """Return it after the step that gives its attention layers of their own."""
+    state = State(Encoder())
+    Unpack().apply(state)
+    return state.model
+
+
 class Gated(nn.Module):
     """A gated linear unit, in halves of one layer; a residual added in place."""
 
@@ -244,6 +252,7 @@ FAMILIES: dict[str, Family] = {
     "fused attention": Family(Fused, noise(2, 4, 5)),
     "fused attention, heads written down": Family(lambda: Fused(3), noise(2, 4, 5)),
     "torch's encoder layer": Family(Encoder, noise(2, 4, 5)),
+    "torch's encoder layer, unpacked": Family(unpacked_encoder, noise(2, 4, 5)),
     "gated linear unit": Family(Gated, noise(2, 5)),
 }
 LIBRARY = {name for name, family in FAMILIES.items() if family.call}
@@ -564,6 +573,7 @@ EXPECTED: dict[str, dict[str, int]] = {
     "fused attention": {"hidden": 1, "head": 1, "head_dim": 1},
     "fused attention, heads written down": {"hidden": 1, "head_dim": 1},
     "torch's encoder layer": {"neuron": 1},
+    "torch's encoder layer, unpacked": {"head": 1, "head_dim": 1, "neuron": 1, "hidden": 1},
     "gated linear unit": {"neuron": 1, "hidden": 1},
 }
 

@@ -26,6 +26,7 @@ OWN: dict[str, str] = {
     "Halves": "laconic.models.halves:Halves",
     "Reorder": "laconic.models.factored:Reorder",
     "TTLinear": "laconic.models.factored:TTLinear",
+    "UnpackedAttention": "laconic.models.attention:UnpackedAttention",
 }
 
 # A hostile file may ask for no more: sizes, levels of containers and of arguments, layers of one

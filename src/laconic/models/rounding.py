@@ -13,11 +13,13 @@ from laconic.names import QUANTIZERS
 __all__ = [
     "INPUT",
     "OPERANDS",
+    "attend",
     "carry_",
     "place_",
     "quantizer_of",
     "quantizers_of",
     "rounded",
+    "rounds_operands",
     "use_attention_",
 ]
 
@@ -83,6 +85,16 @@ def quantizer_of(module: nn.Module, place: str) -> nn.Module | None:
     return None if quantizers is None or place not in quantizers else quantizers[place]
 
 
+def rounds_operands(module: nn.Module) -> bool:
+    """Return whether a module rounds an operand of its attention.
+
+    >>> rounds_operands(nn.Identity())
+    False
+    """
+    quantizers = _held(module)
+    return quantizers is not None and any(place in quantizers for place in OPERANDS)
+
+
 def carry_(old: nn.Module, new: nn.Module) -> None:
     """Let a module round its input as another did, in whose place it is put.
 
@@ -129,7 +141,7 @@ def use_attention_(model: nn.Module) -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
 
-    AttentionInterface.register(ATTENTION, _attention)
+    AttentionInterface.register(ATTENTION, attend)
     AttentionMaskInterface.register(ATTENTION, eager_mask)
     exchangeable = getattr(model, "_can_set_attn_implementation", None)
     if exchangeable is None or not exchangeable():
@@ -140,7 +152,7 @@ def use_attention_(model: nn.Module) -> None:
     model.set_attn_implementation(ATTENTION)  # type: ignore[operator]
 
 
-def _attention(
+def attend(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -151,7 +163,9 @@ def _attention(
     dropout: float = 0.0,
     **named: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Return context [batch, tokens, heads, head size] and probabilities, as eager attention.
+    """Return context [batch, tokens, heads, head size] and probabilities, each operand rounded.
+
+    In the form that transformers asks of an attention; what eager attention computes.
 
     Args:
         module: what computes attention, with its quantisers.
@@ -162,6 +176,11 @@ def _attention(
         scaling: of the scores; None: 1 / sqrt(head size).
         dropout: chance of a probability to be dropped, in training.
         **named: what other implementations need.
+
+    >>> ones = torch.ones(1, 2, 3, 4)
+    >>> context, chances = attend(nn.Identity(), ones, ones, ones, None)
+    >>> context.shape, chances.shape
+    (torch.Size([1, 3, 2, 4]), torch.Size([1, 2, 3, 3]))
     """
     query, key = rounded(module, "query", query), rounded(module, "key", key)
     value = rounded(module, "value", value)

@@ -58,12 +58,14 @@ _TABLE: dict[str, str] = {
     "Top": "laconic.structure.depth",
     "Tucker2": "laconic.structure.kernels",
     "TwoThrees": "laconic.structure.kernels",
+    "Unpack": "laconic.structure.unpack",
     "Use": "laconic.structure.axes",
     "find_axes": "laconic.structure.axes",
     "permute_": "laconic.structure.axes",
     "slice_": "laconic.structure.axes",
     "sliced_shapes": "laconic.structure.axes",
     "split_ternary": "laconic.structure.split",
+    "unpacked": "laconic.structure.unpack",
     "widen_": "laconic.structure.axes",
 }
 

@@ -83,7 +83,9 @@ def axes_of(model: nn.Module, task: Task | None, kind: str, scope: Scope) -> lis
     inside = [axis for axis, paths in makers.items() if paths and paths <= selected]
     free = [axis for axis in inside if axis.frozen is None]
     if not free:
-        raise AxisError(_why_none(kind, scope, every, makers, selected))
+        packed = any(isinstance(module, nn.MultiheadAttention) for module in model.modules())
+        advice = "; put the step 'unpack' before, for torch's attention" if packed else ""
+        raise AxisError(_why_none(kind, scope, every, makers, selected) + advice)
     if len(free) < len(inside):
         logger.info("%s: %s", kind, _listed(axis for axis in inside if axis not in free))
     return free

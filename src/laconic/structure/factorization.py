@@ -37,6 +37,7 @@ __all__ = [
     "latent",
     "linear",
     "refuse_needed",
+    "refuse_root",
     "refuse_several",
     "shape_of",
 ]
@@ -45,8 +46,6 @@ Portion = Annotated[float, Field(gt=0, lt=1)]
 Pair = tuple[int, int]
 Layer = TypeVar("Layer", bound=nn.Module)
 
-# Modules of torch that compute with the weights of their children themselves.
-READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 # What is kept of a layer's weights where nothing decides the rank.
 HALF = 0.5
 
@@ -60,22 +59,35 @@ def latent(module: nn.Module) -> nn.Parameter:
     return cast("nn.Parameter", latent_of(module, "weight")[1])
 
 
-def refuse_needed(model: nn.Module, path: str, step: str) -> None:
-    """Refuse to replace the network itself, or a layer whose parent reads its weight.
+def refuse_root(path: str, step: str) -> None:
+    """Refuse to replace the network itself.
 
     Raises:
-        ModelError: it is one of the two.
+        ModelError: the path is empty.
     """
     if not path:
         raise ModelError(
             f"{step}: the network is a single layer, which nothing holds; put it in a Sequential"
         )
+
+
+def refuse_needed(model: nn.Module, path: str, step: str) -> None:
+    """Refuse to replace the network itself, or a layer whose parent reads its weight.
+
+    Torch's attention does so, and its encoder layer while it has such an attention.
+
+    Raises:
+        ModelError: it is one of the two.
+    """
+    refuse_root(path, step)
     parent = path.rpartition(".")[0]
-    if isinstance(model.get_submodule(parent), READERS):
-        kind = type(model.get_submodule(parent)).__name__
+    holder = model.get_submodule(parent)
+    attention = holder.self_attn if isinstance(holder, nn.TransformerEncoderLayer) else holder
+    if isinstance(attention, nn.MultiheadAttention):
         raise ModelError(
-            f"{step}: '{parent}' is a {kind}, which computes with the weight of '{path}' "
-            f"itself; leave it out of the scope with '!{path}'"
+            f"{step}: '{parent}' is a {type(holder).__name__}, which computes with the weight of "
+            f"'{path}' itself; put the step 'unpack' before, or leave it out of the scope with "
+            f"'!{path}'"
         )
 
 

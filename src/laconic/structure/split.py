@@ -131,9 +131,10 @@ def _check_module(model: nn.Module, path: str, step: str) -> None:
     module = model.get_submodule(path)
     kind = parametrize.type_before_parametrizations(module)
     if kind not in KINDS:
+        parts = "put the step 'unpack' before, or " if kind is nn.MultiheadAttention else ""
         raise ModelError(
             f"{step}: '{path}' is a {kind.__name__}, which cannot be split; only Linear, Conv1d, "
-            f"Conv2d and Embedding can: leave it out of the scope with '!{path}'"
+            f"Conv2d and Embedding can: {parts}leave it out of the scope with '!{path}'"
         )
     if isinstance(module, nn.Embedding) and module.max_norm is not None:
         raise ModelError(

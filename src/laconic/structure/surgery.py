@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from laconic.errors import ModelError, nearest
+from laconic.models.attention import hand_on_padded_
 from laconic.models.families import SHAPE_ATTRIBUTES, blocks_path, family_of
 from laconic.models.layers import LARGEST, describe, layer
 from laconic.models.load import builder_of
@@ -79,6 +80,7 @@ def replace_(model: nn.Module, path: str, module: nn.Module) -> None:
     records = _read(model)
     carry_(old, module)
     _put(_places(model)[old], module.train(old.training))
+    hand_on_padded_(model)
     records.modules[module] = {}
     _write(model, records, module)
 
@@ -266,6 +268,7 @@ def _apply_modules(model: nn.Module, modules: Mapping[str, Any]) -> None:
             raise ModelError(f"'{path}' is the root or within a module that is replaced too")
         placed[old] = layer(spec).train(old.training)
         _put(places[old], placed[old])
+    hand_on_padded_(model)
 
 
 def _above(index: Mapping[str, nn.Module], path: str) -> Iterator[nn.Module]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from laconic.errors import ModelError, TaskError, nearest
+from laconic.models.attention import UnpackedAttention, hand_on_padded_
 from laconic.models.families import blocks_path, family_of
 from laconic.models.rounding import INPUT, OPERANDS, place_, quantizers_of, use_attention_
 from laconic.names import joined
@@ -128,12 +129,9 @@ def attach_(model: nn.Module, activations: Mapping[str, Mapping[str, Activation]
     for path, places in activations.items():
         for place, activation in places.items():
             place_(model.get_submodule(path), place, Quantizer(activation).to(device))
-    if any(places.keys() - {INPUT} for places in activations.values()):
+    if family_of(model) and any(places.keys() - {INPUT} for places in activations.values()):
         use_attention_(model)
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoder):
-            # Else it packs padded batches in evaluation, and packed tensors have no extremes.
-            module.use_nested_tensor = False
+    hand_on_padded_(model)
 
 
 def check_places(model: nn.Module, activations: Mapping[str, Mapping[str, Activation]]) -> None:
@@ -162,8 +160,8 @@ def check_places(model: nn.Module, activations: Mapping[str, Mapping[str, Activa
         if INPUT in places and path and isinstance(modules[parent], nn.MultiheadAttention):
             raise ModelError(
                 f"'{parent}' is a MultiheadAttention, which computes with the weight of '{path}' "
-                f"itself and never calls it, so its input cannot be rounded; leave it out of the "
-                f"scope with '!{path}'"
+                f"itself and never calls it, so its input cannot be rounded; put the step "
+                f"'unpack' before, or leave it out of the scope with '!{path}'"
             )
 
 
@@ -248,14 +246,17 @@ def _check_finite(model: nn.Module, quantizers: Sequence[Quantizer]) -> None:
 
 
 def attention_paths(model: nn.Module) -> list[str]:
-    """Return the modules of a Hugging Face encoder that compute attention; [] of another network.
+    """Return the modules that compute attention so that its operands can be rounded.
+
+    They are those of a family's blocks, and of other networks the attentions that were unpacked.
 
     >>> attention_paths(nn.Linear(2, 2))
     []
     """
     family = family_of(model)
     if family is None:
-        return []
+        modules = model.named_modules()
+        return [path for path, module in modules if isinstance(module, UnpackedAttention)]
     base = blocks_path(model)
     blocks = model.get_submodule(base)
     return [joined(f"{base}.{name}", family.attention) for name, _ in blocks.named_children()]
