@@ -337,6 +337,12 @@ def test_describe_is_json():
     assert Task(pair(), pair(8)).classes == ("0", "1", "2", "3")
 
 
+@pytest.mark.parametrize("given", [torch.zeros(8, 2), (torch.zeros(8, 2),) * 3])
+def test_from_arrays_wants_pairs(given):
+    with pytest.raises(TaskError, match=r"train: \w+ is not a pair.*\(inputs, targets\)"):
+        Task.from_arrays(given, torch.arange(8))
+
+
 def test_from_loaders_takes_a_reader():
     rows = DataLoader([{"words": torch.ones(6), "kind": 1}] * 8, 4)
     task = Task.from_loaders(

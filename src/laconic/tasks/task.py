@@ -603,6 +603,10 @@ def _accepted(model: nn.Module, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _arrays(pair: tuple[Any, Any], name: str, **options: Any) -> Arrays:
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise TaskError(
+            f"{name}: {type(pair).__name__} is not a pair; give every split as (inputs, targets)"
+        )
     try:
         return Arrays(*pair, **options)
     except TaskError as error:
