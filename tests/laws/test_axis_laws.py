@@ -592,7 +592,7 @@ INTRODUCTION = """# Axes
 
 An *axis* is a set of coupled dimensions: a channel, a head, a neuron stands in several tensors, and
 comes and goes in all of them at once. `laconic.structure.find_axes(model, example)` runs a network
-once and finds them, without a rule for any one network. What it cannot vouch for is *frozen*, with
+and finds them, without a rule for any one network. What it cannot vouch for is *frozen*, with
 a reason: an operation it has no rule for, an input or an output, a size that is written in the code
 of the forward. So an unusual network is pruned less, never wrongly.
 

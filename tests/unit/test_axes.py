@@ -344,6 +344,53 @@ def test_a_vector_that_is_not_saved_freezes() -> None:
     assert "the buffer c.values" in [axis.frozen for axis in find_axes(model, example())]
 
 
+def averaging(self: Any, x: Tensor) -> Tensor:
+    hidden = self.first(x)
+    hidden.mean(1)
+    return self.last(hidden)
+
+
+def averaging_in_place(self: Any, x: Tensor) -> Tensor:
+    hidden = self.first(x)
+    hidden[:, :].sub_(hidden.mean(1, keepdim=True))
+    return self.last(hidden)
+
+
+def averaging_for_a_branch(self: Any, x: Tensor) -> Tensor:
+    hidden = self.first(x)
+    return self.last(hidden if hidden.mean(1).sum() < 1e9 else -hidden)
+
+
+@pytest.mark.parametrize(
+    ("forward", "why"),
+    [
+        (averaging, None),
+        (averaging_in_place, "mean over it"),
+        (averaging_for_a_branch, "mean over it"),
+    ],
+)
+def test_what_nothing_reads_binds_nothing(forward: Any, why: str | None) -> None:
+    network = Network(forward, first=nn.Linear(5, 4), last=nn.Linear(4, 2))
+    axis = next(axis for axis in find_axes(network, example()) if axis.size == 4)
+    assert axis.frozen == why
+
+
+@pytest.mark.parametrize("odd", [0, 1])
+def test_a_forward_that_runs_otherwise_every_time_frees_nothing(odd: int) -> None:
+    runs: list[int] = []  # of all copies
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        runs.append(0)
+        hidden = m.first(x)
+        if len(runs) % 2 == odd:
+            hidden = hidden - hidden.mean(1, keepdim=True)
+        return m.last(hidden)
+
+    network = Network(forward, first=nn.Linear(5, 4), last=nn.Linear(4, 2))
+    axis = next(axis for axis in find_axes(network, example()) if axis.size == 4)
+    assert axis.frozen is not None
+
+
 def test_equal_sizes_are_not_mistaken_for_one_axis() -> None:
     # Batch, length and features are all 4.
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))

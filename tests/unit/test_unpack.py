@@ -194,7 +194,7 @@ def test_heads_can_be_pruned_inputs_rounded_and_matrices_split(tmp_path: Path) -
 
 
 class Asking(nn.Module):
-    """Attention that is asked for the probabilities of every head."""
+    """Attention that is asked for its probabilities, which are dropped."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -202,7 +202,7 @@ class Asking(nn.Module):
         self.scores = nn.Linear(16, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden, _ = self.attention(x, x, x, average_attn_weights=False)
+        hidden, _ = self.attention(x, x, x)
         return self.scores(hidden.mean(1))
 
 

@@ -29,6 +29,7 @@ ATTRIBUTES: dict[str, str] = {
     name: kind for family in FAMILIES for name, kind in family.attributes.items()
 }
 SHOWN = 200
+Foreseen = Sequence[tuple[Any, bool]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,10 +48,17 @@ class Recording(TorchDispatchMode):
         tracked: what an axis may be a part of.
         pieces: dimensions that were cut, which must turn out to be cut evenly.
         trace: every operation with its numbers, but for sizes: what must not change with a size.
+
+    Args:
+        network: that will run.
+        inputs: of its forward.
+        foreseen: every operation, and whether it is passed over; None: all are followed.
     """
 
-    def __init__(self, network: nn.Module, inputs: Any) -> None:
+    def __init__(self, network: nn.Module, inputs: Any, foreseen: Foreseen | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._strayed = False
+        self._foreseen = None if foreseen is None else iter(foreseen)
         self.pieces: list[list[Dim]] = []
         self.trace: list[str] = []
         # With the tensor itself: a number that stands for a dead tensor is given to another.
@@ -76,6 +84,8 @@ class Recording(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        if self._passes_over(func):
+            return result
         schema = func._schema.arguments
         arguments = {each.name: each.default_value for each in schema if each.has_default_value()}
         arguments |= dict(zip((each.name for each in schema), args, strict=False))
@@ -84,6 +94,17 @@ class Recording(TorchDispatchMode):
         self.trace.append(f"{func} {_numbers(func, call)}")
         _follow(self, func, call)
         return result
+
+    def _passes_over(self, func: Any) -> bool:
+        if self._foreseen is None:
+            return False
+        expected, unread = next(self._foreseen, (None, False))
+        self._strayed |= expected is not func
+        return unread
+
+    def strayed(self) -> bool:
+        """Return whether the operations were others than was foreseen, or fewer."""
+        return self._strayed or next(self._foreseen or iter(()), None) is not None
 
     def dims(self, tensor: Tensor) -> list[Dim]:
         """Return the dimensions of a tensor; one that no operation made is a constant."""
@@ -161,6 +182,38 @@ class Recording(TorchDispatchMode):
                 self._freeze(pieces, "cut into parts that differ")
 
 
+class _Reading(TorchDispatchMode):
+    """What every operation of a forward reads and makes."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        # With the tensors themselves: a number that stands for a dead tensor is given to another.
+        self.calls: list[tuple[Any, list[Tensor], list[Tensor]]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.calls.append((func, _leaves([args, kwargs]), _leaves(result)))
+        return result
+
+
+def _foreseen(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Foreseen:
+    """Return every operation of a forward, and whether its outputs are the same without it.
+
+    So they are without probabilities of attention, say, that nobody asked for.
+    """
+    with _Reading() as reading:
+        outputs = network(*args, **kwargs)
+    needed, found = {id(tensor) for tensor in _leaves(outputs)}, []
+    for func, read, made in reversed(reading.calls):
+        changes = func._schema.is_mutable or not made
+        useful = changes or any(id(tensor) in needed for tensor in made)
+        needed |= {id(tensor) for tensor in read} if useful else set()
+        found.append((func, not useful))
+    return found[::-1]
+
+
 def plain_copy(model: nn.Module) -> nn.Module:
     """Return a copy in evaluation mode, its weights plain, that shares what it does not change.
 
@@ -168,7 +221,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
         ModelError: the network cannot be copied.
     """
     latent = {id(original) for _, original in laid_tensors(model).values()}
-    shared = {id(each): each for each in model.parameters() if id(each) not in latent}
+    shared = {key: each for key, each in _shared(model).items() if key not in latent}
     try:
         network = copied(model, shared)
     except Exception as error:
@@ -184,17 +237,27 @@ def plain_copy(model: nn.Module) -> nn.Module:
     return network.eval()
 
 
+def _shared(network: nn.Module) -> dict[int, Tensor]:
+    return {id(each): each for each in network.parameters()}
+
+
 def record(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Recording:
-    """Run a network once and return what was seen.
+    """Run a network and return what was seen of all that its outputs depend on.
 
     Raises:
         ModelError: its forward fails.
     """
-    recording = Recording(network, (args, kwargs))
     with torch.no_grad(), torch.random.fork_rng(devices=[]), _spelled_out():
         try:
+            # On a copy: what a forward keeps from its first run may spare it work in the second.
+            foreseen = _foreseen(copied(network, _shared(network)), args, kwargs)
+            recording = Recording(network, (args, kwargs), foreseen)
             with recording:
                 outputs = network(*args, **kwargs)
+            if recording.strayed():
+                recording = Recording(network, (args, kwargs))
+                with recording:
+                    outputs = network(*args, **kwargs)
         except Exception as error:
             called = [_described(each) for each in args]
             called += [f"{name}={_described(each)}" for name, each in kwargs.items()]

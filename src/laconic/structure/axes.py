@@ -144,7 +144,7 @@ class Edit:
 
 
 def find_axes(model: nn.Module, *args: Any, **kwargs: Any) -> list[Axis]:
-    """Return the axes of a network, found by running it once on an example.
+    """Return the axes of a network, found by running it on an example.
 
     Every operation of the forward says which dimensions it couples; one without a rule freezes
     what it touches, and so does an input, an output, a constant. Then the network is run again

@@ -38,8 +38,7 @@ class Unpack(Step):
     factorised. Unpacked, they can; the network computes the same but for the order of sums. It is
     what torch's own Transformer layers, torchvision's ViT and many others attend with.
 
-    One that adds keys of its own (``add_bias_kv``, ``add_zero_attn``) stays as it is. Heads over
-    which probabilities are averaged stay too: call it with ``need_weights=False``.
+    One that adds keys of its own (``add_bias_kv``, ``add_zero_attn``) stays as it is.
 
     In a recipe::
 
