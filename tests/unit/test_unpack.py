@@ -255,14 +255,22 @@ def added_keys() -> nn.Module:
     return nn.Sequential(nn.MultiheadAttention(4, 2, add_bias_kv=True))
 
 
+class Halved(nn.MultiheadAttention):
+    """Attention that computes something else."""
+
+    def forward(self, *inputs: Tensor, **named: Any) -> tuple[Tensor, Tensor | None]:
+        return super().forward(*inputs, **named)[0] / 2, None
+
+
 @pytest.mark.parametrize(
     ("model", "kind", "message"),
     [
         (nn.Sequential(nn.Linear(2, 2)), ScopeError, r"selects no nn\.MultiheadAttention"),
         (added_keys(), ScopeError, r"selects no nn\.MultiheadAttention without add_bias_kv"),
+        (nn.Sequential(Halved(4, 2)), ScopeError, r"selects no nn\.MultiheadAttention"),
         (nn.MultiheadAttention(4, 2), ModelError, "the network is a single layer"),
     ],
-    ids=["none", "added keys", "root"],
+    ids=["none", "added keys", "subclass", "root"],
 )
 def test_what_cannot_be_unpacked_is_refused(
     model: nn.Module, kind: type[LaconicError], message: str
@@ -291,6 +299,12 @@ def test_steps_that_need_it_say_so() -> None:
         Factorize(scope=Scope("*.linear1"), method=SVD(rank=2)).check(network(), None)
     with pytest.raises(AxisError, match="put the step 'unpack' before"):
         Prune("heads", keep=0.5).check(network(), task())
+
+
+def test_an_attention_that_computes_more_is_not_unpacked() -> None:
+    for attention in (nn.MultiheadAttention(4, 2, add_zero_attn=True), Halved(4, 2)):
+        with pytest.raises(ModelError, match="cannot be unpacked"):
+            unpacked(attention)
 
 
 def test_causal_without_a_mask_is_refused_as_torch_refuses_it() -> None:

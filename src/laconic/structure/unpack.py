@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from laconic.errors import ChainError, ModelError, ScopeError
 from laconic.models.attention import PROJECTIONS, UnpackedAttention
@@ -38,7 +39,7 @@ class Unpack(Step):
     factorised. Unpacked, they can; the network computes the same but for the order of sums. It is
     what torch's own Transformer layers, torchvision's ViT and many others attend with.
 
-    One that adds keys of its own (``add_bias_kv``, ``add_zero_attn``) stays as it is.
+    What adds keys of its own (``add_bias_kv``, ``add_zero_attn``) and subclasses stay as they are.
 
     In a recipe::
 
@@ -101,7 +102,7 @@ def unpacked(attention: nn.MultiheadAttention) -> UnpackedAttention:
     """Return the same attention with layers of its own, in the same mode.
 
     Raises:
-        ModelError: it adds keys of its own.
+        ModelError: it adds keys of its own, or is of a subclass.
 
     >>> attention = nn.MultiheadAttention(4, 2).eval()
     >>> x = torch.ones(3, 1, 4)
@@ -109,7 +110,9 @@ def unpacked(attention: nn.MultiheadAttention) -> UnpackedAttention:
     True
     """
     if not _plain(attention):
-        raise ModelError("an attention with add_bias_kv or add_zero_attn cannot be unpacked")
+        raise ModelError(
+            "an attention with add_bias_kv or add_zero_attn, or of a subclass, cannot be unpacked"
+        )
     with torch.enable_grad():  # so that a part of a parameter tells whether it is trained
         weights, biases = _parts(attention)
     described = [
@@ -131,18 +134,17 @@ def unpacked(attention: nn.MultiheadAttention) -> UnpackedAttention:
     return made.train(attention.training)
 
 
-def _plain(attention: nn.MultiheadAttention) -> bool:
+def _plain(module: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
+    # A subclass may compute something else.
+    if parametrize.type_before_parametrizations(module) is not nn.MultiheadAttention:
+        return False
+    attention = cast("nn.MultiheadAttention", module)
     return attention.bias_k is None and attention.bias_v is None and not attention.add_zero_attn
 
 
 def _packed(model: nn.Module, scope: Scope) -> dict[str, nn.MultiheadAttention]:
     """Return the attentions of a scope that can be unpacked, by path."""
-    selected = scope.select(model).items()
-    return {
-        path: module
-        for path, module in selected
-        if isinstance(module, nn.MultiheadAttention) and _plain(module)
-    }
+    return {path: module for path, module in scope.select(model).items() if _plain(module)}
 
 
 def _matrices(attention: nn.MultiheadAttention) -> list[str]:
