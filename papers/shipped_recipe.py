@@ -27,7 +27,6 @@ from torch import nn
 from laconic import Recipe, Task, Train, compress
 from laconic.measure import float_bytes
 from laconic.models import load_model
-from laconic.recipe import find_recipe
 from laconic.recover import Adam
 from laconic.tasks import task_from_dict
 
@@ -72,7 +71,7 @@ def trained(name: str, task: Task, work: Path) -> nn.Module:
 
 def results(names: list[str], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield one row per network."""
-    recipe = Recipe.read(find_recipe("deep-compression"))
+    recipe = Recipe.read("deep-compression")
     for name in names:
         model, task = NETWORKS[name](options)
         out = options.work / "shipped_recipe" / name

@@ -93,16 +93,19 @@ class Recipe(Value):
 
     @classmethod
     def read(cls, path: str | Path, *, changes: Iterable[str] = ()) -> Recipe:
-        """Return the recipe of a YAML or JSON file.
+        """Return the recipe of a YAML or JSON file, or a shipped one.
 
         Args:
-            path: the file.
+            path: the file, or the name of a recipe that comes with laconic.
             changes: assignments such as "steps.1.train.epochs=1", values in YAML.
 
         Raises:
             RecipeError: file, line, step and the nearest right name.
+
+        >>> [step.name for step in Recipe.read("deep-compression").steps]
+        ['prune', 'quantize', 'train']
         """
-        path = Path(path)
+        path = find_recipe(path)
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -267,7 +270,7 @@ def shipped_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def find_recipe(name: str) -> Path:
+def find_recipe(name: str | Path) -> Path:
     """Return the file of a recipe given by path or by the name of a shipped one.
 
     Raises:
@@ -279,9 +282,9 @@ def find_recipe(name: str) -> Path:
     shipped = shipped_recipes()
     if Path(name).is_file():
         return Path(name)
-    if name in shipped:
-        return shipped[name]
-    close = difflib.get_close_matches(name, shipped, n=1)
+    if str(name) in shipped:
+        return shipped[str(name)]
+    close = difflib.get_close_matches(str(name), shipped, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else f"; shipped ones: {', '.join(shipped)}"
     raise RecipeError(f"no recipe file '{name}'{hint}")
 

@@ -199,8 +199,8 @@ def _understood(model: object, task: object, steps: Recipe | Sequence[Step]) -> 
         )
     if isinstance(steps, Step | str | Path):
         raise RecipeError(
-            f"compress takes a list of steps, got {steps!r}; write [step], or read a file with "
-            "Recipe.read(path)"
+            f"compress takes a list of steps, got {steps!r}; write [step], or read a file, or a "
+            "shipped recipe, with Recipe.read(name)"
         )
     return steps if isinstance(steps, Recipe) else Recipe(steps=tuple(steps))
 

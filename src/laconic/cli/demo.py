@@ -15,7 +15,7 @@ from laconic import run
 from laconic.cli.output import Output
 from laconic.errors import RunError
 from laconic.models import digits_cnn
-from laconic.recipe import Recipe, find_recipe
+from laconic.recipe import Recipe
 from laconic.recover import AdamW, Train
 from laconic.tasks import Task, digits
 
@@ -43,7 +43,7 @@ def demonstrate(out: Path, output: Output) -> run.Result:
     model = _trained(task)
     _save_plain(model, out / ORIGINAL)
     output.note("2  Prune, retrain, share weights, retrain, entropy-code: deep-compression.")
-    result = run.compress(model, task, Recipe.read(find_recipe("deep-compression")), out=out)
+    result = run.compress(model, task, Recipe.read("deep-compression"), out=out)
     output.note("3  Load the file in a new process and compare.")
     checked = _verified(out / run.ARTIFACT)
     output.note(f"   {checked['tensors']} weights and all logits are identical bit for bit.")
