@@ -251,13 +251,9 @@ def record(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -
         try:
             # On a copy: what a forward keeps from its first run may spare it work in the second.
             foreseen = _foreseen(copied(network, _shared(network)), args, kwargs)
-            recording = Recording(network, (args, kwargs), foreseen)
-            with recording:
-                outputs = network(*args, **kwargs)
+            recording, outputs = _watched(network, args, kwargs, foreseen)
             if recording.strayed():
-                recording = Recording(network, (args, kwargs))
-                with recording:
-                    outputs = network(*args, **kwargs)
+                recording, outputs = _watched(network, args, kwargs)
         except Exception as error:
             called = [_described(each) for each in args]
             called += [f"{name}={_described(each)}" for name, each in kwargs.items()]
@@ -267,6 +263,17 @@ def record(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -
             ) from error
     recording.close(network, outputs)
     return recording
+
+
+def _watched(
+    network: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    foreseen: Foreseen | None = None,
+) -> tuple[Recording, Any]:
+    recording = Recording(network, (args, kwargs), foreseen)
+    with recording:
+        return recording, network(*args, **kwargs)
 
 
 @contextlib.contextmanager
