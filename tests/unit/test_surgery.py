@@ -452,3 +452,23 @@ def test_a_network_changed_by_hand_is_told_apart(net):
     net.blocks = net.blocks[:2]
     with pytest.raises(ModelError, match=r"'blocks\.3\.norm' was edited and is gone"):
         keep_(net, "blocks", [0])
+
+
+def test_edits_go_on_where_a_resized_layer_was_replaced_later() -> None:
+    def narrowed() -> nn.Sequential:
+        model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
+        for name, shape in (("0.weight", (3, 2)), ("0.bias", (3,)), ("2.weight", (2, 3))):
+            resize_(model, name, torch.ones(shape))
+        set_attributes_(model, "0", {"out_features": 3})
+        set_attributes_(model, "2", {"in_features": 3})
+        return model
+
+    model, again = narrowed(), narrowed()
+    replace_(model, "0", nn.Sequential(nn.Linear(2, 1), nn.Linear(1, 3)))
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    apply_edits_(again, edits_of(model), shapes)
+    assert edits_of(again) == edits_of(model)
+    assert {name: list(tensor.shape) for name, tensor in again.state_dict().items()} == shapes
+    resize_(again, "2.bias", torch.ones(1))
+    with pytest.raises(ModelError, match="edited otherwise"):
+        apply_edits_(again, edits_of(model), shapes)

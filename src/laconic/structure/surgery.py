@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -212,7 +212,9 @@ def apply_edits_(
     lists = wanted.get("lists", {})
     if before:
         before = _kept_further(model, before, lists)
-        if any(not set(before[kind]) <= set(wanted.get(kind, ())) for kind in before):
+        missing = {name for kind in before for name in set(before[kind]) - {*wanted.get(kind, ())}}
+        # What was edited in a module that was replaced later is part of its description.
+        if any(not _inside_any(name, wanted.get("modules", {})) for name in missing):
             raise ModelError(OTHERWISE)
     else:
         _apply_lists(model, lists)
@@ -362,6 +364,10 @@ def _write(model: nn.Module, records: _Records, edited: nn.Module) -> None:
             ),
         },
     )
+
+
+def _inside_any(name: str, paths: Iterable[str]) -> bool:
+    return any(name == path or _within(name, path) for path in paths)
 
 
 def _within(path: str, other: str) -> bool:
