@@ -55,10 +55,9 @@ class Call:
 
     def dims(self, argument: str = "dim") -> list[int]:
         """Return the dimensions of the source that an argument names; None: all of them."""
-        count = max(self.source.dim(), 1)
-        named = self.arguments.get(argument)
-        if named is None or named == []:
-            return list(range(self.source.dim()))
+        count, named = self.source.dim(), self.arguments.get(argument)
+        if named is None or named == [] or not count:  # a single number has none to name
+            return list(range(count))
         return [dim % count for dim in (named if isinstance(named, Sequence) else [named])]
 
 
