@@ -191,6 +191,11 @@ FOLLOWED: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, nn.Module],
         {"a": nn.Linear(5, 8), "b": nn.Linear(5, 8), "c": nn.Linear(1, 6)},
         [8],
     ),
+    "a single number": (
+        lambda m, x: m.b(m.a(x)) * m.c(x).sum().sum(0).softmax(0).cumsum(0),
+        {"a": nn.Linear(5, 8), "b": nn.Linear(8, 3), "c": nn.Linear(5, 1)},
+        [8],
+    ),
     "queries of one head": (
         lambda m, x: m.o((m.q(x) @ m.k(x).T).softmax(-1) @ m.v(x)),
         {"q": nn.Linear(5, 8), "k": nn.Linear(5, 8), "v": nn.Linear(5, 6), "o": nn.Linear(6, 3)},
@@ -260,6 +265,16 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a size written down": (between(lambda x: x.reshape(6, 8) * 2), "does not follow it"),
     "a size computed with": (between(lambda x: x / x.shape[1] ** 0.5), "div.Tensor"),
     "a size asked for": (between(lambda x: x * 2 if x.shape[1] == 8 else x), "does not follow it"),
+    "a least size": (between(lambda x: x * 2 if x.shape[1] < 8 else x), "[] becomes aten.mul"),
+    "a size filled in": (between(lambda x: x / torch.full((1,), x.shape[1])), "full.default [8]"),
+    "a size in a list": (
+        between(lambda x: x / torch.tensor([1.0, x.shape[1]])[1:]),
+        "lift_fresh.default [1.0, 8.0]",
+    ),
+    "numbers read elsewhere": (
+        between(lambda x: x / torch.from_numpy(x.detach().numpy().mean(1, keepdims=True))),
+        "lift_fresh",
+    ),
     "padded to a size": (between(lambda x: F.pad(x, (0, 12 - x.shape[1])), 12), "not follow it"),
     "norm without a weight": (
         lambda: nn.Sequential(
@@ -335,6 +350,55 @@ def test_axes_that_only_code_ties_are_frozen() -> None:
     model = Network(forward, **{name: nn.Linear(*size) for name, size in sizes.items()})
     reasons = [axis.frozen for axis in find_axes(model, example()) if axis.size == 8]
     assert reasons == ["the forward does not follow it: ValueError: unequal"] * 2
+
+
+def test_axes_that_only_a_size_ties_are_frozen() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.a(x)
+        return m.b(y) + m.d(m.c(x)) + m.f(m.e(x)) + m.g(x[:, :1].expand(-1, y.shape[1]))
+
+    sizes = {"a": (5, 8), "b": (8, 3), "c": (5, 7), "d": (7, 3), "e": (5, 6), "f": (6, 3)}
+    parts = {name: nn.Linear(*size) for name, size in {**sizes, "g": (8, 3)}.items()}
+    axes = find_axes(Network(forward, **parts), example())
+    assert [axis.size for axis in free(axes)] == [7, 6]
+
+
+def test_what_only_training_runs_freezes() -> None:
+    def forward(m: Any, x: Tensor) -> Any:
+        hidden, other, third = m.a(x), m.c(x), m.e(x)
+        scores = m.b(hidden) + m.d(other) + m.f(third) + m.h(m.g(x))
+        return (scores, m.auxiliary(hidden), other, third + m.steps) if m.training else scores
+
+    sizes = {"a": (5, 8), "b": (8, 3), "c": (5, 7), "d": (7, 3), "e": (5, 6), "f": (6, 3)}
+    sizes |= {"g": (5, 4), "h": (4, 3), "auxiliary": (8, 2)}
+    model = Network(forward, **{name: nn.Linear(*size) for name, size in sizes.items()})
+    model.register_buffer("steps", torch.ones(6))
+    axes = find_axes(model.eval(), example())
+    assert [axis.size for axis in free(axes)] == [4]
+    reasons = {axis.size: str(axis.frozen) for axis in axes if axis.uses[0].dim == 0}
+    assert "mat1 and mat2" in reasons[8] and reasons[7] == "an output in training mode"
+
+
+def test_a_network_that_cannot_train_on_the_example_is_evaluated_only() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        if m.training:
+            raise ValueError("labels are missing")
+        return m.b(m.a(x))
+
+    model = Network(forward, a=nn.Linear(5, 8), b=nn.Linear(8, 3))
+    assert [axis.size for axis in free(find_axes(model, example()))] == [8]
+
+
+def test_training_for_the_axes_writes_to_no_parameter() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        if m.training:
+            m.a.weight.clamp_(-0.01, 0.01)
+        return m.b(m.a(x))
+
+    model = Network(forward, a=nn.Linear(5, 8), b=nn.Linear(8, 3))
+    before = model.a.weight.detach().clone()
+    find_axes(model, example())
+    assert torch.equal(model.a.weight, before)
 
 
 def test_a_vector_that_is_not_saved_freezes() -> None:

@@ -22,13 +22,15 @@ from laconic.structure._views import RULES
 from laconic.weights.laid import bake, copied, laid_tensors
 from laconic.weights.quantizer import Quantizer
 
-__all__ = ["ATTRIBUTES", "Recording", "Tracked", "plain_copy", "record"]
+__all__ = ["ATTRIBUTES", "Recording", "Tracked", "plain_copy", "record", "shapes_in_training"]
 
 # What a forward reads -> the kind of axis that it counts, whatever the family.
 ATTRIBUTES: dict[str, str] = {
     name: kind for family in FAMILIES for name, kind in family.attributes.items()
 }
 SHOWN = 200
+# Arguments that are numbers, whatever the operation.
+_FILLED = ("fill_value", "value")
 Foreseen = Sequence[tuple[Any, bool]]
 
 
@@ -255,14 +257,39 @@ def record(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -
             if recording.strayed():
                 recording, outputs = _watched(network, args, kwargs)
         except Exception as error:
-            called = [_described(each) for each in args]
-            called += [f"{name}={_described(each)}" for name, each in kwargs.items()]
-            raise ModelError(
-                f"{type(network).__name__} failed when called with ({', '.join(called)}): "
-                f"{type(error).__name__}: {str(error)[:SHOWN]}"
-            ) from error
+            raise _failure(network, args, kwargs, error) from error
     recording.close(network, outputs)
     return recording
+
+
+def shapes_in_training(
+    network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> list[torch.Size]:
+    """Return the shapes of a network's outputs in training mode.
+
+    It is run on a copy of its own: training moves statistics, and may write to parameters.
+
+    Raises:
+        ModelError: its forward fails.
+    """
+    network = copied(network).train()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
+        try:
+            return [tensor.shape for tensor in _leaves(network(*args, **kwargs))]
+        except Exception as error:
+            raise _failure(network, args, kwargs, error) from error
+
+
+def _failure(
+    network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], error: Exception
+) -> ModelError:
+    called = [_described(each) for each in args]
+    called += [f"{name}={_described(each)}" for name, each in kwargs.items()]
+    return ModelError(
+        f"{type(network).__name__} failed when called with ({', '.join(called)}): "
+        f"{type(error).__name__}: {str(error)[:SHOWN]}"
+    )
 
 
 def _watched(
@@ -344,10 +371,14 @@ def _leaves(value: Any) -> list[Tensor]:
 def _numbers(func: Any, call: Call) -> list[float]:
     """Return the numbers of a call that are no sizes; a view's whole numbers are."""
     scalar = torch.Tag.pointwise in func.tags
-    kinds = (int, float) if scalar else (float,)
-    found = [each for each in tree_leaves(list(call.arguments.values())) if type(each) in kinds]
-    if call.name == "lift_fresh" and call.source.numel() == 1:
-        found.append(call.source.item())
+    found = [
+        each
+        for name, value in call.arguments.items()
+        for each in tree_leaves(value)
+        if type(each) is float or (type(each) is int and (scalar or name in _FILLED))
+    ]
+    if call.name == "lift_fresh":
+        found += call.source.flatten().tolist()
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from laconic.errors import AxisError, LaconicError
+from laconic.errors import AxisError, LaconicError, ModelError
 from laconic.structure._atoms import Atom, root
-from laconic.structure._record import Recording, plain_copy, record
+from laconic.structure._record import Recording, plain_copy, record, shapes_in_training
 from laconic.structure._resize import Selection, changes_of, check, select_
 from laconic.structure._rules import KERNEL
 from laconic.weights.laid import latent_of
@@ -148,9 +149,10 @@ def find_axes(model: nn.Module, *args: Any, **kwargs: Any) -> list[Axis]:
 
     Every operation of the forward says which dimensions it couples; one without a rule freezes
     what it touches, and so does an input, an output, a constant. Then the network is run again
-    with every axis that is left a little longer: where the forward does not follow, because a
-    size is written in its code, the axis is frozen too. So an axis that is not frozen can be
-    sliced to any size, in any order, with all others.
+    with every axis that is left a little longer, and with two elements of each, in training mode
+    too: where the forward does not follow, because a size is written in its code, the axis is
+    frozen too. So an axis that is not frozen can be sliced to any size, in any order, with all
+    others; to one element only where no ``squeeze`` without a dimension would take it away.
 
     Args:
         model: any network; it is left as it is. What is laid on weights is looked through.
@@ -175,7 +177,11 @@ def find_axes(model: nn.Module, *args: Any, **kwargs: Any) -> list[Axis]:
     network = plain_copy(model)
     # A copy for each run: a forward may keep things for the next one.
     recording = record(plain_copy(network), args, kwargs)
-    trial = _Trial(network, recording.trace, (args, kwargs), _axes(recording))
+    try:
+        trained = shapes_in_training(network, args, kwargs)
+    except ModelError:  # it only evaluates, or needs more than this example there
+        trained = None
+    trial = _Trial(network, recording.trace, trained, (args, kwargs), _axes(recording))
     reasons = trial.refused([axis for axis in trial.axes if axis.frozen is None])
     return _together([replace(axis, frozen=reasons.get(axis, axis.frozen)) for axis in trial.axes])
 
@@ -387,10 +393,11 @@ def _kind(roles: set[str]) -> str:
 
 @dataclass(frozen=True)
 class _Trial:
-    """Runs a network with longer axes, to see whether its code follows."""
+    """Runs a network with longer and with shorter axes, to see whether its code follows."""
 
     network: nn.Module
     trace: list[str]
+    trained: list[torch.Size] | None
     called: tuple[tuple[Any, ...], dict[str, Any]]
     axes: list[Axis]
 
@@ -411,21 +418,32 @@ class _Trial:
         return found | (dict.fromkeys(left, why) if why is not None else {})
 
     def _why(self, axes: Sequence[Axis]) -> str | None:
-        """Return why these cannot grow together, or None: they can."""
+        """Return why these cannot grow or shrink together, or None: they can."""
+        longer: dict[Axis, list[int]] = {}
+        twins: Counter[int] = Counter()
+        for axis in axes:
+            # Those of one size by numbers that differ: code might need two of the same size.
+            twins[axis.size] += 1
+            longer[axis] = [*range(axis.size), *[0] * twins[axis.size]]
+        # An axis of one element is not told from a dimension of size 1.
+        shorter = {axis: range(min(axis.size, 2)) for axis in axes}
+        return self._strays(longer) or self._strays(shorter)
+
+    def _strays(self, selection: Selection) -> str | None:
+        """Return where the forward does something else with these elements, or None."""
         network = plain_copy(self.network)
-        # By numbers that differ, lest code that needs two axes of one size goes unseen.
-        grown = {
-            axis: [*range(axis.size), *[0] * (1 + index % 3)] for index, axis in enumerate(axes)
-        }
         try:
-            edit = _edit(network, grown)
+            edit = _edit(network, selection)
+            trained = self.trained and shapes_in_training(network, *self.called)
             again = record(network, *self.called)
         except LaconicError as error:
             cause = error.__cause__ or error
             return f"the forward does not follow it: {type(cause).__name__}: {str(cause)[:SHOWN]}"
         for before, after in zip(self.trace, again.trace, strict=False):
             if before != after:
-                return f"the forward does not follow it: {before} becomes {after}"
+                return f"the forward does not follow it: {before[:SHOWN]} becomes {after[:SHOWN]}"
         if len(again.trace) != len(self.trace) or _axes(again) != edit.axes:
             return "the forward does not follow it: it reads a size that is written in its code"
+        if trained != self.trained:
+            return "an output in training mode"
         return None
