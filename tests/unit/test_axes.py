@@ -141,6 +141,16 @@ FOLLOWED: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, nn.Module],
         {"a": nn.Linear(5, 16), "b": nn.Linear(8, 3)},
         [8],
     ),
+    "a gated linear unit": (
+        lambda m, x: m.b(F.glu(m.a(x), 1)),
+        {"a": nn.Linear(5, 16), "b": nn.Linear(8, 3)},
+        [8],
+    ),
+    "results that are put somewhere": (
+        lambda m, x: m.c(torch.mm(m.a(x).detach(), m.b.weight.detach(), out=torch.empty(0))),
+        {"a": nn.Linear(5, 8), "b": nn.Linear(6, 8), "c": nn.Linear(6, 3)},
+        [8, 6],
+    ),
     "padded with zeros": (
         lambda m, x: m.b(F.pad(m.a(x), (2, 1))),
         {"a": nn.Linear(5, 8), "b": nn.Linear(11, 3)},
@@ -274,6 +284,10 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "numbers read elsewhere": (
         between(lambda x: x / torch.from_numpy(x.detach().numpy().mean(1, keepdims=True))),
         "lift_fresh",
+    ),
+    "features as instances": (
+        between(lambda x: F.instance_norm(x[None])[0]),
+        "a batch norm averages over it",
     ),
     "padded to a size": (between(lambda x: F.pad(x, (0, 12 - x.shape[1])), 12), "not follow it"),
     "norm without a weight": (

@@ -91,7 +91,10 @@ class Recording(TorchDispatchMode):
         schema = func._schema.arguments
         arguments = {each.name: each.default_value for each in schema if each.has_default_value()}
         arguments |= dict(zip((each.name for each in schema), args, strict=False))
-        call = Call(func.overloadpacket.__name__, arguments | (kwargs or {}), result)
+        arguments |= kwargs or {}
+        # Where a result is put is no source of it.
+        sources = {each.name: arguments[each.name] for each in schema if not each.is_out}
+        call = Call(func.overloadpacket.__name__, sources, result)
         self._touched.update(map(id, call.tensors))
         self.trace.append(f"{func} {_numbers(func, call)}")
         _follow(self, func, call)
@@ -124,10 +127,11 @@ class Recording(TorchDispatchMode):
 
     def give(self, tensor: Tensor, dims: Sequence[Dim]) -> None:
         """Say what they are; of a tensor that was changed in place, both are the same."""
-        if id(tensor) not in self._dims:
+        _, before = self._dims.get(id(tensor), (tensor, None))
+        if before is None or [dim.size for dim in before] != [dim.size for dim in dims]:
             self.put(tensor, dims)
             return
-        for one, other in zip(self.dims(tensor), dims, strict=True):
+        for one, other in zip(before, dims, strict=True):
             unify(one, other)
 
     def view(self, call: Call, dims: Sequence[Dim]) -> None:

@@ -269,6 +269,8 @@ def _batch_norm(recording: Recording, call: Call) -> None:
     dims = recording.dims(call.source)
     for vector in call.tensors[1:]:
         unify(recording.dims(vector)[0], dims[1])
+    for dim in (dims[0], *dims[2:]):
+        freeze(dim, "a batch norm averages over it")
     recording.give(call.out, [dim.copy() for dim in dims])
 
 

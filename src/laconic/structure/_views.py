@@ -140,6 +140,16 @@ def _split(recording: Recording, call: Call) -> None:
         recording.put(out, [*dims[:index], piece, *dims[index + 1 :]])
 
 
+@rule("glu")
+def _gated(recording: Recording, call: Call) -> None:
+    dims = [dim.copy() for dim in recording.dims(call.source)]
+    (index,) = call.dims()
+    half = call.out.shape[index]
+    values, gates = _cut(recording, dims[index], [half, half])
+    unify(values, gates)
+    recording.give(call.out, [*dims[:index], values, *dims[index + 1 :]])
+
+
 @rule("select", "unbind")
 def _selected(recording: Recording, call: Call) -> None:
     dims = list(recording.dims(call.source))
