@@ -740,6 +740,24 @@ def test_copies_share_what_read_them() -> None:
     torch.testing.assert_close(model(x), before, **CLOSE)
 
 
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda hidden, weight: F.linear(hidden, weight.clone()),
+        lambda hidden, weight: F.linear(hidden.double(), weight.double()),
+        lambda hidden, weight: torch.einsum("bi,ohi->boh", hidden, weight[:, None]),
+    ],
+)
+def test_copies_of_a_weight_read_as_the_weight_does(read: Callable[[Tensor, Tensor], Any]) -> None:
+    parts = {"a": nn.Linear(5, 8), "b": nn.Linear(8, 3)}
+    model = Network(lambda m, x: read(m.a(x).relu(), m.b.weight), **parts).eval()
+    before = model(example())
+    axis = mlp_axis(model)
+    assert axis.kind == "neuron" and [use.name for use in axis.uses if use.consumed] == ["b.weight"]
+    widen_(model, axis, [*range(8), 1, 1])
+    torch.testing.assert_close(model(example()), before, **CLOSE)
+
+
 # ------------------------------------------------------------------ errors
 
 

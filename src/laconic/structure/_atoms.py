@@ -279,8 +279,9 @@ def _groups(dims: Sequence[Dim], shape: Sequence[int]) -> Iterator[tuple[list[Di
 
 
 def _regroup(dims: Sequence[Dim], shape: Sequence[int]) -> list[Dim] | None:
-    if len(dims) == len(shape) == 1:
-        return list(dims)
+    wide = [dim for dim in dims if dim.size != 1]
+    if [dim.size for dim in wide] == [size for size in shape if size != 1]:
+        return [wide.pop(0) if size != 1 else Dim([[]]) for size in shape]
     if 0 in shape:
         return None
     tokens = [token for dim in dims for token in _tokens(dim)]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["RULES"]
 
 
-@rule("alias", "detach", "lift", "lift_fresh")
+@rule("alias", "clone", "detach", "lift", "lift_fresh", "_to_copy")
 def _same(recording: Recording, call: Call) -> None:
     recording.view(call, recording.dims(call.source))
 
