@@ -181,6 +181,15 @@ FOLLOWED: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, nn.Module],
         {"a": nn.Conv1d(1, 4, 2), "b": nn.Conv1d(4, 12, 2, groups=4), "c": nn.Conv1d(12, 3, 1)},
         [4, 3],
     ),
+    "transposed convolutions": (
+        lambda m, x: m.c(m.b(m.a(x[:, None]).relu())).mean(2),
+        {
+            "a": nn.ConvTranspose1d(1, 4, 2),
+            "b": nn.ConvTranspose1d(4, 6, 2, stride=2, bias=False),
+            "c": nn.Conv1d(6, 3, 1),
+        },
+        [4, 6],
+    ),
     "one scale for each": (
         lambda m, x: m.b(m.p(m.a(x))),
         {"a": nn.Linear(5, 8), "p": nn.PReLU(8), "b": nn.Linear(8, 3)},
@@ -300,11 +309,11 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(5, 8)), nn.Linear(8, 3)),
         "no rule for _weight_norm",
     ),
-    "transposed convolution": (
+    "transposed convolution in groups": (
         lambda: nn.Sequential(
-            nn.Linear(5, 8), nn.Unflatten(1, (8, 1)), nn.ConvTranspose1d(8, 2, 1)
+            nn.Linear(5, 8), nn.Unflatten(1, (8, 1)), nn.ConvTranspose1d(8, 2, 1, groups=2)
         ),
-        "no rule for transposed convolution",
+        "no rule for transposed convolution in groups",
     ),
     "group of a norm": (
         lambda: nn.Sequential(
@@ -632,6 +641,19 @@ def test_modules_remember_their_new_sizes() -> None:
     assert (model[0].out_channels, model[1].num_features) == (4, 4)
     assert (model[2].groups, model[2].in_channels, model[2].out_channels) == (4, 4, 8)
     assert (model[3].num_groups, model[3].num_channels, model[4].in_channels) == (4, 8, 8)
+
+
+def test_a_transposed_convolution_remembers_its_new_sizes() -> None:
+    model = nn.Sequential(nn.ConvTranspose2d(1, 6, 2), nn.ConvTranspose2d(6, 4, 2))
+    (channels,) = free(find_axes(model, torch.randn(1, 1, 2, 2)))
+    assert [(use.name, use.dim, use.consumed) for use in channels.uses] == [
+        ("0.weight", 1, False),
+        ("0.bias", 0, False),
+        ("1.weight", 0, True),
+    ]
+    slice_(model, {channels: [0, 2, 5]})
+    assert (model[0].in_channels, model[0].out_channels) == (1, 3)
+    assert (model[1].in_channels, model[1].out_channels) == (3, 4)
 
 
 def test_an_embedding_a_norm_and_a_recurrent_layer_remember_too() -> None:

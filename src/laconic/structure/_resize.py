@@ -242,6 +242,8 @@ def _named(
 def _convolution(module: nn.Module, tensors: Tensors) -> dict[str, Value]:
     made, read = tensors.get(("weight", 0)), tensors.get(("weight", 1))
     old = vars(module)
+    if old["transposed"]:
+        made, read = read, made
     groups = old["groups"] if made is None else made.outer(old["groups"])
     each = old["in_channels"] // old["groups"] if read is None else read.size
     outputs = old["out_channels"] if made is None else made.size

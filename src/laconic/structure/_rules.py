@@ -201,25 +201,26 @@ def _linear(recording: Recording, call: Call) -> None:
 
 @rule("convolution", "_convolution")
 def _convolution(recording: Recording, call: Call) -> None:
-    if call["transposed"]:
-        unknown(recording, Call("transposed convolution", call.arguments, call.result))
-        return
     inputs, weight = recording.dims(call["input"]), recording.dims(call["weight"])
+    made, read = weight[:2] if not call["transposed"] else weight[1::-1]
     groups = int(call["groups"])
     if groups == 1:
-        _contract(recording, (call["input"], call["weight"]), (inputs[1], weight[1]))
-    else:
+        _contract(recording, (call["input"], call["weight"]), (inputs[1], read))
+    elif not call["transposed"]:
         _grouped(groups, inputs[1], weight)
-    for dim in (inputs[1], weight[0], weight[1]):
+    else:
+        unknown(recording, Call("transposed convolution in groups", call.arguments, call.result))
+        return
+    for dim in (inputs[1], made, read):
         mark(dim, "channel")
     for dims, why in ((inputs[2:], SPATIAL), (weight[2:], KERNEL)):
         for dim in dims:
             freeze(dim, why)
-    weight[0].made = True
+    made.made = True
     if call["bias"] is not None:
-        unify(recording.dims(call["bias"])[0], weight[0])
+        unify(recording.dims(call["bias"])[0], made)
     pixels = [fixed(size, SPATIAL) for size in call.out.shape[2:]]
-    recording.give(call.out, [inputs[0].copy(), weight[0].copy(), *pixels])
+    recording.give(call.out, [inputs[0].copy(), made.copy(), *pixels])
 
 
 def _grouped(groups: int, channels: Dim, weight: Sequence[Dim]) -> None:
