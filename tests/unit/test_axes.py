@@ -386,6 +386,17 @@ def test_axes_that_only_a_size_ties_are_frozen() -> None:
     assert [axis.size for axis in free(axes)] == [7, 6]
 
 
+def test_what_no_output_needs_must_run_all_the_same() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        hidden = m.c(x)
+        hidden.unflatten(1, (2, -1))  # where the number is even
+        return m.b(m.a(x)) + m.d(hidden)
+
+    sizes = {"a": (5, 8), "b": (8, 3), "c": (5, 8), "d": (8, 3)}
+    model = Network(forward, **{name: nn.Linear(*size) for name, size in sizes.items()})
+    assert [axis.uses[0].name for axis in free(find_axes(model, example()))] == ["a.weight"]
+
+
 def test_what_only_training_runs_freezes() -> None:
     def forward(m: Any, x: Tensor) -> Any:
         hidden, other, third = m.a(x), m.c(x), m.e(x)

@@ -149,10 +149,10 @@ def find_axes(model: nn.Module, *args: Any, **kwargs: Any) -> list[Axis]:
 
     Every operation of the forward says which dimensions it couples; one without a rule freezes
     what it touches, and so does an input, an output, a constant. Then the network is run again
-    with every axis that is left a little longer, and with two elements of each, in training mode
-    too: where the forward does not follow, because a size is written in its code, the axis is
-    frozen too. So an axis that is not frozen can be sliced to any size, in any order, with all
-    others; to one element only where no ``squeeze`` without a dimension would take it away.
+    with every axis that is left a little longer, and with two or three elements of each, in
+    training mode too: where the forward does not follow, because a size is written in its code,
+    the axis is frozen too. So an axis that is not frozen can be sliced to any size, in any order,
+    with all others; to one element only if no ``squeeze`` without a dimension takes it away then.
 
     Args:
         model: any network; it is left as it is. What is laid on weights is looked through.
@@ -419,14 +419,15 @@ class _Trial:
 
     def _why(self, axes: Sequence[Axis]) -> str | None:
         """Return why these cannot grow or shrink together, or None: they can."""
-        longer: dict[Axis, list[int]] = {}
+        longer: dict[Axis, Sequence[int]] = {}
+        shorter: dict[Axis, Sequence[int]] = {}
         twins: Counter[int] = Counter()
         for axis in axes:
             # Those of one size by numbers that differ: code might need two of the same size.
             twins[axis.size] += 1
             longer[axis] = [*range(axis.size), *[0] * twins[axis.size]]
-        # An axis of one element is not told from a dimension of size 1.
-        shorter = {axis: range(min(axis.size, 2)) for axis in axes}
+            # Not to one element, which is not told from a dimension of size 1.
+            shorter[axis] = range(min(axis.size, 3 - twins[axis.size] % 2))
         return self._strays(longer) or self._strays(shorter)
 
     def _strays(self, selection: Selection) -> str | None:
