@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from laconic.errors import AxisError, ModelError
+from laconic.ship import load, save
 from laconic.structure.axes import (
     Axis,
     Use,
@@ -729,6 +731,21 @@ def test_a_module_in_two_places_is_sliced_once() -> None:
     assert {"1.weight", "3.weight"} <= {use.name for use in axis.uses}
     slice_(model, {axis: [0, 2, 5]})
     assert model[1] is model[3] and model(example()).shape == (6, 3)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_scripted_part_is_sliced_and_saved(tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        part = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4))
+        return nn.Sequential(nn.Linear(5, 8), torch.jit.script(part), nn.Linear(4, 3)).eval()
+
+    model = build()
+    axes = free(find_axes(model, example()))
+    assert [axis.size for axis in axes] == [8, 6, 4]
+    slice_(model, {axis: range(axis.size // 2) for axis in axes})
+    save(model, tmp_path / "model.safetensors")
+    again = load(tmp_path / "model.safetensors", model=build())
+    assert torch.equal(again(example()), model(example()))
 
 
 def test_an_edit_returns_the_axes_as_they_are() -> None:

@@ -125,7 +125,7 @@ def quantizers_of(model: nn.Module) -> dict[str, dict[str, nn.Module]]:
 
 
 def _held(module: nn.Module) -> _Places | None:
-    found = module._modules.get(QUANTIZERS)
+    found = dict(module.named_children()).get(QUANTIZERS)
     return found if isinstance(found, _Places) else None
 
 
