@@ -117,6 +117,32 @@ def test_two_weights_of_a_module_are_baked_one_by_one() -> None:
     assert type(twin) is Two and set(twin.state_dict()) == {"first", "second"}
 
 
+ROWS = {
+    "columns of a matrix": (lambda: nn.Linear(7, 5, bias=False), torch.ones(9, 7, 6).mT),
+    "recurrent": (lambda: nn.GRU(6, 5, batch_first=True), torch.ones(4, 7, 6)),
+    "channels last": (
+        lambda: nn.Conv2d(8, 8, 3).to(memory_format=torch.channels_last),
+        torch.ones(4, 8, 8, 8).to(memory_format=torch.channels_last),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_baked_network_computes_what_the_laid_one_did(name: str, masked: bool) -> None:
+    make, like = ROWS[name]
+    for _ in range(4):
+        model, inputs = make().eval(), torch.randn_like(like)
+        for weight, value in weights_of(model, Scope("*")).items():
+            mask = torch.rand(value.shape) > 0.3
+            lay(model, weight, Symmetric(4), mask=mask if masked else None)
+        plain = copy.deepcopy(model)
+        bake(plain)
+        with torch.no_grad():
+            found, wanted = model(inputs), plain(inputs)
+        assert torch.equal(found[0], wanted[0])
+
+
 def test_laying_a_second_weight_on_a_deep_copy_leaves_the_original() -> None:
     model = Two()
     lay(model, "first", Ternary())

@@ -90,7 +90,14 @@ class Laid(nn.Module):
         surrogate = self.representation.surrogate(weight, state)
         if self.quant_noise is not None and self.training:
             decoded, surrogate = self.quant_noise.mixed(weight, decoded, surrogate)
-        return masked(ste(decoded, surrogate), self.mask)
+        value = masked(ste(decoded, surrogate), self.mask)
+        if torch.is_grad_enabled():
+            return value
+        # As bake leaves it: which kernel torch takes, and so the last bit of what is computed,
+        # depends on the layout of a weight, and on whether it is learned, here too.
+        same = value.stride() == weight.stride()
+        value = value.detach() if same else torch.empty_like(weight).copy_(value)
+        return value.requires_grad_(weight.requires_grad)
 
     def encode(self, weight: Tensor) -> Codes:
         """Return the codes that are shipped for this latent weight."""
