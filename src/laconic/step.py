@@ -21,6 +21,7 @@ from laconic.scope import Scope
 
 if TYPE_CHECKING:
     from laconic.tasks import Task
+    from laconic.weights.representation import Representation
 
 __all__ = [
     "Count",
@@ -418,6 +419,13 @@ class Step(Value, ABC):
         adds none; else an untrained copy. Nothing is changed.
         """
         return model
+
+    def represented(self, model: nn.Module) -> list[tuple[Representation, Mapping[str, Tensor]]]:
+        """Return what this step lays: representations, each with the weights it may be laid on.
+
+        A weight that has several gets one of them.
+        """
+        return []
 
 
 class During(Step, ABC):

@@ -9,10 +9,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from laconic.errors import ModelError, ScopeError, TaskError
-from laconic.step import State, run_step
+from laconic.errors import ChainError, ModelError, ScopeError, TaskError
+from laconic.recipe import Recipe
+from laconic.recover import SGD, LeastSquares, Reconstruct, Train
+from laconic.run import compress
+from laconic.step import State, Step, run_step
+from laconic.structure import Fold, Split
 from laconic.tasks import Task
-from laconic.weights import Binary, FixedPoint, Float, MixedPrecision, Symmetric, lay
+from laconic.weights import (
+    Binary,
+    FixedPoint,
+    Float,
+    KMeans,
+    LossAware,
+    MixedPrecision,
+    QuantNoise,
+    Representation,
+    Symmetric,
+    Ternary,
+    lay,
+)
 from laconic.weights.laid import laid_tensors, latent_of
 from laconic.weights.mixed import blocks_of, most_sensitive
 
@@ -166,3 +182,38 @@ def test_a_loss_that_is_no_number_is_refused() -> None:
     with pytest.raises(ModelError, match=r"'layers\.0' is not finite"):
         run_step(MixedPrecision(batches=1), state)
     assert not laid_tensors(state.model)
+
+
+# ------------------------------------------------------------------ what later steps know of it
+
+
+def normalised() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)).eval()
+
+
+def examples() -> Task:
+    pair = (torch.rand(24, 4), torch.arange(24) % 3)
+    return Task(pair, pair, pair)
+
+
+LATER: dict[str, tuple[Representation, Step, str]] = {
+    "an optimiser without curvature": (LossAware(), Train(optimizer=SGD(0.1)), "use adam or adamw"),
+    "noise after fixed codes": (KMeans(2), QuantNoise(retrain=Train()), "the codes are fixed"),
+    "an exact solution": (Symmetric(2), Reconstruct(solve=LeastSquares()), "rounding would undo"),
+    "folding": (Symmetric(2), Fold(), "the codes would change"),
+}
+
+
+@pytest.mark.parametrize("name", LATER)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_recipe_knows_before_it_runs_what_mixed_precision_lays(name: str, first: bool) -> None:
+    kind, later, reason = LATER[name]
+    pair = (kind, Symmetric(4)) if first else (Symmetric(4), kind)
+    with pytest.raises(ChainError, match=reason):
+        Recipe([MixedPrecision(*pair), later]).check(normalised(), examples())
+
+
+@pytest.mark.parametrize("later", [QuantNoise(retrain=Train()), Split()], ids=["noise", "split"])
+def test_a_recipe_goes_on_with_what_mixed_precision_lays(later: Step) -> None:
+    mixed = MixedPrecision(Symmetric(4), Ternary(), batches=1, batch=8, scope="kind:linear")
+    assert compress(normalised(), examples(), [mixed, later]).history[-1].step == later.name

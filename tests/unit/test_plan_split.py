@@ -20,7 +20,7 @@ from laconic.budget import knapsack
 from laconic.errors import BudgetError, ChainError, LaconicError, ModelError, ScopeError, TaskError
 from laconic.names import module_of
 from laconic.recipe import Recipe
-from laconic.recover import SGD, Train
+from laconic.recover import SGD, LeastSquares, Reconstruct, Train
 from laconic.run import compress
 from laconic.scope import Scope
 from laconic.step import State, run_step
@@ -36,7 +36,7 @@ from laconic.structure import (
     gains,
 )
 from laconic.tasks import Task
-from laconic.weights import Binary, Quantize, Ternary
+from laconic.weights import Binary, Quantize, QuantNoise, Ternary
 from laconic.weights.laid import laid_tensors, latent_of, lay
 
 # What 32-bit numbers, a scale and 1-bit codes take.
@@ -418,3 +418,10 @@ def test_a_network_that_is_all_ternary_may_be_planned_again() -> None:
     run_step(Quantize(Ternary()), State(model))
     run_step(PlanSplit(f"size <= {LEAST} B", choose=RandomGain()), State(model))
     assert ternary(model) == []
+
+
+def test_a_recipe_knows_before_it_runs_what_planning_lays() -> None:
+    plan = PlanSplit("size <= 1x", choose=RandomGain())
+    with pytest.raises(ChainError, match="rounding would undo"):
+        Recipe([plan, Reconstruct(solve=LeastSquares())]).check(network(), task())
+    Recipe([plan, QuantNoise(retrain=Train())]).check(network(), task())

@@ -181,7 +181,7 @@ def check_curvature(
     """
     if optimizer.second_moment:
         return
-    for name, representation in planned(model, step.scope, earlier).items():
+    for name, representation in planned(model, step.scope, earlier):
         if "curvature" in representation.needs:
             raise ChainError(
                 f"{step.name} with {optimizer.name} after quantize ({representation.name}) at "

@@ -18,8 +18,7 @@ from laconic.recover.pipeline import fit_on_ranks
 from laconic.recover.solve import Gradient, Solve
 from laconic.step import Count, State, Step, Value
 from laconic.tasks.task import needed
-from laconic.weights.quantize import planned
-from laconic.weights.representation import Float
+from laconic.weights.quantize import coded
 
 if TYPE_CHECKING:
     from laconic.tasks import Task
@@ -131,13 +130,12 @@ class Reconstruct(Step):
         if isinstance(self.solve, Gradient):
             check_curvature(self, self.solve.optimizer, model, earlier)
             return
-        for name, representation in planned(model, self.scope, earlier).items():
-            if not isinstance(representation, Float):
-                raise ChainError(
-                    f"reconstruct ({self.solve.name}) after quantize ({representation.name}) at "
-                    f"'{name}': rounding would undo what is solved for; put reconstruct before "
-                    "quantize, or use gradient"
-                )
+        for name, representation in coded(model, self.scope, earlier).items():
+            raise ChainError(
+                f"reconstruct ({self.solve.name}) after quantize ({representation.name}) at "
+                f"'{name}': rounding would undo what is solved for; put reconstruct before "
+                "quantize, or use gradient"
+            )
 
     def _check_parts(self, model: nn.Module, earlier: tuple[Step, ...]) -> None:
         parts_of(self, model)

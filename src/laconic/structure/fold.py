@@ -21,7 +21,7 @@ from laconic.structure.surgery import replace_
 from laconic.tasks.split import tensors_in
 from laconic.tasks.task import evaluation
 from laconic.weights.laid import laid_tensors, lay, mask_of
-from laconic.weights.quantize import planned
+from laconic.weights.quantize import coded
 from laconic.weights.representation import Float
 
 if TYPE_CHECKING:
@@ -168,10 +168,10 @@ class Fold(Step):
                 f"fold: no BatchNorm reads what a linear layer or convolution of '{self.scope}' "
                 "computes, and nothing else does; name other layers"
             )
-        laid = planned(model, self.scope, earlier) if earlier else {}
+        codes = coded(model, self.scope, earlier) if earlier else {}
         for path in pairs:
-            representation = laid.get(f"{path}.weight", Float())
-            if not isinstance(representation, Float):
+            representation = codes.get(f"{path}.weight")
+            if representation is not None:
                 raise ChainError(
                     f"fold after quantize ({representation.name}) at '{path}': the codes would "
                     "change; fold first"
@@ -181,12 +181,12 @@ class Fold(Step):
     def apply(self, state: State) -> None:
         """Fold every pair of the scope; a layer that holds codes keeps its BatchNorm."""
         pairs, laid = self._pairs(state.model, state.task), laid_tensors(state.model)
-        coded = {
+        encoded = {
             name.removesuffix(".weight")
             for name, (layer, _) in laid.items()
             if not isinstance(layer.representation, Float)
         }
-        left = [path for path in pairs if path not in coded]
+        left = [path for path in pairs if path not in encoded]
         for path in left:
             refuse_tied(state.model, path, self.name)
         for path in left:

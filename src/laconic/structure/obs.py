@@ -24,8 +24,8 @@ from laconic.weights.laid import (
     owner,
     owners_of,
 )
-from laconic.weights.quantize import planned
-from laconic.weights.representation import Float, full_mask
+from laconic.weights.quantize import coded
+from laconic.weights.representation import full_mask
 from laconic.weights.slopes import drawn, probe
 
 __all__ = [
@@ -176,7 +176,7 @@ class OBS(Criterion):
         self, model: nn.Module, names: Iterable[str], earlier: Sequence[Step] = ()
     ) -> None:
         """Refuse weights of other layers, and those that will have been quantised."""
-        quantized = planned(model, Scope("*"), earlier)
+        codes = coded(model, Scope("*"), earlier)
         for name in names:
             module, _ = owner(model, name)
             if not isinstance(module, LAYERS):
@@ -184,8 +184,8 @@ class OBS(Criterion):
                     f"obs scores linear layers and convolutions, and '{name}' is of a "
                     f"{type(module).__name__}; narrow the scope, such as 'kind:linear'"
                 )
-            representation = quantized.get(name, Float())
-            if not isinstance(representation, Float):
+            representation = codes.get(name)
+            if representation is not None:
                 raise ChainError(
                     f"obs after quantize ({representation.name}) at '{name}': codes cannot make up "
                     "for pruned weights; put this prune first"

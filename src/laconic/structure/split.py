@@ -33,8 +33,13 @@ from laconic.weights.laid import (
     weights_of,
 )
 from laconic.weights.lowbit import Binary, Ternary
-from laconic.weights.quantize import Quantize
-from laconic.weights.representation import Codes, Granularity, grouped, masked
+from laconic.weights.representation import (
+    Codes,
+    Granularity,
+    Representation,
+    grouped,
+    masked,
+)
 
 if TYPE_CHECKING:
     from laconic.tasks import Task
@@ -174,6 +179,7 @@ class Split(Step):
     Attributes:
         scope: the layers that are split; what is not ternary in it stays.
 
+    >>> from laconic.weights import Quantize
     >>> state = State(nn.Sequential(nn.Linear(6, 4)))
     >>> Quantize(Ternary()).apply(state)
     >>> x = torch.randn(5, 6)
@@ -194,7 +200,7 @@ class Split(Step):
         """
         super().check(model, task, earlier)
         paths = self._targets(model, _ternary_after(model, earlier))
-        unseen = any((True, set()) in _laid_by(model, step) for step in earlier)
+        unseen = any(_laid_by(model, step) is None for step in earlier)
         if not (paths or unseen or self._halves(model)):
             raise ChainError(
                 f"split: nothing in '{self.scope}' is ternary; put 'quantize: ternary' or "
@@ -246,22 +252,22 @@ def _ternary_after(model: nn.Module, earlier: Iterable[Step] = ()) -> set[str]:
         if isinstance(laid.representation, Ternary) and latent.dim() > 1
     }
     for step in earlier:
-        for ternary, laid_anew in _laid_by(model, step):
-            names = names | laid_anew if ternary else names - laid_anew
+        for ternary, anew in _laid_by(model, step) or ():
+            names = names | anew if ternary else names - anew
     return names
 
 
-def _laid_by(model: nn.Module, step: Step) -> list[tuple[bool, set[str]]]:
-    """Return whether a step lays ternary, and on which weights, as far as they are there yet."""
+def _laid_by(model: nn.Module, step: Step) -> list[tuple[bool, set[str]]] | None:
+    """Return on which weights a step lays something else, and then where perhaps ternary.
+
+    None where they are not there yet.
+    """
     try:
-        if isinstance(step, PlanSplit):
-            return [(True, set(weights_of(model, step.scope)))]
-        if isinstance(step, Quantize):
-            laid = step.represented(model)
-            return [(isinstance(each, Ternary), set(weights)) for each, weights in laid]
+        laid = step.represented(model)
     except ScopeError:  # of what another step will put there
-        return [(True, set())]
-    return []
+        return None
+    found = [(isinstance(each, Ternary), set(weights)) for each, weights in laid]
+    return sorted(found, key=lambda each: each[0])
 
 
 def _halved(model: nn.Module, path: str) -> Halves:
@@ -347,6 +353,14 @@ class PlanSplit(Step):
         if not earlier:  # what an earlier step makes smaller may fit
             self._room(model, _coded_bits(model, binary))
 
+    def represented(self, model: nn.Module) -> list[tuple[Representation, Mapping[str, Tensor]]]:
+        """Return binary and ternary, either of which a weight may get."""
+        return [
+            (kind(granularity=self._granularity(model, name)), {name: weight})
+            for name, weight in weights_of(model, self.scope).items()
+            for kind in (Binary, Ternary)
+        ]
+
     def apply(self, state: State) -> None:
         """Lay binary on every weight, and ternary on the chosen parts instead."""
         model, binary = state.model, self._binary(state.model)
@@ -373,9 +387,12 @@ class PlanSplit(Step):
         found = {}
         for name in names:
             _check_module(model, module_of(name), self.name)
-            table = isinstance(model.get_submodule(module_of(name)), nn.Embedding)
-            found[name] = Binary(granularity=self.embedding if table else self.weight)
+            found[name] = Binary(granularity=self._granularity(model, name))
         return found
+
+    def _granularity(self, model: nn.Module, name: str) -> Granularity:
+        table = isinstance(model.get_submodule(module_of(name)), nn.Embedding)
+        return self.embedding if table else self.weight
 
     def _room(self, model: nn.Module, bits: dict[str, int]) -> int:
         """Return the bytes that may be spent on second copies of weights of so many bits."""

@@ -16,7 +16,7 @@ from laconic.step import State, Step
 from laconic.structure.factorization import refuse_root
 from laconic.structure.surgery import replace_
 from laconic.weights.laid import copied, lay, mask_of
-from laconic.weights.quantize import planned
+from laconic.weights.quantize import coded
 from laconic.weights.representation import Float, Representation
 
 if TYPE_CHECKING:
@@ -70,21 +70,21 @@ class Unpack(Step):
                 f"unpack: '{self.scope}' selects no nn.MultiheadAttention without add_bias_kv and "
                 "add_zero_attn; networks with layers of their own need no unpacking"
             )
-        laid = planned(model, self.scope, earlier)
+        codes = coded(model, self.scope, earlier)
         for path, attention in found.items():
             refuse_root(path, self.name)
-            coded = _coded(path, attention, laid)
-            if coded and earlier:
+            held = _held(path, attention, codes)
+            if held and earlier:
                 raise ChainError(
-                    f"unpack after quantize ({laid[coded[0]].name}) at '{coded[0]}': the codes "
+                    f"unpack after quantize ({codes[held[0]].name}) at '{held[0]}': the codes "
                     "would change; unpack first"
                 )
 
     def apply(self, state: State) -> None:
         """Replace every attention of the scope; one that holds codes stays."""
         self.check(state.model, state.task)
-        found, laid = _packed(state.model, self.scope), planned(state.model, self.scope, ())
-        left = {path: each for path, each in found.items() if not _coded(path, each, laid)}
+        found, codes = _packed(state.model, self.scope), coded(state.model, self.scope, ())
+        left = {path: each for path, each in found.items() if not _held(path, each, codes)}
         for path, attention in left.items():
             _unpack(state.model, path, attention)
         kept = len(found) - len(left)
@@ -153,12 +153,11 @@ def _matrices(attention: nn.MultiheadAttention) -> list[str]:
     return [*inner, "out_proj.weight"]
 
 
-def _coded(
-    path: str, attention: nn.MultiheadAttention, laid: Mapping[str, Representation]
+def _held(
+    path: str, attention: nn.MultiheadAttention, codes: Mapping[str, Representation]
 ) -> list[str]:
     """Return which of its matrices are codes."""
-    names = [f"{path}.{name}" for name in _matrices(attention)]
-    return [name for name in names if not isinstance(laid.get(name, Float()), Float)]
+    return [f"{path}.{name}" for name in _matrices(attention) if f"{path}.{name}" in codes]
 
 
 def _parts(attention: nn.MultiheadAttention) -> tuple[list[Tensor], list[Tensor | None]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from laconic.errors import ModelError, ScopeError
 from laconic.models.families import blocks_path
@@ -120,6 +120,11 @@ class MixedPrecision(Step):
         """Refuse to run without a task, and a scope with fewer than two blocks."""
         needed(task, f"{self.name} needs batches")
         self._blocks(model)
+
+    def represented(self, model: nn.Module) -> list[tuple[Representation, Mapping[str, Tensor]]]:
+        """Return both representations, either of which a weight may get."""
+        weights = weights_of(model, self.scope)
+        return [(each, weights) for each in (self.low, self.high)]
 
     def apply(self, state: State) -> None:
         """Measure every block, then lay one of the representations on its weights."""

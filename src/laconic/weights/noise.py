@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -87,14 +87,14 @@ class QuantNoise(Step):
             for name in names:
                 _bake_plain(state.model, name)
 
-    def _check_codes(self, found: Mapping[str, Representation]) -> None:
-        for name, representation in found.items():
+    def _check_codes(self, found: Sequence[tuple[str, Representation]]) -> None:
+        for name, representation in found:
             if representation.fixed:
                 raise ChainError(
                     f"quant_noise after quantize ({representation.name}) at '{name}': the codes "
                     "are fixed and do not follow the weights; quantize after the training"
                 )
-        plain = all(isinstance(each, Float) for each in found.values())
+        plain = all(isinstance(each, Float) for _, each in found)
         if self.proxy == "value" and plain:
             raise ChainError(
                 f"quant_noise: nothing in '{self.scope}' is quantised; put quantize before it, or "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import model_validator
@@ -18,12 +18,12 @@ from laconic.tasks.task import needed
 from laconic.weights.activations import Activation
 from laconic.weights.laid import laid_tensors, lay_each, weights_of
 from laconic.weights.quantizer import Quantizer, attach_, attention_paths, calibrate, check_places
-from laconic.weights.representation import Representation
+from laconic.weights.representation import Float, Representation
 
 if TYPE_CHECKING:
     from laconic.tasks import Task
 
-__all__ = ["Quantize", "look", "planned"]
+__all__ = ["Quantize", "coded", "look", "planned"]
 
 # Batches, and examples in each, that give activations their first range.
 FIRST_LOOK = (8, 32)
@@ -91,7 +91,7 @@ class Quantize(Step):
             state, (module for module in state.model.modules() if module not in before), "quantize"
         )
 
-    def represented(self, model: nn.Module) -> list[tuple[Representation, dict[str, Tensor]]]:
+    def represented(self, model: nn.Module) -> list[tuple[Representation, Mapping[str, Tensor]]]:
         """Return the representations, each with the weights of the scope that it is laid on."""
         plain: dict[str, Tensor] = {}
         apart: dict[str, Tensor] = {}
@@ -141,20 +141,42 @@ def look(state: State, modules: Iterable[nn.Module], step: str) -> None:
     calibrate(state.model.to(state.device), task, itertools.islice(drawn, count), asking)
 
 
-def planned(model: nn.Module, scope: Scope, earlier: Sequence[Step]) -> dict[str, Representation]:
-    """Return what the weights of a scope will be stored in after some steps.
+def planned(
+    model: nn.Module, scope: Scope, earlier: Sequence[Step]
+) -> list[tuple[str, Representation]]:
+    """Return what the weights of a scope may be stored in after some steps.
 
     Args:
-        model: the network before them; those that are plain then and stay so are left out.
+        model: the network before them; weights that are plain then and stay so are left out.
         scope: of the weights.
         earlier: the steps.
 
+    Returns:
+        Names and representations; several of a weight where data decide among them.
+
     >>> planned(nn.Sequential(nn.Linear(2, 2)), Scope("*"), (Quantize(4),))
-    {'0.weight': Symmetric(4)}
+    [('0.weight', Symmetric(4))]
     """
-    found = {name: layer.representation for name, (layer, _) in laid_tensors(model).items()}
+    found = {name: [layer.representation] for name, (layer, _) in laid_tensors(model).items()}
     for step in earlier:
-        if isinstance(step, Quantize):
-            for representation, weights in step.represented(model):
-                found |= dict.fromkeys(weights, representation)
-    return {name: found[name] for name in weights_of(model, scope) if name in found}
+        anew: dict[str, list[Representation]] = {}
+        for representation, weights in step.represented(model):
+            for name in weights:
+                anew.setdefault(name, []).append(representation)
+        found |= anew
+    return [(name, each) for name in weights_of(model, scope) for each in found.get(name, [])]
+
+
+def coded(model: nn.Module, scope: Scope, earlier: Sequence[Step]) -> dict[str, Representation]:
+    """Return which weights of a scope may be codes after some steps, and of what.
+
+    Args:
+        model: the network before them.
+        scope: of the weights.
+        earlier: the steps.
+
+    >>> coded(nn.Sequential(nn.Linear(2, 2)), Scope("*"), (Quantize("float"),))
+    {}
+    """
+    found = planned(model, scope, earlier)
+    return {name: each for name, each in found if not isinstance(each, Float)}
