@@ -76,6 +76,15 @@ class Budget:
         object.__setattr__(self, "text", ", ".join(text for text, _ in parsed))
         object.__setattr__(self, "_limits", tuple(limit for _, limit in parsed))
 
+    @property
+    def fields(self) -> frozenset[str]:
+        """Return the fields of a measurement that are limited.
+
+        >>> sorted(Budget("size <= 1 KiB, macs <= 0.5x").fields)
+        ['macs', 'size_bytes']
+        """
+        return frozenset(limit.field for limit in self._limits)  # type: ignore[attr-defined]
+
     def limits(self, start: Mapping[str, float | None]) -> dict[str, float]:
         """Return the largest allowed cost of every limited field.
 

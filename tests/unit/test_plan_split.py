@@ -109,6 +109,7 @@ def test_a_part_is_ternary_only_if_it_fits() -> None:
         ("size <= 0.01x", "more than 'size <= 0.01x' allows"),
         ("parameters <= 1 M, size <= 1 MiB", "limits parameters, size_bytes, and splits"),
         ("macs <= 1 M", "write 'size <= ...'"),
+        ("size <= 1x, macs <= 0.5x", "limits macs, size_bytes, and splits"),
     ],
 )
 def test_what_cannot_be_met_is_refused_before_any_work(budget: str, message: str) -> None:
@@ -118,6 +119,12 @@ def test_what_cannot_be_met_is_refused_before_any_work(budget: str, message: str
     with pytest.raises(BudgetError, match=message):
         run_step(PlanSplit(budget, choose=RandomGain()), State(model))
     assert not laid_tensors(model)
+
+
+def test_another_limit_is_refused_before_what_stands_before_the_plan() -> None:
+    plan = PlanSplit("macs <= 0.5x", choose=RandomGain())
+    with pytest.raises(BudgetError, match="limits macs, and splits"):
+        Recipe([Train(), plan]).check(network(), task())
 
 
 def test_the_plan_is_what_the_split_network_takes() -> None:

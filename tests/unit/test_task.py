@@ -303,7 +303,7 @@ def test_few_draws_once_per_seed_and_nests(make):
     [
         ({}, "either per_class= or total="),
         ({"per_class": 1, "total": 1}, "either per_class= or total="),
-        ({"per_class": 11}, "11 examples of class 0 of train were asked for; there are 10"),
+        ({"per_class": 11}, "of class 0 of train were asked for; there are 10: ask for 1 to 10"),
         ({"total": 41}, "41 examples of train were asked for; there are 40"),
         ({"total": 0}, "0 examples of train"),
     ],
@@ -476,3 +476,12 @@ def test_a_recipe_draws_few_examples() -> None:
 def test_few_examples_that_cannot_be_drawn(few: object, text: str) -> None:
     with pytest.raises(TaskError, match=text):
         task_from_dict({"digits": None, "few": few})
+
+
+def test_few_refuses_a_class_without_examples():
+    inputs, labels = torch.rand(8, 2), torch.tensor([0, 2] * 4)
+    task = Task((inputs, labels), (inputs, labels), (inputs, labels))
+    with pytest.raises(
+        TaskError, match="class 1 of train were asked for; there are 0: give total="
+    ):
+        task.few(per_class=1)

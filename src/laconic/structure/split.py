@@ -347,6 +347,7 @@ class PlanSplit(Step):
             TaskError: the choice needs data.
         """
         super().check(model, task, earlier)
+        self._check_limits()
         self.choose.check(task)
         binary = self._binary(model)
         refuse_shared(model, map(module_of, binary), earlier, self.name)
@@ -394,15 +395,19 @@ class PlanSplit(Step):
         table = isinstance(model.get_submodule(module_of(name)), nn.Embedding)
         return self.embedding if table else self.weight
 
+    def _check_limits(self) -> None:
+        limited = self.budget.fields
+        if limited != {"size_bytes"}:
+            raise BudgetError(
+                f"plan_split: '{self.budget}' limits {', '.join(sorted(limited))}, and splits are "
+                "chosen by size alone; write 'size <= ...'"
+            )
+
     def _room(self, model: nn.Module, bits: dict[str, int]) -> int:
         """Return the bytes that may be spent on second copies of weights of so many bits."""
+        self._check_limits()
         now, plain = _stored_bits(model)
         limits = self.budget.limits({"size_bytes": plain / BYTE})
-        if limits.keys() != {"size_bytes"}:
-            raise BudgetError(
-                f"plan_split: '{self.budget}' limits {', '.join(limits)}, and splits are chosen by "
-                "size alone; write 'size <= ...'"
-            )
         least = math.ceil(sum((now | bits).values()) / BYTE)
         room = math.floor(limits["size_bytes"]) - least
         if room < 0:

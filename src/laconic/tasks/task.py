@@ -626,7 +626,10 @@ def _explained(what: str, advice: str) -> Iterator[None]:
 
 def _draw(positions: Tensor, count: int, generator: torch.Generator, where: str) -> list[int]:
     if not 1 <= count <= len(positions):
-        raise TaskError(f"{count} examples of {where} were asked for; there are {len(positions)}")
+        advice = f"ask for 1 to {len(positions)}" if len(positions) else "give total="
+        raise TaskError(
+            f"{count} examples of {where} were asked for; there are {len(positions)}: {advice}"
+        )
     order = torch.randperm(len(positions), generator=generator)
     drawn: list[int] = positions[order[:count].to(positions.device)].tolist()
     return drawn
