@@ -464,7 +464,7 @@ def test_what_nothing_can_represent_is_refused() -> None:
 
 def test_codes_of_float16_are_refused_and_a_mask_of_it_is_not() -> None:
     model = nn.Linear(2, 2).half()
-    with pytest.raises(ModelError, match=r"'weight' is float16.* model\.float\(\)"):
+    with pytest.raises(ModelError, match=r"model[.]float"):
         lay(model, "weight", Symmetric(8))
     assert not parametrize.is_parametrized(model)
     lay(model, "weight", Float(), mask=torch.eye(2).bool())

@@ -23,6 +23,7 @@ from laconic.errors import (
     TaskError,
 )
 from laconic.models import resnet
+from laconic.recipe import Recipe
 from laconic.recover import (
     Adam,
     Cross,
@@ -42,6 +43,7 @@ from laconic.recover import (
     Solve,
     Student,
     Teacher,
+    Train,
 )
 from laconic.recover.inflow import Inflow
 from laconic.recover.layers import fitted_layers
@@ -325,6 +327,14 @@ def test_what_cannot_be_fitted_is_refused(net: nn.Module, task: Task, case: str)
     state = build(net, task)
     with pytest.raises(error, match=text):
         attempt(step, state)
+
+
+def test_channels_that_cannot_go_are_refused_before_the_steps_before(
+    net: nn.Module, task: Task
+) -> None:
+    chosen = Reconstruct(solve=Lasso(0.5), scope=Scope("conv0"))
+    with pytest.raises(AxisError, match="that do: conv1"):
+        Recipe([Train(), chosen]).check(net, task)
 
 
 def test_layers_do_not_learn_in_parallel(net: nn.Module, task: Task) -> None:

@@ -38,7 +38,7 @@ from laconic.tasks.task import needed
 from laconic.weights.laid import latent_of, mask_of, narrow
 from laconic.weights.representation import full_mask
 
-__all__ = ["LayerPart", "fit_layers", "fitted_layers"]
+__all__ = ["LayerPart", "fit_layers", "fitted_layers", "read_alone"]
 
 logger = logging.getLogger(__name__)
 
@@ -219,7 +219,7 @@ def fit_layers(state: State, scope: Scope, *, feed: Feed, solve: Solve) -> None:
         RunError: what enters a layer is not finite; a loss is not.
     """
     layers = fitted_layers(state, scope, feed)
-    axes = _read_alone(state, layers) if solve.selects else {}
+    axes = read_alone(state, layers) if solve.selects else {}
     paths = [path for path in layers if path in axes or not solve.selects]
     with tempfile.TemporaryDirectory(prefix="laconic-") as folder:
         inflow = Inflow(state, Path(folder))
@@ -315,11 +315,20 @@ def _check_finite(moments: Moments, path: str) -> None:
             )
 
 
-def _read_alone(state: State, paths: Iterable[str]) -> dict[str, Axis]:
+def read_alone(state: State, paths: Iterable[str]) -> dict[str, Axis]:
     """Return the free axes of channels that one layer alone reads, by the layer's path.
+
+    Args:
+        state: the network, and examples of what it is called with.
+        paths: of the layers.
 
     Raises:
         AxisError: none of the layers reads such an axis.
+
+    >>> from laconic.models import digits_cnn
+    >>> from laconic.tasks import digits
+    >>> sorted(read_alone(State(digits_cnn(), digits()), ["conv1", "conv2", "fc2"]))
+    ['conv2', 'fc2']
     """
     inputs, named = example_inputs(state.model, state.task)
     found: dict[str, Axis] = {}

@@ -12,7 +12,7 @@ from laconic.errors import ChainError, RecipeError, ScopeError
 from laconic.recover.descent import check_curvature, parameters_of
 from laconic.recover.feeding import Feed, Student
 from laconic.recover.fitting import fittings_of, gradient_of, parts_of
-from laconic.recover.layers import fit_layers
+from laconic.recover.layers import fit_layers, read_alone
 from laconic.recover.modulewise import fit_all_at_once, fit_in_order
 from laconic.recover.pipeline import fit_on_ranks
 from laconic.recover.solve import Gradient, Solve
@@ -105,23 +105,26 @@ class Reconstruct(Step):
             ScopeError: the scope has no parameters.
             ModelError: the network has no blocks, or shares them.
             RecipeError: these parts cannot be fitted in this order, or solved for.
+            AxisError: no layer of the scope alone reads channels that could go.
             ChainError: a step before leaves nothing that these parts can learn.
         """
         super().check(model, task, earlier)
         needed(task, "reconstruct needs examples")
         if self.parts == "layer":
-            self._check_layers(model, earlier)
+            self._check_layers(model, task, earlier)
         else:
             self._check_parts(model, earlier)
         if not parameters_of(model, self.scope.select(model)):
             raise ScopeError(f"'{self.scope}' selects no module with parameters to fit")
 
-    def _check_layers(self, model: nn.Module, earlier: tuple[Step, ...]) -> None:
+    def _check_layers(self, model: nn.Module, task: Task | None, earlier: tuple[Step, ...]) -> None:
         if isinstance(self.order, Parallel):
             raise RecipeError(
                 "reconstruct: layers learn one after the other; order: parallel is of parts: block "
                 "or of a number of parts"
             )
+        if self.solve.selects:
+            read_alone(State(model, task), self.scope.select(model))
         if any(step.name == "split" for step in earlier):
             raise ChainError(
                 "reconstruct after split: the teacher has no layers like halves; put reconstruct "
