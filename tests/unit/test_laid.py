@@ -462,12 +462,14 @@ def test_what_nothing_can_represent_is_refused() -> None:
     assert not parametrize.is_parametrized(model)
 
 
-def test_codes_of_float16_are_refused_and_a_mask_of_it_is_not() -> None:
-    model = nn.Linear(2, 2).half()
-    with pytest.raises(ModelError, match=r"model[.]float"):
-        lay(model, "weight", Symmetric(8))
+def test_codes_of_what_overflows_are_refused() -> None:
+    model = nn.Linear(256, 256).half()
+    with torch.no_grad():
+        model.weight.fill_(8.0)
+    with pytest.raises(ModelError, match="'weight' becomes NaN or infinity as Binary"):
+        lay(model, "weight", Binary())
     assert not parametrize.is_parametrized(model)
-    lay(model, "weight", Float(), mask=torch.eye(2).bool())
+    lay(model, "weight", Binary("row"))
 
 
 @pytest.mark.parametrize(

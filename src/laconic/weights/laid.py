@@ -356,12 +356,16 @@ def lay(
     module, attribute = owner(model, tensor)
     current = getattr(module, attribute).detach().clone()
     _check(tensor, current, mask)
-    _check_dtype(tensor, current, representation)
     mask = mask_of(model, tensor) if mask is None else mask
     if state is None:
         state = representation.fit(current, mask)
     laid = Laid(representation, mask, state)
-    laid.encode(current)  # what does not fit this weight is refused before the model changes
+    # What does not fit this weight is refused before the model changes.
+    if not bool(torch.isfinite(representation.decode(laid.encode(current))).all()):
+        raise ModelError(
+            f"'{tensor}' becomes NaN or infinity as {representation!r}: {current.dtype} is too "
+            "narrow for sums over its numbers; scale it, or compress the network in float32"
+        )
     for holder, name in _plain_owners(model, module, attribute, current):
         if parametrize.is_parametrized(holder):
             _separate(holder, name)
@@ -519,13 +523,4 @@ def _check(tensor: str, weight: Tensor, mask: Tensor | None) -> None:
         raise ModelError(
             f"the mask of '{tensor}' is {mask.dtype} {tuple(mask.shape)}, "
             f"the weight {tuple(weight.shape)}; give a bool mask of its shape"
-        )
-
-
-def _check_dtype(tensor: str, weight: Tensor, representation: Representation) -> None:
-    # Sums over a weight overflow there, and scales of small weights vanish.
-    if weight.dtype == torch.float16 and not isinstance(representation, Float):
-        raise ModelError(
-            f"'{tensor}' is float16, too narrow to find the numbers of {representation!r} in; "
-            "compress the network in float32 (model.float()) or bfloat16"
         )
