@@ -808,6 +808,25 @@ def test_copies_of_a_weight_read_as_the_weight_does(read: Callable[[Tensor, Tens
     torch.testing.assert_close(model(example()), before, **CLOSE)
 
 
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda hidden, weight: F.linear(hidden, 0.5 * weight),
+        lambda hidden, weight: hidden @ (weight + weight.square()).mT,
+        lambda hidden, weight: F.conv1d(hidden[..., None], 2 * weight[..., None]),
+        lambda hidden, weight: hidden @ hidden.mT,
+    ],
+)
+def test_copies_that_nothing_can_be_divided_among_are_refused(
+    read: Callable[[Tensor, Tensor], Any],
+) -> None:
+    parts = {"a": nn.Linear(5, 8), "b": nn.Linear(8, 3, bias=False)}
+    model = Network(lambda m, x: read(m.a(x).relu(), m.b.weight), **parts).eval()
+    axis = next(axis for axis in find_axes(model, example()) if axis.size == 8)
+    with pytest.raises(AxisError, match="would grow with the copies"):
+        widen_(model, axis, [*range(8), 1, 1])
+
+
 # ------------------------------------------------------------------ errors
 
 

@@ -149,6 +149,8 @@ def unknown(recording: Recording, call: Call) -> None:
 def _contract(recording: Recording, tensors: tuple[Tensor, Tensor], dims: tuple[Dim, Dim]) -> None:
     """Sum over one dimension of either tensor."""
     unify(*dims)
+    if not any(map(recording.is_weight, tensors)):
+        mark(dims[0], "matched")
     for tensor, dim in zip(tensors, dims, strict=True):
         if recording.is_weight(tensor):
             dim.read = True

@@ -109,6 +109,8 @@ class Axis:
             layers), "hidden" (normalised over, or a residual stream of linear layers) or "other".
         uses: where it stands; a tied parameter appears under all its names.
         frozen: why it may not change, or None.
+        matched: a product of what was computed, as of queries with keys, sums over it, so that it
+            cannot be widened.
 
     >>> axes = find_axes(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)), torch.ones(1, 2))
     >>> [(axis.size, axis.kind, axis.frozen) for axis in axes]
@@ -119,6 +121,7 @@ class Axis:
     kind: str
     uses: tuple[Use, ...]
     frozen: str | None = None
+    matched: bool = False
     _found: _Found = field(default_factory=_Found, compare=False, repr=False)
 
     def __str__(self) -> str:
@@ -250,8 +253,7 @@ def widen_(model: nn.Module, axis: Axis, source: Sequence[int]) -> Edit:
 
     What reads the elements is divided by how many copies there are, so that the network computes
     the same (Chen et al. 2016, Net2Net, section 2.2). Not the same: a norm over the axis, unless
-    each element has as many copies; products of activations over it (queries with keys, where
-    scores grow with the copies of a head dimension); a weight that is tied to an embedding.
+    each element has as many copies; a weight that is tied to an embedding.
 
     Args:
         model: the network, changed in place.
@@ -260,7 +262,7 @@ def widen_(model: nn.Module, axis: Axis, source: Sequence[int]) -> Edit:
 
     Raises:
         AxisError: the axis is frozen or stale, an element is left out or out of range, or what
-            reads the axis is quantised and cannot be divided.
+            reads the axis cannot be divided: it is quantised, or no parameter (queries with keys).
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
     >>> hidden = find_axes(model, torch.ones(1, 2))[0]
@@ -275,6 +277,11 @@ def widen_(model: nn.Module, axis: Axis, source: Sequence[int]) -> Edit:
         missing = int((copies == 0).nonzero()[0])
         raise AxisError(f"{axis}: element {missing} has no copy; name it, or use slice_ first")
     check(model, [axis])
+    if axis.matched:
+        raise AxisError(
+            f"{axis} cannot be widened: a product of what the forward computed, such as queries "
+            "with keys, sums over it and would grow with the copies"
+        )
     factors = {}
     for use in (use for use in axis.uses if use.consumed):
         laid, _ = latent_of(model, use.name)
@@ -360,7 +367,7 @@ def _axes(recording: Recording) -> list[Axis]:
             uses.setdefault(atom, []).append(use)
     return _together(
         [
-            Axis(atom.size, _kind(atom.roles), tuple(found), atom.frozen)
+            Axis(atom.size, _kind(atom.roles), tuple(found), atom.frozen, "matched" in atom.roles)
             for atom, found in uses.items()
             if atom.frozen != KERNEL
         ]
