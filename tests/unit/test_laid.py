@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
+from laconic import compress, load
 from laconic.errors import ModelError, ScopeError
 from laconic.scope import Scope
 from laconic.step import State
@@ -49,6 +51,20 @@ class Two(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return inputs @ self.first @ self.second
+
+
+class Keeps(nn.Module):
+    """A network that keeps what it computed, as many do for plots."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 3)
+        self.seen: dict[str, list[Tensor]] = {"inner": []}
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.last = self.inner(inputs)
+        self.seen["inner"].append(self.last)
+        return self.last
 
 
 class Tied(nn.Module):
@@ -141,6 +157,19 @@ def test_a_baked_network_computes_what_the_laid_one_did(name: str, masked: bool)
         with torch.no_grad():
             found, wanted = model(inputs), plain(inputs)
         assert torch.equal(found[0], wanted[0])
+
+
+def test_a_network_that_keeps_what_it_computed_is_copied(tmp_path: Path) -> None:
+    model = Keeps()
+    answer = model(torch.ones(1, 4))
+    small = compress(model, None, [Quantize(4)])
+    assert model.last is answer and answer.grad_fn is not None
+    assert small.model.last is small.model.seen["inner"][0]
+    assert torch.equal(small.model.last, answer) and not small.model.last.requires_grad
+    small.save(tmp_path / "keeps")
+    model(torch.ones(1, 4))
+    again = load(tmp_path / "keeps", model=model)
+    assert torch.equal(again(torch.ones(1, 4)), small.model(torch.ones(1, 4)))
 
 
 def test_laying_a_second_weight_on_a_deep_copy_leaves_the_original() -> None:

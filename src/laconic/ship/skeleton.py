@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from laconic.models.load import build
 from laconic.ship.manifest import DTYPES, Manifest
 from laconic.structure.surgery import apply_edits_, edits_of
 from laconic.tasks.task import device_of
-from laconic.weights.laid import laid_tensors
+from laconic.weights.laid import copied, laid_tensors
 from laconic.weights.quantizer import activations_data, attach_data_
 
 __all__ = ["named_tensors", "rebuilds", "skeleton"]
@@ -135,7 +134,7 @@ def _hollow(model: nn.Module) -> nn.Module:
             empty = tensor.detach().to("meta")
             learned = isinstance(tensor, nn.Parameter)
             memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if learned else empty
-    return copy.deepcopy(model, memo)
+    return copied(model, memo)
 
 
 def _check_fit(path: Path, manifest: Manifest, model: nn.Module) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_leaves
 
 from laconic.errors import ModelError, nearest
 from laconic.names import joined, of_laid
@@ -265,7 +266,7 @@ def _parametrizations(
 
 
 def copied(model: nn.Module, shared: Mapping[int, Any] | None = None) -> nn.Module:
-    """Return a copy of a network, laid or not, whatever was computed with it.
+    """Return a copy of a network, laid or not, whatever was computed with it and is kept in it.
 
     Args:
         model: the network, or a part of it.
@@ -277,13 +278,10 @@ def copied(model: nn.Module, shared: Mapping[int, Any] | None = None) -> nn.Modu
     >>> list(laid_tensors(copied(model)))
     ['weight_hh_l0']
     """
-    for module in model.modules():
-        if isinstance(module, nn.RNNBase):
-            module._flat_weights = [
-                weight if weight is None or weight.is_leaf else weight.detach()
-                for weight in module._flat_weights
-            ]
-    return copy.deepcopy(model, dict(shared or {}))
+    held = (each for module in model.modules() for each in tree_leaves(vars(module)))
+    computed = [each for each in held if isinstance(each, Tensor) and not each.is_leaf]
+    cut = {id(each): each.detach().clone() for each in computed}  # torch copies no graph
+    return copy.deepcopy(model, cut | dict(shared or {}))
 
 
 def owners_of(model: nn.Module, parameter: Tensor) -> list[str]:
