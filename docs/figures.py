@@ -36,6 +36,9 @@ FRONT = {
     "ternarybert": {
         "TernaryBERT TWN 2-2-8": "6-layer encoder, 2-2-8, taught by itself in floats",
     },
+    "binarybert": {
+        "TWS 1-1-8": "6-layer encoder, 1-1-8, split from a ternary one of half its width",
+    },
     "mrem": {
         "MREM-S, 250 updates 4-4-8": "6-layer encoder, 4-4-8, 4,096 texts without labels",
         "MREM-P, 250 updates 2-2-8": "6-layer encoder, 2-2-8, 4,096 texts without labels",

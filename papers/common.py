@@ -61,11 +61,16 @@ def trained_resnet(options: argparse.Namespace, name: str) -> nn.Module:
     return load_model({name: {"weights": str(weights)}})
 
 
-def file_bytes(result: Result) -> int:
-    """Return the size of a run's artefact on disk, everything in it."""
+def artefact(result: Result) -> Path:
+    """Return the file that a run ended with."""
     if result.out is None:
         raise ValueError("the run kept no files")
-    return (result.out / "model.safetensors").stat().st_size
+    return result.out / "model.safetensors"
+
+
+def file_bytes(result: Result) -> int:
+    """Return the size of a run's artefact on disk, everything in it."""
+    return artefact(result).stat().st_size
 
 
 def row(**fields: Any) -> dict[str, Any]:

@@ -11,12 +11,13 @@ import copy
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import costs, file_bytes, parser, row, spread, write_table
+from common import artefact, costs, file_bytes, parser, row, spread, write_table
 from encoders import LABELS, fine_tuned, glue, score
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -85,7 +86,9 @@ def smaller(
     made = cut(name, *cell, OBJECTIVES["distilled"], seed)
     place = f"{name}-{seed}-{cell[0]:g}-{cell[1]:g}-distilled"
     out = options.work / "width_depth" / place
-    return compress(teacher.baked(), task, made, out=out, resume=True)
+    result = compress(teacher.baked(), task, made, out=out, resume=True)
+    check_file(result, task, place)
+    return result
 
 
 def still(result: Result) -> nn.Module:
@@ -114,18 +117,24 @@ def run(
     recipe: Recipe,
     teacher: nn.Module | None = None,
 ) -> Result:
-    """Run a recipe, once, and check that another process computes the same from its file."""
+    """Run a recipe, once, and check its file."""
     out = options.work / "lowbit" / place
     result = compress(start, task, recipe, out=out, resume=True, teacher=teacher)
+    check_file(result, task, place)
+    return result
+
+
+def check_file(result: Result, task: Task, place: str) -> None:
+    """Refuse a file from which another process computes other logits than what was trained."""
     inputs = task.test.example(PROBED).inputs
-    save_file({name: tensor.contiguous() for name, tensor in inputs.items()}, out / "probe")
-    with torch.no_grad():
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        probe = Path(folder) / "probe"
+        save_file({name: tensor.contiguous() for name, tensor in inputs.items()}, probe)
         own = digest(result.model.eval()(**inputs).logits)
-    call = [sys.executable, __file__, str(out / "model.safetensors"), str(out / "probe")]
-    found = subprocess.run(call, check=True, capture_output=True, text=True).stdout.strip()
+        call = [sys.executable, __file__, str(artefact(result)), str(probe)]
+        found = subprocess.run(call, check=True, capture_output=True, text=True).stdout.strip()
     if found != own:
         raise RuntimeError(f"{place}: the file computes other logits than what was trained")
-    return result
 
 
 def line(
