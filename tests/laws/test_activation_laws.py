@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from laconic.errors import RecipeError, RunError
 from laconic.step import Value, members
-from laconic.weights import Activation, LearnedClip, LearnedSpacing, Quantizer
+from laconic.weights import Activation, LearnedClip, LearnedSpacing, Quantizer, activations
 from laconic.weights.quantizer import attach_, quantizing
 
 # Of float32 numbers that are products of a level and a spacing.
@@ -124,6 +124,48 @@ def test_gradients_stop_beyond_the_range_and_nowhere_else(
     assert bool((tensor.grad[inside] == 1).all())
     beyond = (tensor.detach() < low) | (tensor.detach() > high)
     assert not bool(tensor.grad[beyond].any())
+
+
+def slopes_of(activation: Activation, tensor: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Return a rounded tensor, and the gradients of its squares: the tensor's and the learned."""
+    tensor, state = tensor.clone().requires_grad_(), calibrated(activation, tensor)
+    learned = [state[name].requires_grad_() for name in sorted(activation.learned)]
+    rounded = activation.rounded(tensor, state)
+    return rounded, list(torch.autograd.grad(rounded.square().sum(), (tensor, *learned)))
+
+
+@every
+@pytest.mark.parametrize("name", ["normal", "outlier"])
+def test_in_parts_it_computes_what_it_does_at_once(
+    activation: Activation, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, (flow, *moves) = slopes_of(activation, TENSORS[name])
+    monkeypatch.setattr(activations, "IN_CACHE", 32)
+    with torch.no_grad():
+        assert len(activations._parts(TENSORS[name])) > 1
+    parts, (other, *others) = slopes_of(activation, TENSORS[name])
+    assert torch.equal(parts, whole) and torch.equal(other, flow)
+    torch.testing.assert_close(others, moves, rtol=1e-5, atol=1e-5)
+
+
+@every
+def test_gradients_have_gradients(activation: Activation) -> None:
+    tensor = TENSORS["normal"].clone().requires_grad_()
+    state = calibrated(activation, tensor.detach())
+    rounded = activation.rounded(tensor, state)
+    (inside,) = torch.autograd.grad(rounded.sum(), tensor, retain_graph=True)
+    (first,) = torch.autograd.grad(rounded.pow(3).sum(), tensor, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), tensor)
+    torch.testing.assert_close(second, 6 * rounded.detach() * inside)
+
+
+@every
+def test_a_place_that_two_tensors_pass_has_the_gradients_of_both(activation: Activation) -> None:
+    quantizer = Quantizer(activation).train()
+    first, second = (t.clone().requires_grad_() for t in (TENSORS["normal"], TENSORS["outlier"]))
+    (quantizer(first).sum() + quantizer(second).sum()).backward()
+    assert first.grad is not None and second.grad is not None
+    assert first.grad.any() and second.grad.any()
 
 
 @every

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, final
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, final
 
 import torch
 from pydantic import Field
@@ -12,11 +12,12 @@ from torch import Tensor
 
 from laconic.errors import RunError
 from laconic.step import Value
-from laconic.weights.representation import ste
-from laconic.weights.uniform import clipped, level_range, positive, scale_surrogate
+from laconic.weights.representation import IN_CACHE
+from laconic.weights.uniform import indicator, level_range, positive, scale_slope
 
 __all__ = [
     "Activation",
+    "Grid",
     "LearnedClip",
     "LearnedSpacing",
     "LeastError",
@@ -36,13 +37,38 @@ SAMPLE = 1 << 16
 FIRST_SPACING = {"symmetric": 2.0, "asymmetric": 4.0}
 
 
-def grid(low: Tensor, high: Tensor, bits: int, levels: Levels) -> tuple[Tensor, Tensor, Tensor]:
-    """Return spacing, first and last level of a grid that spans a range and has a level at 0.
+class Grid(NamedTuple):
+    """Levels of one spacing: a number x becomes ``scale * clip(round(x / scale), first, last)``.
 
-    A number x becomes ``scale * clip(round(x * (1 / scale)), first, last)``. Symmetric: last =
-    2^(bits-1) - 1 = -first and ``scale = max(-low, high) / last``. Asymmetric: there are 2^bits
-    levels, ``scale = (high - low) / (2^bits - 1)``, and the zero point ``round(-low / scale)`` is
-    -first (Jacob et al. 2018, section 2.1).
+    Attributes:
+        scale: the spacing, above 0 [].
+        first: the first level, at most 0, a whole number [].
+        last: the last level, at least 0 [].
+
+    >>> Grid(*map(torch.tensor, (0.5, -2.0, 1.0))).levels(torch.tensor([-9.0, 0.3, 9.0])).tolist()
+    [-2.0, 1.0, 1.0]
+    """
+
+    scale: Tensor
+    first: Tensor
+    last: Tensor
+
+    def ratio(self, tensor: Tensor) -> Tensor:
+        """Return numbers in units of the spacing, in a tensor of their own."""
+        # Times the reciprocal: a division of every number takes twice as long.
+        return tensor * self.scale.reciprocal()
+
+    def levels(self, tensor: Tensor) -> Tensor:
+        """Return the whole numbers that float32 or wider numbers become."""
+        return self.ratio(tensor).round_().clamp_min_(self.first).clamp_max_(self.last)
+
+
+def grid(low: Tensor, high: Tensor, bits: int, levels: Levels) -> Grid:
+    """Return a grid that spans a range and has a level at 0.
+
+    Symmetric: last = 2^(bits-1) - 1 = -first and ``scale = max(-low, high) / last``. Asymmetric:
+    there are 2^bits levels, ``scale = (high - low) / (2^bits - 1)``, and the zero point
+    ``round(-low / scale)`` is -first (Jacob et al. 2018, section 2.1).
 
     Args:
         low: smallest number [], at most 0 counts.
@@ -51,7 +77,7 @@ def grid(low: Tensor, high: Tensor, bits: int, levels: Levels) -> tuple[Tensor, 
         levels: where they lie.
 
     Returns:
-        Each []; an empty range gets scale 1.
+        The grid; of an empty range its spacing is 1.
 
     >>> scale, first, last = grid(torch.tensor(-10.0), torch.tensor(30.0), 8, "asymmetric")
     >>> [int((x / scale).round() - first) for x in (-10.0, 10.0, 30.0)]
@@ -61,11 +87,11 @@ def grid(low: Tensor, high: Tensor, bits: int, levels: Levels) -> tuple[Tensor, 
     if levels == "symmetric":
         least, most = level_range(bits, "narrow")
         scale = _safe(torch.maximum(-low, high) / most)
-        return scale, scale.new_tensor(least), scale.new_tensor(most)
+        return Grid(scale, scale.new_tensor(least), scale.new_tensor(most))
     count = 2**bits - 1
     scale = _safe((high - low) / count)
     first = (low / scale).round()
-    return scale, first, first + count
+    return Grid(scale, first, first + count)
 
 
 def _safe(scale: Tensor) -> Tensor:
@@ -74,9 +100,19 @@ def _safe(scale: Tensor) -> Tensor:
 
 
 def _sample(tensor: Tensor) -> Tensor:
-    """Return at most SAMPLE numbers of a tensor, evenly spread over it [numbers]."""
+    """Return at most SAMPLE numbers of a tensor, evenly spread over it, widened [numbers]."""
     flat = tensor.flatten()
-    return flat[:: -(-flat.numel() // SAMPLE)]
+    return _wide(flat[:: -(-flat.numel() // SAMPLE)])
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Return the tensor in float32, where it is not in a wider type."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _extremes(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    low, high = torch.aminmax(tensor)
+    return _wide(low), _wide(high)
 
 
 def least_error_range(numbers: Tensor, bits: int, levels: Levels) -> tuple[Tensor, Tensor]:
@@ -104,27 +140,67 @@ def least_error_range(numbers: Tensor, bits: int, levels: Levels) -> tuple[Tenso
     return low * kept, high * kept
 
 
-def _levels(tensor: Tensor, scale: Tensor, first: Tensor, last: Tensor) -> Tensor:
-    # Times the reciprocal: a division of every number takes twice as long.
-    return (tensor * scale.reciprocal()).round_().clamp_min_(first).clamp_max_(last)
+def _parts(tensor: Tensor) -> list[Any]:
+    """Return what indexes one part of a tensor after another, each as large as fits a cache.
+
+    Every operation on a large tensor fetches it from memory; on a part, only the first one does.
+    """
+    # A program that is being traced must not depend on how large this tensor is.
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[no-untyped-call, attr-defined]
+    if traced or tensor.device.type != "cpu" or torch.is_grad_enabled():
+        return [...]
+    numbers = IN_CACHE * torch.get_num_threads()
+    if tensor.numel() <= numbers:
+        return [...]
+    rows = max(1, numbers // tensor[0].numel())
+    return [slice(start, start + rows) for start in range(0, len(tensor), rows)]
+
+
+class _Rounding(torch.autograd.Function):
+    """On the grid in the forward pass, what the activation says of gradients in the backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, tensor: Tensor, activation: Activation, state: State, *learned: Tensor
+    ) -> Tensor:
+        found = activation.grid_of(tensor, state)
+        ctx.activation = activation
+        if activation.clips:
+            ctx.names = tuple(state)
+            # The state goes on: another tensor may move it before this one's backward pass.
+            ctx.save_for_backward(tensor, *found, *(each.clone() for each in state.values()))
+        return activation.placed(tensor, found)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        if not ctx.activation.clips:
+            return gradient, None, None
+        tensor, scale, first, last, *values = (each.detach() for each in ctx.saved_tensors)
+        state = dict(zip(ctx.names, values, strict=True))
+        flow, moves = ctx.activation.gradients(gradient, tensor, Grid(scale, first, last), state)
+        return flow, None, None, *(moves[name] for name in sorted(moves))
 
 
 class Activation(Value, ABC):
     """How activations are rounded: a frozen value, whose state is kept outside of it.
 
     Every tensor has one range and one spacing. ``rounded`` is computed in float32, whatever
-    autocast says, and is exactly ``(code - zero_point) * scale`` of ``codes``.
+    autocast says, and is exactly ``(code - zero_point) * scale`` of ``codes``. Its gradient is
+    straight-through; a class that clips, or learns, writes ``slopes``.
 
     Attributes:
         bits: width of a code, 2 to 8.
         levels: "asymmetric": 2^bits of them from the smallest to the largest number, with an
             integer zero point; "symmetric": +-(2^(bits-1) - 1) around zero.
         needs_data: whether nothing can be rounded before a batch has been seen.
+        clips: whether the gradient is another than that of the rounded tensor (``slopes``).
         learned: names of the state's tensors that training optimises.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("bits",)
     needs_data: ClassVar[bool] = False
+    clips: ClassVar[bool] = False
     learned: ClassVar[frozenset[str]] = frozenset()
 
     bits: Annotated[int, Field(ge=2, le=8)] = 8
@@ -144,31 +220,68 @@ class Activation(Value, ABC):
         """Let the state follow a tensor, in place.
 
         Args:
-            tensor: float32 [any shape], finite.
+            tensor: float [any shape], finite.
             state: of the place it passes.
             training: the network is being trained; else it is being calibrated.
         """
 
     @abstractmethod
-    def grid_of(self, tensor: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor]:
-        """Return spacing, first and last level for a tensor, each []."""
+    def grid_of(self, tensor: Tensor, state: State) -> Grid:
+        """Return the grid for a tensor, in float32 or wider."""
 
-    def surrogate(self, tensor: Tensor, state: State) -> Tensor:
-        """Return what stands in for the rounded tensor in the backward pass."""
-        return tensor
+    def slopes(
+        self, gradient: Tensor, tensor: Tensor, found: Grid, state: State
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the gradient of a part of a tensor, and what it adds to that of the learned.
+
+        Straight-through: asked only where ``clips`` says that it is something else.
+
+        Args:
+            gradient: of the rounded part, float32 or wider.
+            tensor: the part.
+            found: the grid of the whole tensor.
+            state: as it was in the forward pass.
+        """
+        return gradient, {}
+
+    def gradient_scale(self, numbers: int) -> float:
+        """Return the factor of the gradients of what is learned, for so many numbers."""
+        return 1.0
 
     @final
     def rounded(self, tensor: Tensor, state: State) -> Tensor:
-        """Return the tensor on its grid, with a straight-through gradient.
+        """Return the tensor on its grid, in its dtype; the gradients are those of ``slopes``.
 
         Args:
-            tensor: float32 [any shape].
+            tensor: float [any shape].
             state: of the place it passes.
         """
-        with torch.no_grad():
-            scale, first, last = self.grid_of(tensor, state)
-            levels = _levels(tensor, scale, first, last).mul_(scale)
-        return ste(levels, self.surrogate(tensor, state))
+        learned = [state[name] for name in sorted(self.learned)]
+        rounded: Tensor = _Rounding.apply(tensor, self, state, *learned)  # type: ignore[no-untyped-call]
+        return rounded
+
+    @final
+    def placed(self, tensor: Tensor, found: Grid) -> Tensor:
+        """Return the tensor on a grid, in its dtype, computed in float32 or wider."""
+        out = torch.empty_like(tensor)
+        for part in _parts(tensor):
+            out[part] = found.levels(_wide(tensor[part])).mul_(found.scale)
+        return out
+
+    @final
+    def gradients(
+        self, gradient: Tensor, tensor: Tensor, found: Grid, state: State
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the gradients of a tensor and, by name, of what is learned."""
+        flow, nothing = torch.empty_like(tensor), found.scale.new_zeros(())
+        moves = dict.fromkeys(self.learned, nothing)
+        for part in _parts(tensor):
+            wide = _wide(gradient[part]), _wide(tensor[part])
+            flow[part], added = self.slopes(*wide, found, state)
+            for name, each in added.items():
+                moves[name] = moves[name] + each
+        scale = self.gradient_scale(tensor.numel())
+        return flow, {name: scale * move for name, move in moves.items()}
 
     @final
     def codes(self, tensor: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor]:
@@ -179,9 +292,8 @@ class Activation(Value, ABC):
             zero point [], the code of 0.
         """
         with torch.no_grad():
-            scale, first, last = self.grid_of(tensor, state)
-            level = _levels(tensor, scale, first, last)
-            return (level - first).to(torch.uint8), scale, -first
+            found = self.grid_of(tensor, state)
+            return (found.levels(tensor) - found.first).to(torch.uint8), found.scale, -found.first
 
 
 class MinMax(Activation):
@@ -194,9 +306,9 @@ class MinMax(Activation):
     ([0, 255, 64], 64)
     """
 
-    def grid_of(self, tensor: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor]:
+    def grid_of(self, tensor: Tensor, state: State) -> Grid:
         """Return the grid over the extremes of the tensor."""
-        return grid(*torch.aminmax(tensor), self.bits, self.levels)
+        return grid(*_extremes(tensor), self.bits, self.levels)
 
 
 class Ranged(Activation, ABC):
@@ -206,6 +318,7 @@ class Ranged(Activation, ABC):
     """
 
     needs_data: ClassVar[bool] = True
+    clips: ClassVar[bool] = True
 
     def start(self) -> dict[str, Tensor]:
         """Return limits of nothing."""
@@ -220,7 +333,7 @@ class Ranged(Activation, ABC):
         if not training or not state["seen"]:
             _average(state, self.limits(tensor), least=0.0)
 
-    def grid_of(self, tensor: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor]:
+    def grid_of(self, tensor: Tensor, state: State) -> Grid:
         """Return the grid over the limits."""
         if not state["seen"]:
             raise RunError(
@@ -229,13 +342,16 @@ class Ranged(Activation, ABC):
             )
         return grid(state["low"], state["high"], self.bits, self.levels)
 
-    def surrogate(self, tensor: Tensor, state: State) -> Tensor:
-        """Return the tensor, without gradient at and beyond the ends of the grid."""
+    def slopes(
+        self, gradient: Tensor, tensor: Tensor, found: Grid, state: State
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return no gradient at and beyond the limits."""
         low, high = state["low"].clamp(max=0.0), state["high"].clamp(min=0.0)
         if self.levels == "symmetric":
             high = torch.maximum(-low, high)
             low = -high
-        return clipped(tensor, low, high)
+        inside = indicator(torch.gt, tensor, low).mul_(indicator(torch.lt, tensor, high))
+        return gradient * inside, {}
 
 
 def _average(state: State, limits: tuple[Tensor, Tensor], *, least: float) -> None:
@@ -266,8 +382,7 @@ class MovingAverage(Ranged):
 
     def limits(self, tensor: Tensor) -> tuple[Tensor, Tensor]:
         """Return the extremes."""
-        low, high = torch.aminmax(tensor)
-        return low, high
+        return _extremes(tensor)
 
     def observe(self, tensor: Tensor, state: State, *, training: bool) -> None:
         """Follow every tensor, in training too."""
@@ -290,7 +405,8 @@ class Percentile(Ranged):
     def limits(self, tensor: Tensor) -> tuple[Tensor, Tensor]:
         """Return both percentiles of at most 65,536 numbers of the tensor."""
         beyond = (1 - self.share / 100) / 2
-        low, high = torch.quantile(_sample(tensor), tensor.new_tensor([beyond, 1 - beyond]))
+        sample = _sample(tensor)
+        low, high = torch.quantile(sample, sample.new_tensor([beyond, 1 - beyond]))
         return low, high
 
 
@@ -327,6 +443,7 @@ class LearnedClip(Activation):
     2.0
     """
 
+    clips: ClassVar[bool] = True
     learned: ClassVar[frozenset[str]] = frozenset({"low", "high"})
 
     low: Annotated[float, Field(le=0)] = -2.5
@@ -336,21 +453,25 @@ class LearnedClip(Activation):
         """Return the limits to begin with."""
         return {"low": torch.tensor(self.low), "high": torch.tensor(self.high)}
 
-    def grid_of(self, tensor: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor]:
+    def grid_of(self, tensor: Tensor, state: State) -> Grid:
         """Return the grid over what is left of the tensor, and no level beyond it."""
-        low, high = torch.aminmax(tensor)
+        low, high = _extremes(tensor)
         low = torch.maximum(low, state["low"].detach()).clamp(max=0.0)
         high = torch.minimum(high, state["high"].detach()).clamp(min=0.0)
         scale, first, last = grid(low, high, self.bits, self.levels)
         if self.levels == "symmetric":
             first, last = (low / scale).round(), (high / scale).round()
-        return scale, first, last
+        return Grid(scale, first, last)
 
-    def surrogate(self, tensor: Tensor, state: State) -> Tensor:
-        """Return what has the gradients of the tensor and of both limits."""
-        low, high = state["low"], state["high"]
-        above, below = tensor >= high.clamp(min=0.0), tensor <= low.clamp(max=0.0)
-        return torch.where(above, high, torch.where(below, low, tensor))
+    def slopes(
+        self, gradient: Tensor, tensor: Tensor, found: Grid, state: State
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the gradient within the limits; what is at and beyond one moves it."""
+        above = indicator(torch.ge, tensor, state["high"].clamp(min=0.0))
+        below = indicator(torch.le, tensor, state["low"].clamp(max=0.0))
+        below.sub_(above).clamp_min_(0.0)  # between limits that are both zero
+        moves = {"low": (gradient * below).sum(), "high": (gradient * above).sum()}
+        return torch.addcmul(gradient, gradient, above + below, value=-1), moves
 
 
 class LearnedSpacing(Activation):
@@ -367,6 +488,7 @@ class LearnedSpacing(Activation):
     0.472456
     """
 
+    clips: ClassVar[bool] = True
     learned: ClassVar[frozenset[str]] = frozenset({"scale"})
     needs_data: ClassVar[bool] = True
 
@@ -382,10 +504,11 @@ class LearnedSpacing(Activation):
     def observe(self, tensor: Tensor, state: State, *, training: bool) -> None:
         """Set the first spacing."""
         if not state["scale"]:
-            first = FIRST_SPACING[self.levels] * tensor.abs().mean() / self.top**0.5
+            mean = _wide(tensor).abs().mean()
+            first = FIRST_SPACING[self.levels] * mean / self.top**0.5
             state["scale"].detach().copy_(_safe(first))
 
-    def grid_of(self, tensor: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor]:
+    def grid_of(self, tensor: Tensor, state: State) -> Grid:
         """Return the grid of this spacing."""
         scale = state["scale"].detach()
         if not scale:
@@ -395,12 +518,17 @@ class LearnedSpacing(Activation):
             )
         scale = positive(scale)
         if self.levels == "symmetric":
-            return scale, scale.new_tensor(-self.top - 1), scale.new_tensor(self.top)
-        first = (tensor.amin().clamp(max=0.0) / scale).round().clamp(min=-self.top)
-        return scale, first, first + self.top
+            return Grid(scale, scale.new_tensor(-self.top - 1), scale.new_tensor(self.top))
+        first = (_wide(tensor.amin()).clamp(max=0.0) / scale).round().clamp(min=-self.top)
+        return Grid(scale, first, first + self.top)
 
-    def surrogate(self, tensor: Tensor, state: State) -> Tensor:
-        """Return what has the gradients of the tensor and of the spacing."""
-        _, first, last = self.grid_of(tensor.detach(), state)
-        share = (tensor.numel() * self.top) ** -0.5
-        return scale_surrogate(tensor, state["scale"], first, last, share=share)
+    def slopes(
+        self, gradient: Tensor, tensor: Tensor, found: Grid, state: State
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the gradient within the grid, and what all numbers add to the spacing's."""
+        inside, slope = scale_slope(found.ratio(tensor), found.first, found.last)
+        return gradient * inside, {"scale": (gradient * slope).sum()}
+
+    def gradient_scale(self, numbers: int) -> float:
+        """Return ``1 / sqrt(numbers * last)``."""
+        return (numbers * self.top) ** -0.5

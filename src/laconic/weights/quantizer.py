@@ -83,13 +83,12 @@ class Quantizer(nn.Module):
         if self.mode == "pass":
             return tensor
         with torch.autocast(tensor.device.type, enabled=False):
-            wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
             if self.training or self.mode == "calibrate":
                 with torch.no_grad():
-                    self.activation.observe(wide.detach(), self.state, training=self.training)
+                    self.activation.observe(tensor.detach(), self.state, training=self.training)
             if self.mode == "calibrate":
                 return tensor
-            return self.activation.rounded(wide, self.state).to(tensor.dtype)
+            return self.activation.rounded(tensor, self.state)
 
 
 def activations_of(model: nn.Module) -> dict[str, dict[str, Activation]]:

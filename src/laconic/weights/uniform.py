@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -32,12 +32,14 @@ __all__ = [
     "clipped",
     "first_step",
     "fraction_for",
+    "indicator",
     "level_range",
     "mse_scale",
     "positive",
     "power_levels",
     "power_thresholds",
     "round_to",
+    "scale_slope",
     "scale_surrogate",
     "smallest_scale",
 ]
@@ -343,10 +345,47 @@ def scale_surrogate(
     >>> scale.grad.item()
     7.25
     """
-    ratio = numbers.detach() / positive(scale.detach())
-    inside = (ratio >= low) & (ratio <= high)
-    slope = ratio.round().clamp_min_(low).clamp_max_(high) - masked(ratio, inside)
-    return masked(numbers, inside) + scale * slope.mul_(share)
+    inside, slope = scale_slope(numbers.detach() / positive(scale.detach()), low, high)
+    return numbers * inside + scale * slope.mul_(share)
+
+
+def indicator(compare: Callable[..., Tensor], numbers: Tensor, limit: Tensor) -> Tensor:
+    """Return 1 where a comparison holds and 0 elsewhere, in the type of the numbers.
+
+    As a factor it takes a tenth of the time of a choice by booleans (torch.where).
+
+    Args:
+        compare: torch.gt, torch.eq, ...
+        numbers: float, without gradient [any shape].
+        limit: broadcast against them.
+
+    >>> indicator(torch.gt, torch.tensor([1.0, 2.0]), torch.tensor(1.5)).tolist()
+    [0.0, 1.0]
+    """
+    return compare(numbers, limit, out=torch.empty_like(numbers))
+
+
+def scale_slope(ratio: Tensor, low: Tensor | int, high: Tensor | int) -> tuple[Tensor, Tensor]:
+    """Return which numbers lie on a grid, and the derivative of what each becomes by the scale.
+
+    ``round(x / scale) - x / scale`` inside, ``low`` or ``high`` outside (Esser et al. 2020,
+    Learned Step Size Quantization, equation 3).
+
+    Args:
+        ratio: x / scale, without gradient [any shape].
+        low: the smallest level.
+        high: the largest level.
+
+    Returns:
+        1 inside and 0 outside; the derivatives.
+
+    >>> inside, slope = scale_slope(torch.tensor([0.75, 9.0]), -8, 7)
+    >>> inside.tolist(), slope.tolist()
+    ([1.0, 0.0], [0.25, 7.0])
+    """
+    nearest = ratio.clamp_min(low).clamp_max_(high)
+    inside = indicator(torch.eq, nearest, ratio)
+    return inside, torch.addcmul(nearest.round(), nearest, inside, value=-1)
 
 
 def positive(scale: Tensor) -> Tensor:
