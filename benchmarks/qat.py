@@ -21,23 +21,40 @@ from torch import nn
 from laconic.recover import AdamW, Attention, Hidden, Logits, Stop, Train
 from laconic.step import During, State, run_step
 from laconic.tasks import Batch, Task
-from laconic.weights import Binary, LossAware, Quantize, Representation, Symmetric, Ternary
+from laconic.weights import (
+    Activation,
+    Binary,
+    LearnedClip,
+    LearnedSpacing,
+    LossAware,
+    MinMax,
+    Quantize,
+    Representation,
+    Symmetric,
+    Ternary,
+)
 
 THREADS, ROUNDS, UPDATES = 2, 4, 4
 BATCH, TOKENS = 32, 64
 SCOPE = "*, !*position*, !*token_type*, !classifier"
 FLOAT = "float"
 EXACT = LossAware(2, solver="exact")
-WEIGHTS: dict[str, tuple[Representation, Representation]] = {
-    "8-8-8": (Symmetric(8), Symmetric(8, granularity="row")),
-    "ternary 2-2-8": (Ternary(), Ternary("row")),
-    "binary 1-1-8": (Binary(), Binary("row")),
-    "loss-aware ternary 2-2-8": (LossAware(2), LossAware(2, granularity="row")),
-    "loss-aware ternary 2-2-8, exact": (EXACT, EXACT.model_copy(update={"granularity": "row"})),
+NUMBERS: dict[str, tuple[Representation, Representation, Activation]] = {
+    "8-8-8": (Symmetric(8), Symmetric(8, granularity="row"), MinMax(8)),
+    "ternary 2-2-8": (Ternary(), Ternary("row"), MinMax(8)),
+    "binary 1-1-8": (Binary(), Binary("row"), MinMax(8)),
+    "binary 1-1-8, learned clips": (Binary(), Binary("row"), LearnedClip(8)),
+    "binary 1-1-4, learned spacing": (Binary(), Binary("row"), LearnedSpacing(4)),
+    "loss-aware ternary 2-2-8": (LossAware(2), LossAware(2, granularity="row"), MinMax(8)),
+    "loss-aware ternary 2-2-8, exact": (
+        EXACT,
+        EXACT.model_copy(update={"granularity": "row"}),
+        MinMax(8),
+    ),
 }
 VARIANTS: dict[str, Quantize | None] = {FLOAT: None} | {
-    name: Quantize(weight, embedding=embedding, activation=8, scope=SCOPE)
-    for name, (weight, embedding) in WEIGHTS.items()
+    name: Quantize(weight, embedding=embedding, activation=activation, scope=SCOPE)
+    for name, (weight, embedding, activation) in NUMBERS.items()
 }
 TIMES: list[float] = []
 
