@@ -15,10 +15,14 @@ from laconic.recover import AdamW, Linear
 from laconic.tasks import task_from_dict
 
 # Tokens that hold nearly every example: single sentences are short.
-LENGTHS = {"CoLA": 64, "SST-2": 64, "MRPC": 128, "RTE": 128, "STS-B": 128}
+LENGTHS = {"CoLA": 64, "SST-2": 64, "MRPC": 128, "RTE": 128, "STS-B": 128, "MNLI": 128}
 # MRPC was also run for 5 epochs at 5e-5: 78.9 in place of 80.6; CoLA at 5e-5: 0.241 for 0.238.
-EPOCHS, RATE = {"MRPC": 4, "CoLA": 5, "SST-2": 1, "RTE": 5, "STS-B": 4}, 1e-4
-LABELS = {"STS-B": 1}  # a score; the others are classes, of which the folder knows two
+EPOCHS = {"MRPC": 4, "CoLA": 5, "SST-2": 1, "RTE": 5, "STS-B": 4, "MNLI": 3}
+RATE = 1e-4
+LABELS = {"STS-B": 1, "MNLI": 3}  # a score, three classes; the others have two
+# From the pretrained encoder RTE's 2,490 pairs reach 53.1, no better than chance; so it starts
+# from the encoder fine-tuned on MNLI, as in Liu et al. 2019, RoBERTa, section 5.
+STARTS = {"RTE": "MNLI"}
 
 
 def encoder_folder(options: argparse.Namespace) -> Path:
@@ -45,6 +49,10 @@ def fine_tuned(options: argparse.Namespace, name: str, task: Task, seed: int) ->
         torch.manual_seed(seed)  # of the head's initial values
         spec = {"hf": str(encoder_folder(options)), "num_labels": LABELS.get(name, 2)}
         model: nn.Module = load_model(spec)
+    if name in STARTS:
+        other = STARTS[name]
+        start = fine_tuned(options, other, glue(options, other), seed).baked()
+        model.get_submodule("bert").load_state_dict(start.get_submodule("bert").state_dict())
     train = Train(
         epochs=EPOCHS[name],
         batch=32,

@@ -16,6 +16,7 @@ from typing import Any
 from encoders import fine_tuned
 from lowbit import (
     CORE,
+    RATE,
     Rows,
     joint,
     line,
@@ -37,6 +38,8 @@ from laconic.weights import LossAware, Quantize, Symmetric, Ternary
 EIGHT = quantize(Symmetric(8), Symmetric(8, granularity="row"))
 TERNARY = quantize(Ternary(), Ternary("row"))
 ROWS: dict[str, Quantize] = {"8-8-8": EIGHT, "TernaryBERT TWN 2-2-8": TERNARY}
+# On MRPC eight bits reached 79.4 so, and 77.0 at the rate of the others; they start at 79.7.
+RATES = {"8-8-8": 2e-5}
 VARIANTS: dict[str, Quantize] = {
     "3-3-8": quantize(Symmetric(3), Symmetric(3, granularity="row")),
     "TernaryBERT LAT 2-2-8": quantize(LossAware(2), LossAware(2, granularity="row")),
@@ -103,7 +106,9 @@ def half_depth(options: argparse.Namespace, name: str, task: Task) -> Rows:
 def rows(options: argparse.Namespace) -> Rows:
     """Run the core of the table, then its variants."""
     for name, task in tasks(options, CORE).items():
-        methods = {label: (step, *joint(name)) for label, step in ROWS.items()}
+        methods = {
+            label: (step, *joint(name, rate=RATES.get(label, RATE))) for label, step in ROWS.items()
+        }
         yield from cells(options, name, task, methods)
     options.seeds = 1
     for name, task in tasks(options, ("MRPC", "CoLA")).items():
