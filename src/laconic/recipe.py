@@ -43,8 +43,8 @@ class Recipe(Value):
         teacher: as ``model``, or a list of such: what objectives learn from; None: the network
             before the first step.
         recall: memory such as "2 GB" for what teachers answered. They answer every training
-            example once, at the start of a training, if examples are not augmented and the
-            answers fit; else every batch.
+            example once, at the start of a training of several epochs, if examples are not
+            augmented and the answers fit; else every batch.
 
     >>> from laconic.structure import Prune
     >>> Recipe([Prune("weights", keep=0.5)]) + Recipe([Prune("weights", keep=0.1)])

@@ -79,6 +79,12 @@ def test_a_teacher_answers_every_example_once() -> None:
     assert largest_difference(once, always) < 1e-6
 
 
+def test_in_one_epoch_there_is_nothing_to_recall(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Recall, "note", lambda *_: pytest.fail("kept for nobody"))
+    state = State(network(4, 1), images(), teacher=(network(8, 2),), recall=PLENTY)
+    train().model_copy(update={"epochs": 1}).apply(state)
+
+
 def test_what_does_not_fit_is_not_recalled(caplog: pytest.LogCaptureFixture) -> None:
     bytes_needed = EXAMPLES * 3 * 4
     with caplog.at_level(logging.WARNING):

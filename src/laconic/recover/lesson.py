@@ -63,6 +63,7 @@ class Lesson(nn.Module):
         objective: what is minimised.
         state: the student, its teachers, precision and device.
         task: that of the state.
+        repeated: whether examples are learned from more than once, so that recalling pays.
 
     Raises:
         RunError: the objective learns from a teacher that is not there.
@@ -70,7 +71,9 @@ class Lesson(nn.Module):
         FeatureError: features do not exist, or do not fit.
     """
 
-    def __init__(self, objective: Objective, state: State, task: Task) -> None:
+    def __init__(
+        self, objective: Objective, state: State, task: Task, *, repeated: bool = True
+    ) -> None:
         super().__init__()
         self.objective, self.state, self.task = objective, state, task
         teachers = _teachers(objective, state)
@@ -83,7 +86,7 @@ class Lesson(nn.Module):
         self.recalled: dict[int, Recall] = {}
         if teachers or self.wants.student:
             self.prepare()
-        if self.teachers and state.recall:
+        if self.teachers and state.recall and repeated:
             self.remember()
 
     def prepare(self) -> None:

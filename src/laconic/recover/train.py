@@ -94,7 +94,7 @@ class _Loop:
         self.train, self.state, self.task = train, state, needed(state.task, "train needs data")
         self.model = state.model.to(state.device)
         self.scope = train.scope.select(self.model)
-        self.lesson = Lesson(train.objective, state, self.task)
+        self.lesson = Lesson(train.objective, state, self.task, repeated=train.epochs > 1)
         # One gradient norm each, so that a peer's does not shrink the student's step.
         networks = [[*_trained(train, self.model), *self.lesson.projections()]]
         networks += [_learning(peer) for peer in self.lesson.peers.values()]
