@@ -397,13 +397,25 @@ def test_distinct_values_fit_the_bits(representation: Representation) -> None:
         assert laid(weight).unique().numel() <= weight.numel()
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 @every
 def test_other_float_types_are_exact_too(representation: Representation, dtype: Any) -> None:
     weight = normal(4, 7).to(dtype)
+    fraction = getattr(representation, "fraction", None) or 0
+    if torch.tensor(2.0**-fraction).to(dtype).isinf():
+        return  # the step is above every number of this type
     check_exact(representation, weight, None)
     check_exact(representation, weight, masks((4, 7))["half"])
     check_streams(representation, weight)
+
+
+@every
+def test_small_halves_are_not_lost(representation: Representation) -> None:
+    if isinstance(representation, FixedPoint):
+        return  # its step is given, whatever the weights are
+    weight = (normal(4, 50) / 1000).half()
+    decoded = laid_on(representation, weight)(weight).detach()
+    assert bool(decoded.isfinite().all()) and bool(decoded.any(dim=1).all())
 
 
 @every

@@ -163,8 +163,10 @@ class LossAware(Representation):
     def codes(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor]) -> Codes:
         """Return the levels, counted from the lowest, and the scale [groups] of one level."""
         left = masked(weight, mask)
-        size = grouped(left.abs(), self.granularity)
-        curvature = grouped(masked(state["curvature"], mask), self.granularity)
+        # Sums of squared levels are beyond float16.
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        size = grouped(left.abs().to(wide), self.granularity)
+        curvature = grouped(masked(state["curvature"], mask).to(wide), self.granularity)
         if self.bits == 1:
             scale, code = loss_aware_binary(size, curvature), weight >= 0
         else:
@@ -175,7 +177,7 @@ class LossAware(Representation):
                 levels, scale = loss_aware_levels(size, curvature, top)
             code = levels.reshape(weight.shape).copysign_(left).add_(top)
         streams = {"code": Stream(code.to(torch.uint8), self.bits)}
-        return Codes(streams, {"scale": scale}, weight.shape, weight.dtype)
+        return Codes(streams, {"scale": scale.to(weight.dtype)}, weight.shape, weight.dtype)
 
     def values(self, codes: Codes) -> Tensor:
         """Return what binary or symmetric weights of these codes are."""

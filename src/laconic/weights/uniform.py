@@ -33,6 +33,7 @@ __all__ = [
     "first_step",
     "fraction_for",
     "indicator",
+    "least_scale",
     "level_range",
     "mse_scale",
     "positive",
@@ -122,11 +123,23 @@ def level_range(bits: int, levels: Levels) -> tuple[int, int]:
     return (-high if levels == "narrow" else -high - 1), high
 
 
+def least_scale(dtype: torch.dtype) -> float:
+    """Return the smallest number that numbers are divided by.
+
+    The smallest normal one; in float16 a subnormal one, because the steps of weights of 0.001 are.
+
+    >>> least_scale(torch.float32), least_scale(torch.float16)
+    (1.1754943508222875e-38, 5.960464477539063e-08)
+    """
+    info = torch.finfo(dtype)
+    return info.tiny * info.eps if dtype == torch.float16 else info.tiny
+
+
 def smallest_scale(groups: Tensor, low: int, high: int) -> Tensor:
     """Return the smallest scale [groups] at which no weight is clipped.
 
     ``max(max w / high, min w / low)``; with a narrow range that is ``max|w| / high``.
-    A group without a normal number (all zero) gets scale 1.
+    A group that is all zero, or all but zero (``least_scale``), gets scale 1.
 
     Args:
         groups: weights [groups, size]; zero where pruned.
@@ -137,7 +150,7 @@ def smallest_scale(groups: Tensor, low: int, high: int) -> Tensor:
     [0.5, 1.0]
     """
     scale = torch.maximum(groups.amax(1) / high, groups.amin(1) / low)
-    return torch.where(scale < torch.finfo(scale.dtype).tiny, torch.ones_like(scale), scale)
+    return torch.where(scale < least_scale(scale.dtype), torch.ones_like(scale), scale)
 
 
 def mse_scale(groups: Tensor, low: int, high: int, *, steps: int = 100) -> Tensor:
@@ -258,7 +271,7 @@ def first_step(mean: Tensor, high: int) -> Tensor:
     [1.5, 1.0]
     """
     scale = mean * (2 / math.sqrt(high))
-    return torch.where(scale < torch.finfo(scale.dtype).tiny, 1.0, scale)
+    return torch.where(scale < least_scale(scale.dtype), 1.0, scale)
 
 
 class LearnedStep(Representation):
@@ -271,8 +284,8 @@ class LearnedStep(Representation):
     outside, times ``1 / sqrt(size of the group * high)`` (Esser et al. 2020, Learned Step
     Size Quantization, equations 3 and 5, section 2.2).
 
-    A scale that training has brought below the smallest normal number is taken for that, so it
-    is positive whatever the optimiser does, and its gradient can bring it back.
+    A scale that training has brought below ``least_scale`` is taken for that, so it is positive
+    whatever the optimiser does, and its gradient can bring it back.
 
     Attributes:
         bits: width of a code, 2 to 8.
@@ -335,7 +348,7 @@ def scale_surrogate(
 
     Args:
         numbers: [any shape].
-        scale: broadcast against them; below the smallest normal number it is taken for that.
+        scale: broadcast against them; below ``least_scale`` it is taken for that.
         low: the smallest level.
         high: the largest level.
         share: factor of the scale's gradient.
@@ -389,12 +402,12 @@ def scale_slope(ratio: Tensor, low: Tensor | int, high: Tensor | int) -> tuple[T
 
 
 def positive(scale: Tensor) -> Tensor:
-    """Return the scale, no less than the smallest normal number.
+    """Return the scale, no less than ``least_scale``.
 
     >>> positive(torch.tensor([-1.0, 0.5])).gt(0).tolist()
     [True, True]
     """
-    return scale.clamp(min=torch.finfo(scale.dtype).tiny)
+    return scale.clamp(min=least_scale(scale.dtype))
 
 
 def affine_range(groups: Tensor, survivors: Tensor | None) -> tuple[Tensor, Tensor]:
