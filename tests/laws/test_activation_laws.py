@@ -214,6 +214,18 @@ def test_a_module_of_it_travels_and_computes_in_float32(activation: Activation) 
     assert torch.equal(quantizer(halves), twin(halves.float()).bfloat16())
 
 
+@pytest.mark.parametrize("kind", dict.fromkeys(type(each) for each in variants()))
+def test_a_program_of_it_takes_any_batch(kind: type[Activation]) -> None:
+    module, tensor = nn.Sequential(nn.Linear(30, 2)), TENSORS["normal"]
+    attach_(module, {"0": {"input": kind()}})
+    with quantizing(module, "calibrate"):
+        module(tensor)
+    batch = {0: torch.export.Dim("batch")}
+    with torch.no_grad():
+        program = torch.export.export(module.eval(), (tensor,), dynamic_shapes=(batch,)).module()
+        assert torch.equal(program(tensor[:7]), module(tensor[:7]))
+
+
 @every
 def test_a_network_of_doubles_is_rounded_too(activation: Activation) -> None:
     doubles = TENSORS["normal"].double()

@@ -140,20 +140,25 @@ def least_error_range(numbers: Tensor, bits: int, levels: Levels) -> tuple[Tenso
     return low * kept, high * kept
 
 
-def _parts(tensor: Tensor) -> list[Any]:
-    """Return what indexes one part of a tensor after another, each as large as fits a cache.
+def _parts(tensor: Tensor) -> list[slice]:
+    """Return slices of a large tensor that each fit a cache; none where it is done at once.
 
     Every operation on a large tensor fetches it from memory; on a part, only the first one does.
     """
     # A program that is being traced must not depend on how large this tensor is.
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[no-untyped-call, attr-defined]
+    traced = _traced() or torch.jit.is_tracing()  # type: ignore[no-untyped-call, attr-defined]
     if traced or tensor.device.type != "cpu" or torch.is_grad_enabled():
-        return [...]
+        return []
     numbers = IN_CACHE * torch.get_num_threads()
     if tensor.numel() <= numbers:
-        return [...]
+        return []
     rows = max(1, numbers // tensor[0].numel())
     return [slice(start, start + rows) for start in range(0, len(tensor), rows)]
+
+
+def _traced() -> bool:
+    """Return whether a program is made, for which no number can be looked at."""
+    return torch.compiler.is_compiling()
 
 
 class _Rounding(torch.autograd.Function):
@@ -256,6 +261,8 @@ class Activation(Value, ABC):
             tensor: float [any shape].
             state: of the place it passes.
         """
+        if not torch.is_grad_enabled():
+            return self.placed(tensor, self.grid_of(tensor, state))
         learned = [state[name] for name in sorted(self.learned)]
         rounded: Tensor = _Rounding.apply(tensor, self, state, *learned)  # type: ignore[no-untyped-call]
         return rounded
@@ -263,8 +270,11 @@ class Activation(Value, ABC):
     @final
     def placed(self, tensor: Tensor, found: Grid) -> Tensor:
         """Return the tensor on a grid, in its dtype, computed in float32 or wider."""
+        parts = _parts(tensor)
+        if not parts:
+            return found.levels(_wide(tensor)).mul_(found.scale).to(tensor.dtype)
         out = torch.empty_like(tensor)
-        for part in _parts(tensor):
+        for part in parts:
             out[part] = found.levels(_wide(tensor[part])).mul_(found.scale)
         return out
 
@@ -275,7 +285,8 @@ class Activation(Value, ABC):
         """Return the gradients of a tensor and, by name, of what is learned."""
         flow, nothing = torch.empty_like(tensor), found.scale.new_zeros(())
         moves = dict.fromkeys(self.learned, nothing)
-        for part in _parts(tensor):
+        parts: list[Any] = [*_parts(tensor)]
+        for part in parts or [...]:
             wide = _wide(gradient[part]), _wide(tensor[part])
             flow[part], added = self.slopes(*wide, found, state)
             for name, each in added.items():
@@ -335,7 +346,7 @@ class Ranged(Activation, ABC):
 
     def grid_of(self, tensor: Tensor, state: State) -> Grid:
         """Return the grid over the limits."""
-        if not state["seen"]:
+        if not _traced() and not state["seen"]:
             raise RunError(
                 f"activations: {self!r} has seen no data and has no range; calibrate it "
                 "(recalibrate), or train"
@@ -511,7 +522,7 @@ class LearnedSpacing(Activation):
     def grid_of(self, tensor: Tensor, state: State) -> Grid:
         """Return the grid of this spacing."""
         scale = state["scale"].detach()
-        if not scale:
+        if not _traced() and not scale:
             raise RunError(
                 f"activations: {self!r} has seen no data and has no spacing; calibrate it "
                 "(recalibrate), or train"
