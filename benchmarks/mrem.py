@@ -51,7 +51,7 @@ from laconic.tasks import Batch
 from laconic.weights import Quantize, Ternary
 from laconic.weights.laid import copied
 
-ROUNDS, UPDATES, TIMED, BATCH = 3, 60, 8, 32
+ROUNDS, UPDATES, TIMED, BATCH = 3, 150, 8, 32
 TOKENS = {"time": 64, "memory": 128}
 TERNARY = Quantize(Ternary(), embedding=Ternary("row"), activation=8, scope=SCOPE)
 PROCESSES = {"in turns": 1, "two processes": 2}

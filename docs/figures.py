@@ -12,7 +12,8 @@ from laconic.report.tables import byte_scale
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "papers" / "results"
 BEGIN, END = "<!-- results:begin -->\n", "<!-- results:end -->"
-# What the front page shows of which file, in this order, and how it is called there.
+# What the front page shows of which file, in this order, and how it is called there. A row that
+# several tasks have is named with its task.
 FRONT = {
     "deep_compression": {
         "LeNet-300-100 keep 0.04, 4 bit, 20 epochs bfloat16": "LeNet-300-100, pruned, 4 bits",
@@ -34,10 +35,11 @@ FRONT = {
         "SST-2, width 0.25, depth 1, distilled": "6-layer encoder, a quarter of both",
     },
     "ternarybert": {
-        "TernaryBERT TWN 2-2-8": "6-layer encoder, 2-2-8, taught by itself in floats",
+        "SST-2 dev: TernaryBERT TWN 2-2-8": "6-layer encoder, 2-2-8, taught by itself in floats",
+        "MRPC dev: TernaryBERT TWN 2-2-8": "the same",
     },
     "binarybert": {
-        "TWS 1-1-8": "6-layer encoder, 1-1-8, split from a ternary one of half its width",
+        "MRPC dev: TWS 1-1-8": "6-layer encoder, 1-1-8, split from a ternary one of half its width",
     },
     "mrem": {
         "MREM-S, 250 updates 4-4-8": "6-layer encoder, 4-4-8, 4,096 texts without labels",
@@ -125,6 +127,7 @@ def front() -> str:
     for name, labels in FRONT.items():
         data = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
         rows = {row["row"]: row for row in data["rows"]}
+        rows |= {f"{row['task']}: {row['row']}": row for row in data["rows"]}
         lines += [front_row(rows[row], label) for row, label in labels.items()]
     headings = ("network", "data", "accuracy, %", "before", "file", "smaller")
     return f"{FRONT_INTRO}\n\n{table(lines, headings)}"
