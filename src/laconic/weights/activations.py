@@ -12,8 +12,8 @@ from torch import Tensor
 
 from laconic.errors import RunError
 from laconic.step import Value
-from laconic.weights.representation import IN_CACHE
-from laconic.weights.uniform import indicator, level_range, positive, scale_slope
+from laconic.weights.representation import IN_CACHE, indicator
+from laconic.weights.uniform import level_range, positive, scale_slope
 
 __all__ = [
     "Activation",

@@ -15,6 +15,7 @@ from laconic.weights.representation import (
     Stream,
     group_sizes,
     grouped,
+    indicator,
     masked,
 )
 
@@ -54,7 +55,7 @@ class Binary(Representation):
 
     def shortcut(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor]) -> Tensor:
         """Return +-scale without the codes."""
-        signs = (grouped(weight, self.granularity) >= 0).to(weight.dtype).mul_(2).sub_(1)
+        signs = indicator(torch.ge, grouped(weight, self.granularity), 0.0).mul_(2).sub_(1)
         return _scaled(signs, self._scale(weight, mask)).reshape(weight.shape)
 
     def values(self, codes: Codes) -> Tensor:
@@ -135,11 +136,10 @@ class Ternary(Representation):
         groups = grouped(masked(weight, mask), self.granularity)
         size = groups.abs()
         if self.threshold == "exact":
-            above = optimal_support(size)
+            support = optimal_support(size).to(weight.dtype)
         else:
             count = group_sizes(size, mask, self.granularity)
-            above = size > ternary_threshold(size, count)[:, None]
-        support = above.to(weight.dtype)
+            support = indicator(torch.gt, size, ternary_threshold(size, count)[:, None])
         # Adding up floats is faster, while they can count one by one.
         number = torch.float32 if size.shape[1] <= COUNTABLE else torch.int64
         scale = size.mul_(support).sum(1) / support.sum(1, dtype=number).clamp_(min=1)
