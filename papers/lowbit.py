@@ -21,7 +21,6 @@ from common import artefact, costs, file_bytes, parser, row, spread, write_table
 from encoders import LABELS, fine_tuned, glue, score
 from safetensors.torch import load_file, save_file
 from torch import nn
-from width_depth import OBJECTIVES
 from width_depth import recipe as cut
 
 from laconic import Attention, Hidden, Logits, Recipe, Result, Task, Train, compress, load
@@ -83,7 +82,7 @@ def smaller(
 ) -> Result:
     """Return the fine-tuned encoder cut to a width and a depth, taught by the whole."""
     teacher = fine_tuned(options, name, task, seed)
-    made = cut(name, *cell, OBJECTIVES["distilled"], seed)
+    made = cut(name, *cell, Hidden() + prediction(name), seed)
     place = f"{name}-{seed}-{cell[0]:g}-{cell[1]:g}-distilled"
     out = options.work / "width_depth" / place
     result = compress(teacher.baked(), task, made, out=out, resume=True)
