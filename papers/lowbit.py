@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from common import artefact, costs, file_bytes, parser, row, spread, write_table
-from encoders import LABELS, fine_tuned, glue, score
+from encoders import LABELS, STARTS, fine_tuned, glue, score
 from safetensors.torch import load_file, save_file
 from torch import nn
 from width_depth import recipe as cut
@@ -146,6 +146,7 @@ def line(
     scores, before = ([score(one, task) for one in results] for results in (done, teachers))
     mean, deviation = spread(scores)
     print(f"{name}, {label}: {scores}, fine-tuned {before}", flush=True)
+    start = f"; was fine-tuned on {STARTS[name]} before {name}" if name in STARTS else ""
     return row(
         row=label,
         task=f"{name} dev",
@@ -156,7 +157,7 @@ def line(
         baseline=statistics.fmean(before),
         **costs(done, file_bytes(teachers[0])),
         note=f"logits of {PROBED} examples from the file are bit-identical in another process; "
-        f"{done[0].recipe.steps!r}",
+        f"{done[0].recipe.steps!r}{start}",
         **more,
     )
 
