@@ -543,3 +543,9 @@ def test_a_representation_may_be_what_a_recipe_writes() -> None:
     assert laid_tensors(model)["0.weight"][0].representation == Symmetric(4)
     with pytest.raises(ValueError, match="ternary"):
         lay(model, "0.weight", "ternery")
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_rows_that_a_look_up_changes_are_refused(kind: type[nn.Module]) -> None:
+    with pytest.raises(ModelError, match="max_norm changes rows in place"):
+        lay(kind(4, 2, max_norm=1.0), "weight", Ternary("row"))

@@ -16,6 +16,7 @@ from laconic.names import module_of, plain_name
 from laconic.recover.optimize import Optimizer, curvature_of
 from laconic.step import State, Step
 from laconic.weights.laid import Laid, laid_tensors
+from laconic.weights.lookup import looked_up
 from laconic.weights.quantize import planned
 from laconic.weights.quantizer import Quantizer
 
@@ -71,7 +72,7 @@ class Descent:
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * self.value.decay.factor(done)
         # Cached, a laid weight is decoded once for forward and penalty; it is stale afterwards.
-        with parametrize.cached():
+        with parametrize.cached(), looked_up(self.model):
             found = loss()
         value = found.item()
         if done == 0 and not math.isfinite(value):

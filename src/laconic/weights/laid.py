@@ -354,6 +354,11 @@ def lay(
     module, attribute = owner(model, tensor)
     current = getattr(module, attribute).detach().clone()
     _check(tensor, current, mask)
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
+        raise ModelError(
+            f"'{tensor}': max_norm changes rows in place when they are looked up, which what is "
+            "laid on them cannot follow; set max_norm = None, or leave it out of the scope"
+        )
     mask = mask_of(model, tensor) if mask is None else mask
     if state is None:
         state = representation.fit(current, mask)

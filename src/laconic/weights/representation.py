@@ -269,13 +269,18 @@ class Representation(Value, ABC):
                 left[name] = self.fit(weight.index_select(dim, index), mask)[name]
         return left
 
+    @property
+    def row_by_row(self) -> bool:
+        """Return whether rows share no table; without mask and state they are decoded alone."""
+        return dict(self).get("granularity") == "row"
+
     @final
     def quantized(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor]) -> Tensor:
         """Return ``values(codes(...))``, bit for bit, in less time.
 
         Rows that depend on nothing else are done a few at a time, so that they stay in the cache.
         """
-        alone = mask is None and not state and dict(self).get("granularity") == "row"
+        alone = mask is None and not state and self.row_by_row
         # A few rows whose numbers lie apart torch adds up in another order than many.
         alone = alone and weight.is_contiguous()
         length = max(1, weight[0].numel()) if alone and len(weight) else SPREAD

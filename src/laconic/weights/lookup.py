@@ -1,0 +1,77 @@
+"""Look-up: in training, laid embeddings decode only the rows that a batch asks for."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from laconic.weights.laid import Laid, latent_of
+from laconic.weights.representation import SPREAD, ste
+
+__all__ = ["looked_up"]
+
+
+@contextmanager
+def looked_up(model: nn.Module) -> Iterator[None]:
+    """Have laid embeddings decode only what is looked up, inside a with block.
+
+    A vocabulary has tens of thousands of rows and a batch of texts some hundreds. Outputs and
+    gradients are the same, bit for bit. It applies where a row is decoded from nothing but itself:
+    ``granularity="row"``, no mask, nothing learned.
+
+    Args:
+        model: the network; its embeddings get their own forward back at the end.
+
+    >>> from laconic.weights import Ternary, lay
+    >>> table = nn.Embedding(1000, 8)
+    >>> lay(table, "weight", Ternary("row"))
+    >>> ids = torch.tensor([[3, 5, 3]])
+    >>> with looked_up(table):
+    ...     some = table(ids)
+    >>> torch.equal(some, table(ids))
+    True
+    """
+    with ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, nn.Embedding) and (laid := _row_by_row(module)) is not None:
+                module.forward = functools.partial(_look_up, module, laid)  # type: ignore[method-assign]
+                stack.callback(delattr, module, "forward")
+        yield
+
+
+def _row_by_row(table: nn.Embedding) -> Laid | None:
+    """Return what is laid on a table, where each of its rows is decoded by itself."""
+    plain = parametrize.type_before_parametrizations(table)
+    own = "forward" in vars(table) or plain.forward is not nn.Embedding.forward
+    if own or not parametrize.is_parametrized(table, "weight"):
+        return None
+    laid, latent = latent_of(table, "weight")
+    if laid is None or laid.mask is not None or laid.names or laid.quant_noise is not None:
+        return None
+    # Longer rows torch may add up in another order where they are few.
+    few = latent.is_contiguous() and latent.shape[1] < SPREAD
+    return laid if few and laid.representation.row_by_row else None
+
+
+def _look_up(table: nn.Embedding, laid: Laid, ids: Tensor) -> Tensor:
+    """Return what the table's own forward does."""
+    _, latent = latent_of(table, "weight")
+    with torch.no_grad():
+        rows = ids.unique()
+        # All other rows stay memory that nobody touches, so it costs nothing.
+        decoded = torch.empty_like(latent)
+        decoded[rows] = laid.representation.quantized(latent[rows], None, {})
+    weight = ste(decoded, laid.representation.surrogate(latent, {}))
+    return F.embedding(
+        ids,
+        weight,
+        table.padding_idx,
+        scale_grad_by_freq=table.scale_grad_by_freq,
+        sparse=table.sparse,
+    )
