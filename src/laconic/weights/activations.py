@@ -156,6 +156,11 @@ def _parts(tensor: Tensor) -> list[slice]:
     return [slice(start, start + rows) for start in range(0, len(tensor), rows)]
 
 
+def _product(one: Tensor, other: Tensor) -> Tensor:
+    """Return the sum of the products of two tensors, without a tensor of them []."""
+    return torch.dot(one.flatten(), other.flatten())
+
+
 def _traced() -> bool:
     """Return whether a program is made, for which no number can be looked at."""
     return torch.compiler.is_compiling()
@@ -481,7 +486,7 @@ class LearnedClip(Activation):
         above = indicator(torch.ge, tensor, state["high"].clamp(min=0.0))
         below = indicator(torch.le, tensor, state["low"].clamp(max=0.0))
         below.sub_(above).clamp_min_(0.0)  # between limits that are both zero
-        moves = {"low": (gradient * below).sum(), "high": (gradient * above).sum()}
+        moves = {"low": _product(gradient, below), "high": _product(gradient, above)}
         return torch.addcmul(gradient, gradient, above + below, value=-1), moves
 
 
@@ -538,7 +543,7 @@ class LearnedSpacing(Activation):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the gradient within the grid, and what all numbers add to the spacing's."""
         inside, slope = scale_slope(found.ratio(tensor), found.first, found.last)
-        return gradient * inside, {"scale": (gradient * slope).sum()}
+        return gradient * inside, {"scale": _product(gradient, slope)}
 
     def gradient_scale(self, numbers: int) -> float:
         """Return ``1 / sqrt(numbers * last)``."""

@@ -382,7 +382,7 @@ def scale_slope(ratio: Tensor, low: Tensor | int, high: Tensor | int) -> tuple[T
     """
     nearest = ratio.clamp_min(low).clamp_max_(high)
     inside = indicator(torch.eq, nearest, ratio)
-    return inside, torch.addcmul(nearest.round(), nearest, inside, value=-1)
+    return inside, nearest.round().addcmul_(nearest, inside, value=-1)
 
 
 def positive(scale: Tensor) -> Tensor:
