@@ -7,9 +7,10 @@ import datetime
 import json
 import logging
 import os
+import re
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,11 @@ def write_table(name: str, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def write_results(name: str, rows: Sequence[dict[str, Any]]) -> Path:
-    """Write papers/results/<name>.json and return its path."""
+    """Write rows into papers/results/<name>.json, beside the others of that file; return its path.
+
+    A row that is there already, of the same task, is replaced. One that stays from another day or
+    machine says so in its note.
+    """
     here = environment()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     RESULTS.mkdir(exist_ok=True)
@@ -123,7 +128,30 @@ def write_results(name: str, rows: Sequence[dict[str, Any]]) -> Path:
         "date": datetime.date.today().isoformat(),
         "hardware": f"{here['cpu']}, {os.cpu_count()} cores, {here['threads']} threads, {device}",
         "versions": {key: here[key] for key in ("python", "torch", "laconic", "numpy")},
-        "rows": list(rows),
     }
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": []}
+    body["rows"] = beside(before, rows, {key: body[key] for key in ("date", "hardware")})
     path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def beside(
+    before: Mapping[str, Any], rows: Iterable[dict[str, Any]], here: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Return the rows of a file with new ones among them, task by task.
+
+    Args:
+        before: the file.
+        rows: the new ones.
+        here: date and hardware of these.
+    """
+    when = {key: before.get(key) for key in here}
+    found = {(each["task"], each["row"]): each for each in before["rows"]}
+    if when != here:
+        for each in found.values():
+            stamp, note = "{date}, {hardware}".format(**when), each["note"] or ""
+            if not re.match(r"\d{4}-\d\d-\d\d, ", note):
+                each["note"] = "; ".join(part for part in (stamp, note) if part)
+    found |= {(each["task"], each["row"]): each for each in rows}
+    tasks = list(dict.fromkeys(task for task, _ in found))
+    return sorted(found.values(), key=lambda each: tasks.index(each["task"]))

@@ -174,7 +174,7 @@ def tasks(options: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Task
 
 
 def table(name: str, about: str | None, rows: Callable[[argparse.Namespace], Rows]) -> None:
-    """Run a table and write what is finished after every row; a part of it writes nothing."""
+    """Run a table, or the part of it on one task."""
     made = parser(about)
     made.add_argument("--only", choices=CORE, help="one task")
     options = made.parse_args()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +48,7 @@ def looked_up(model: nn.Module) -> Iterator[None]:
 
 def _row_by_row(table: nn.Embedding) -> Laid | None:
     """Return what is laid on a table, where each of its rows is decoded by itself."""
-    plain = parametrize.type_before_parametrizations(table)
+    plain: Any = parametrize.type_before_parametrizations(table)
     own = "forward" in vars(table) or plain.forward is not nn.Embedding.forward
     if own or not parametrize.is_parametrized(table, "weight"):
         return None
