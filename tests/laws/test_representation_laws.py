@@ -36,6 +36,7 @@ from laconic.weights import (
     lay,
 )
 from laconic.weights.laid import narrow
+from laconic.weights.lookup import looked_up
 from laconic.weights.representation import masked
 
 SHAPES = [(5,), (4, 7), (3, 2, 3, 3)]
@@ -281,6 +282,26 @@ def test_rows_that_lie_apart_are_added_up_as_in_the_file(representation: Represe
     weight = torch.randn(3000, 100).t()  # more rows than are done together, the last ones few
     decoded = representation.decode(representation.encode(weight))
     assert torch.equal(representation.quantized(weight, None, {}), decoded)
+
+
+@pytest.mark.parametrize("representation", [v for v in VARIANTS if v.row_by_row], ids=repr)
+def test_rows_that_are_looked_up_are_those_of_the_whole(representation: Representation) -> None:
+    ids = torch.tensor([[8, 0, 3], [3, 5, 0]])
+    for name, weight in weights((9, 7)).items():
+        table = nn.Embedding.from_pretrained(weight.contiguous(), freeze=False)
+        laid = Laid(representation, state=representation.fit(weight))
+        parametrize.register_parametrization(table, "weight", laid, unsafe=True)
+        whole, expected = _looked_up(table, ids)
+        with looked_up(table):
+            some, found = _looked_up(table, ids)
+        assert torch.equal(whole, some), name
+        assert all(torch.equal(*pair) for pair in zip(expected, found, strict=True)), name
+
+
+def _looked_up(table: nn.Embedding, ids: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    out = table(ids)
+    factors = torch.arange(1.0, 1 + out.numel()).reshape(out.shape)
+    return out, torch.autograd.grad((out * factors).sum(), [*table.parameters()])
 
 
 @each_shape

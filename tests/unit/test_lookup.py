@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from laconic.recover import Adam, descent
 from laconic.recover.descent import Descent
-from laconic.weights import Binary, Laid, LearnedStep, Symmetric, Ternary, lay
+from laconic.weights import Binary, Laid, LearnedStep, LossAware, Symmetric, Ternary, lay
 from laconic.weights.laid import tie_
 from laconic.weights.lookup import looked_up
 
@@ -51,7 +51,13 @@ def decoded_rows(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> list[in
 
 
 @pytest.mark.parametrize(
-    "representation", [Ternary("row"), Binary("row"), Symmetric(3, granularity="row")]
+    "representation",
+    [
+        Ternary("row"),
+        Binary("row"),
+        Symmetric(3, granularity="row"),
+        LearnedStep(4, granularity="row"),
+    ],
 )
 @pytest.mark.parametrize("fields", [{}, {"padding_idx": 0}, {"scale_grad_by_freq": True}])
 def test_training_is_the_same_bit_for_bit(
@@ -71,10 +77,10 @@ def test_where_rows_depend_on_others_all_are_decoded(monkeypatch: pytest.MonkeyP
     assert decoded_rows(table(Ternary()), monkeypatch) == [ROWS]
 
 
-def test_what_is_masked_or_learned_is_decoded_whole() -> None:
-    masked, learned = table(), table(LearnedStep(4, granularity="row"))
+def test_what_is_masked_sparse_or_of_rows_that_wait_for_others_is_decoded_whole() -> None:
+    masked, sparse, weighed = table(), table(sparse=True), table(LossAware(granularity="row"))
     lay(masked, "0.weight", Ternary("row"), mask=torch.rand(ROWS, WIDTH) > 0.5)
-    for network in (masked, learned):
+    for network in (masked, sparse, weighed):
         before = network(IDS)
         with looked_up(network):
             assert "forward" not in vars(network[0])

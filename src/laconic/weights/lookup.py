@@ -23,8 +23,8 @@ def looked_up(model: nn.Module) -> Iterator[None]:
     """Have laid embeddings decode only what is looked up, inside a with block.
 
     A vocabulary has tens of thousands of rows and a batch of texts some hundreds. Outputs and
-    gradients are the same, bit for bit. It applies where a row is decoded from nothing but itself:
-    ``granularity="row"``, no mask, nothing learned.
+    gradients are the same, bit for bit. It applies where a row is decoded from itself and its own
+    table alone: ``granularity="row"``, no mask.
 
     Args:
         model: the network; its embeddings get their own forward back at the end.
@@ -50,29 +50,31 @@ def _row_by_row(table: nn.Embedding) -> Laid | None:
     """Return what is laid on a table, where each of its rows is decoded by itself."""
     plain: Any = parametrize.type_before_parametrizations(table)
     own = "forward" in vars(table) or plain.forward is not nn.Embedding.forward
-    if own or not parametrize.is_parametrized(table, "weight"):
+    if own or table.sparse or not parametrize.is_parametrized(table, "weight"):
         return None
     laid, latent = latent_of(table, "weight")
-    if laid is None or laid.mask is not None or laid.names or laid.quant_noise is not None:
+    if laid is None or laid.mask is not None or laid.quant_noise is not None:
         return None
     # Longer rows torch may add up in another order where they are few.
-    few = latent.is_contiguous() and latent.shape[1] < SPREAD
-    return laid if few and laid.representation.row_by_row else None
+    alike = latent.is_contiguous() and latent.shape[1] < SPREAD
+    tables = all(each.shape[:1] == latent.shape[:1] for each in laid.state.values())
+    return laid if alike and tables and laid.representation.row_by_row else None
 
 
 def _look_up(table: nn.Embedding, laid: Laid, ids: Tensor) -> Tensor:
     """Return what the table's own forward does."""
     _, latent = latent_of(table, "weight")
+    rows, places = ids.unique(return_inverse=True)
+    some = F.embedding(rows, latent)
+    state = {name: tensor[rows] for name, tensor in laid.state.items()}
     with torch.no_grad():
-        rows = ids.unique()
-        # All other rows stay memory that nobody touches, so it costs nothing.
-        decoded = torch.empty_like(latent)
-        decoded[rows] = laid.representation.quantized(latent[rows], None, {})
-    weight = ste(decoded, laid.representation.surrogate(latent, {}))
+        decoded = laid.representation.quantized(some.detach(), None, state)
+    weight = ste(decoded, laid.representation.surrogate(some, state))
+    # Its gradient is not wanted.
+    padding = [] if table.padding_idx is None else (rows == table.padding_idx).nonzero().flatten()
     return F.embedding(
-        ids,
+        places,
         weight,
-        table.padding_idx,
+        int(padding[0]) if len(padding) else None,
         scale_grad_by_freq=table.scale_grad_by_freq,
-        sparse=table.sparse,
     )

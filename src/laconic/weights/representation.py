@@ -271,8 +271,9 @@ class Representation(Value, ABC):
 
     @property
     def row_by_row(self) -> bool:
-        """Return whether rows share no table; without mask and state they are decoded alone."""
-        return dict(self).get("granularity") == "row"
+        """Return whether rows share nothing, so that a few of them are decoded as all are."""
+        # What weighs errors by a curvature stops for all rows at once.
+        return dict(self).get("granularity") == "row" and "curvature" not in self.needs
 
     @final
     def quantized(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor]) -> Tensor:
