@@ -204,7 +204,8 @@ def attention_scores(query: Tensor, key: Tensor, scaling: float) -> Tensor:
     """
     with torch.autocast(query.device.type, enabled=False):
         wide = torch.promote_types(query.dtype, torch.float32)
-        return query.to(wide) @ key.to(wide).transpose(-1, -2) * scaling
+        # There are fewer queries to multiply than scores.
+        return (query.to(wide) * scaling) @ key.to(wide).transpose(-1, -2)
 
 
 class _Recorder:

@@ -44,6 +44,11 @@ HEADS = "both need as many heads and the same tokens"
 WIDTH = "both need the same width; 'hidden' projects"
 
 
+def _squares(student: Tensor, teacher: Tensor) -> Tensor:
+    # One pass over the numbers forwards and one backwards, in the place of two and three.
+    return F.mse_loss(student, teacher, reduction="none")
+
+
 def hidden_difference(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return the mean of (H_S - H_T)^2 over real tokens and width (Jiao et al. 2020, eq. 8).
 
@@ -57,7 +62,7 @@ def hidden_difference(student: Tensor, teacher: Tensor, mask: Tensor | None = No
     >>> hidden_difference(torch.zeros(1, 2, 4), torch.full((1, 2, 4), 3.0))
     tensor(9.)
     """
-    return token_mean((student - teacher).square().mean(dim=-1), mask)
+    return token_mean(_squares(student, teacher).mean(dim=-1), mask)
 
 
 def attention_difference(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -74,7 +79,7 @@ def attention_difference(student: Tensor, teacher: Tensor, mask: Tensor | None =
     >>> attention_difference(torch.zeros(1, 2, 3, 3), torch.ones(1, 2, 3, 3))
     tensor(1.)
     """
-    values = (student - teacher).square().mean(dim=1)
+    values = _squares(student, teacher).mean(dim=1)
     return token_mean(values, None if mask is None else mask[:, :, None] & mask[:, None, :])
 
 
