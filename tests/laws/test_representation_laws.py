@@ -358,7 +358,7 @@ def test_the_gradient_is_the_surrogates(representation: Representation) -> None:
     gradients = []
     for compute in (
         laid,
-        lambda latent: masked(representation.surrogate(latent, laid.state), mask),
+        lambda latent: representation.surrogate(latent, laid.state).mul(mask),
     ):
         latent = weight.clone().requires_grad_()
         gradients.append(
