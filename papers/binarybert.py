@@ -21,6 +21,7 @@ from lowbit import (
     BODY,
     CORE,
     Rows,
+    alone,
     line,
     quantize,
     rectified,
@@ -90,7 +91,7 @@ def rows(options: argparse.Namespace) -> Rows:
                 done = _runs(options, f"{name}-{label}", task, starts, steps, bits=bits)
                 found = PUBLISHED.get(label, {}).get(name)
                 yield line(name, task, label, done, teachers=whole, **_published(found))
-    options.seeds = 1
+    options = alone(options)
     for name, task in tasks(options, ("MRPC", "CoLA")).items():
         whole = [fine_tuned(options, name, task, 0)]
         half = [smaller(options, name, task, seed=0, cell=(0.5, 1.0))]
@@ -110,8 +111,8 @@ def _runs(
     bits: int = 8,
 ) -> list[Result]:
     place, done = label.replace(" ", "-").replace(",", ""), []
-    for seed, start in enumerate(starts):
-        whole = still(start)
+    for start in starts:
+        whole, seed = still(start), start.recipe.seed
         student, teacher = (rectified(whole), whole) if bits == 4 else (whole, None)
         recipe = Recipe(steps, seed=seed, precision="bfloat16", recall="6 GB")
         done.append(run(options, f"{place}-{seed}", student, task, recipe, teacher))

@@ -26,9 +26,10 @@ from laconic.tasks import npz
 RESULTS = Path(__file__).parent / "results"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FIELDS = (
-    "row task metric ours std seeds baseline published published_setting size_bytes ratio "
+    "row task metric ours std seeds scores baseline published published_setting size_bytes ratio "
     "seconds note"
 ).split()
+MEANS = ("baseline", "size_bytes", "ratio", "seconds")  # over the seeds of a row, as its score is
 
 
 def parser(about: str) -> argparse.ArgumentParser:
@@ -37,7 +38,7 @@ def parser(about: str) -> argparse.ArgumentParser:
     data = os.environ.get("LACONIC_DATA")
     made.add_argument("--data", type=Path, default=data and Path(data), help="LACONIC_DATA")
     made.add_argument("--work", type=Path, default=Path("runs"), help="run directories, resumable")
-    made.add_argument("--seeds", type=int, default=3)
+    made.add_argument("--seeds", type=int, default=3, help="how many")
     return made
 
 
@@ -152,6 +153,33 @@ def beside(
             stamp, note = "{date}, {hardware}".format(**when), each["note"] or ""
             if not re.match(r"\d{4}-\d\d-\d\d, ", note):
                 each["note"] = "; ".join(part for part in (stamp, note) if part)
-    found |= {(each["task"], each["row"]): each for each in rows}
+    for each in rows:
+        key = each["task"], each["row"]
+        found[key] = combined(found[key], each) if key in found else each
     tasks = list(dict.fromkeys(task for task, _ in found))
     return sorted(found.values(), key=lambda each: tasks.index(each["task"]))
+
+
+def combined(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row over the seeds of two runs of it; the newer one, unless all seeds differ.
+
+    Args:
+        before: the row that is there; of a single score without a seed, the seed is 0.
+        now: the new one.
+    """
+    old = before.get("scores") or ({"0": before["ours"]} if before.get("seeds") == 1 else {})
+    new = now.get("scores") or {}
+    if not old or not new or old.keys() & new.keys():
+        return dict(now)
+    scores = {seed: (old | new)[seed] for seed in sorted(old | new, key=int)}
+    made = {**now, "scores": scores, "seeds": len(scores)}
+    made["ours"], made["std"] = spread([*scores.values()])
+    for name in MEANS:
+        pair = before.get(name), now.get(name)
+        known = None not in pair
+        made[name] = (len(old) * pair[0] + len(new) * pair[1]) / len(scores) if known else None
+    if made["size_bytes"] is not None:
+        made["size_bytes"] = round(made["size_bytes"])
+    if before["note"] != now["note"]:
+        made["note"] = f"{now['note']}; of seeds {', '.join(old)}: {before['note']}"
+    return made

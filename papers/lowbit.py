@@ -146,6 +146,7 @@ def line(
     scores, before = ([score(one, task) for one in results] for results in (done, teachers))
     mean, deviation = spread(scores)
     print(f"{name}, {label}: {scores}, fine-tuned {before}", flush=True)
+    drawn = (str(result.recipe.seed) for result in done)
     start = f"; was fine-tuned on {STARTS[name]} before {name}" if name in STARTS else ""
     return row(
         row=label,
@@ -154,6 +155,7 @@ def line(
         ours=mean,
         std=deviation,
         seeds=len(done),
+        scores=dict(zip(drawn, scores, strict=True)),
         baseline=statistics.fmean(before),
         **costs(done, file_bytes(teachers[0])),
         note=f"logits of {PROBED} examples from the file are bit-identical in another process; "
@@ -164,18 +166,25 @@ def line(
 
 def seeds(options: argparse.Namespace, name: str) -> range:
     """Return the seeds of a task."""
-    return range(min(SEEDS.get(name, options.seeds), options.seeds))
+    last = options.first + options.seeds
+    return range(options.first, min(last, SEEDS.get(name, last)))
+
+
+def alone(options: argparse.Namespace) -> argparse.Namespace:
+    """Return the options of rows of one seed, the first of all."""
+    return argparse.Namespace(**{**vars(options), "seeds": 1, "first": 0})
 
 
 def tasks(options: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Task]:
     """Return the tasks that were asked for."""
     chosen = [name for name in names if options.only in (None, name)]
-    return {name: glue(options, name) for name in chosen}
+    return {name: glue(options, name) for name in chosen if seeds(options, name)}
 
 
 def table(name: str, about: str | None, rows: Callable[[argparse.Namespace], Rows]) -> None:
     """Run a table, or the part of it on one task."""
     made = parser(about)
+    made.add_argument("--first", type=int, default=0, help="first seed; those of a row add up")
     made.add_argument("--only", choices=CORE, help="one task")
     options = made.parse_args()
     write_table(name, rows(options))

@@ -18,6 +18,7 @@ from lowbit import (
     CORE,
     RATE,
     Rows,
+    alone,
     joint,
     line,
     prediction,
@@ -60,7 +61,7 @@ def cells(
         place = f"{name}-{label.replace(' ', '-').replace(',', '')}"
         done = [
             run(options, f"{place}-{seed}", still(teacher), task, recipe(steps, seed))
-            for seed, teacher in enumerate(teachers)
+            for seed, teacher in zip(seeds(options, name), teachers, strict=True)
         ]
         yield line(name, task, label, done, teachers=teachers, **published(label, name))
 
@@ -89,7 +90,6 @@ def ablation(options: argparse.Namespace, task: Task) -> Rows:
         f"TernaryBERT TWN 2-2-8, {way}": (TERNARY, train("MRPC", objective))
         for way, objective in ways.items()
     }
-    options.seeds = 1
     yield from cells(options, "MRPC", task, methods)
 
 
@@ -110,7 +110,7 @@ def rows(options: argparse.Namespace) -> Rows:
             label: (step, *joint(name, rate=RATES.get(label, RATE))) for label, step in ROWS.items()
         }
         yield from cells(options, name, task, methods)
-    options.seeds = 1
+    options = alone(options)
     for name, task in tasks(options, ("MRPC", "CoLA")).items():
         methods = {label: (step, *joint(name)) for label, step in VARIANTS.items()}
         yield from cells(options, name, task, methods)

@@ -49,3 +49,25 @@ def test_what_stays_from_another_machine_says_so_once(common: ModuleType) -> Non
     assert once[0]["note"] == "2026-01-01, old; why"
     again = common.beside({"date": "later", "hardware": "else", "rows": once}, [], TODAY)
     assert again[0]["note"] == "2026-01-01, old; why"
+
+
+def test_other_seeds_of_a_row_add_up(common: ModuleType) -> None:
+    first = row("CoLA", "a", 1.0, "why") | {
+        "seeds": 1,
+        "baseline": 2.0,
+        "size_bytes": 10,
+        "ratio": 3.0,
+    }
+    second = row("CoLA", "a", 4.0) | {"seeds": 2, "scores": {"1": 3.0, "2": 5.0}, "baseline": 5.0}
+    second |= {"size_bytes": 16, "ratio": 3.0, "note": "how"}
+    (found,) = common.beside(TODAY | {"rows": [first]}, [second], TODAY)
+    assert found["scores"] == {"0": 1.0, "1": 3.0, "2": 5.0}
+    assert (found["ours"], found["std"], found["seeds"]) == (3.0, 2.0, 3)
+    assert (found["baseline"], found["size_bytes"], found["seconds"]) == (4.0, 14, None)
+    assert found["note"] == "how; of seeds 0: why"
+
+
+def test_a_seed_that_was_run_again_replaces_the_row(common: ModuleType) -> None:
+    first = row("CoLA", "a", 1.0) | {"seeds": 1}
+    again = row("CoLA", "a", 2.0) | {"seeds": 1, "scores": {"0": 2.0}}
+    assert common.beside(TODAY | {"rows": [first]}, [again], TODAY) == [again]
