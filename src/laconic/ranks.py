@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -20,7 +21,9 @@ __all__ = [
     "prints",
     "rank",
     "receive",
+    "receive_tensor",
     "send",
+    "send_tensor",
     "tell",
     "wait",
 ]
@@ -162,6 +165,39 @@ def receive(source: int, group: dist.ProcessGroup) -> bytes:
     content = torch.empty(int(size), dtype=torch.uint8)
     dist.recv(content, source, group=group)
     return content.numpy().tobytes()
+
+
+def send_tensor(tensor: torch.Tensor, to: int, group: dist.ProcessGroup) -> None:
+    """Send the numbers of a tensor, as they are, and wait until the other process has them.
+
+    Args:
+        tensor: with at least a number; it must not change before.
+        to: the rank of that process.
+        group: of the two.
+
+    >>> send_tensor(torch.ones(2), 1, dist.new_group([0, 1]))  # doctest: +SKIP
+    """
+    numbers = tensor.detach().cpu().contiguous().reshape(-1)
+    dist.send(numbers.view(torch.uint8), to, group=group)
+
+
+def receive_tensor(
+    shape: Sequence[int], dtype: torch.dtype, source: int, group: dist.ProcessGroup
+) -> torch.Tensor:
+    """Return a tensor that another process sends, on the host.
+
+    Args:
+        shape: of the tensor.
+        dtype: of the tensor.
+        source: the rank of that process.
+        group: of the two.
+
+    >>> receive_tensor([2], torch.float32, 0, dist.new_group([0, 1]))  # doctest: +SKIP
+    tensor([1., 1.])
+    """
+    numbers = torch.empty(math.prod(shape), dtype=dtype)
+    dist.recv(numbers.view(torch.uint8), source, group=group)
+    return numbers.reshape(tuple(shape))
 
 
 @contextmanager

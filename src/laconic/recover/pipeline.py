@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.distributed as dist
 from safetensors.torch import load, save
 from torch import Tensor
@@ -205,8 +206,10 @@ class Outbox:
             with ranks.lost(f"reconstruct: rank {self.to}"):
                 while (flow := self._next()) is not None:
                     form, tensors = flattened(flow)
-                    ranks.send(json.dumps(form).encode(), self.to, self.group)
-                    ranks.send(_packed(tensors), self.to, self.group)
+                    kinds = {name: (each.shape, _kind(each)) for name, each in tensors.items()}
+                    ranks.send(json.dumps([form, kinds]).encode(), self.to, self.group)
+                    for each in tensors.values():
+                        ranks.send_tensor(each, self.to, self.group)
                 ranks.send(b"null", self.to, self.group)
         except RunError as error:
             self.failure = error
@@ -241,11 +244,21 @@ class Inbox:
     def _work(self) -> None:
         try:
             with ranks.lost(f"reconstruct: rank {self.source}"):
-                while (form := json.loads(ranks.receive(self.source, self.group))) is not None:
-                    tensors = load(ranks.receive(self.source, self.group))
+                while (head := json.loads(ranks.receive(self.source, self.group))) is not None:
+                    form, kinds = head
+                    tensors = {
+                        name: ranks.receive_tensor(
+                            shape, getattr(torch, kind), self.source, self.group
+                        )
+                        for name, (shape, kind) in kinds.items()
+                    }
                     self.queue.append(restored(form, tensors).to(self.device))
         except RunError as error:
             self.failure = error
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 # ------------------------------------------------------------------ what each has made, for all
