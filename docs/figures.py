@@ -58,9 +58,10 @@ One script per table. A script runs the methods, prints the published figure bes
 writes `papers/results/<name>.json`; the tables below are rendered from those files. Scores are
 such that higher is better; *baseline* is our own uncompressed network on the same data. Times are
 those of a machine that did other work beside. Rows were measured on the code of their day, and a
-file may be put together from finished runs of several days, of which its date is the last. A row
-of a script that is not here has not been run. The data are found through the environment variable
-`LACONIC_DATA`.
+file is put together from runs of several days and machines: a run replaces its rows, or adds its
+seeds to them where they are others (`--first`), and leaves the rest. Its head is that of the last
+run; rows of another say so in their notes. A row of a script that is not here has not been run. The
+data are found through the environment variable `LACONIC_DATA`.
 """
 COLUMNS = (
     "row", "task", "metric", "ours", "seeds", "baseline", "published",
