@@ -547,5 +547,10 @@ def test_a_representation_may_be_what_a_recipe_writes() -> None:
 
 @pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
 def test_rows_that_a_look_up_changes_are_refused(kind: type[nn.Module]) -> None:
-    with pytest.raises(ModelError, match="max_norm changes rows in place"):
-        lay(kind(4, 2, max_norm=1.0), "weight", Ternary("row"))
+    table = nn.Sequential(kind(4, 2, max_norm=1.0))
+    for refuse in (
+        lambda: lay(table, "0.weight", Ternary("row")),
+        lambda: Quantize(Ternary("row")).check(table, None),
+    ):
+        with pytest.raises(ModelError, match=r"'0\.weight': max_norm changes rows in place"):
+            refuse()

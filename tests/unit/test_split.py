@@ -367,13 +367,12 @@ def with_something_attached() -> nn.Sequential:
         (Recurrent(), "split: 'lstm' is a LSTM, which cannot be split"),
         (tied(), "split: the weight of '0' is also that of '1'"),
         (with_a_tied_bias(), r"split: '0\.bias' and '1\.bias' are one parameter"),
-        (nn.Sequential(nn.Embedding(5, 4, max_norm=1.0)), "split: max_norm renormalises"),
         (nn.Sequential(nn.MultiheadAttention(4, 1)), "split: '0' is a MultiheadAttention"),
         (nn.TransformerEncoderLayer(4, 1, 8), "is a MultiheadAttention|is a Transformer"),
         (nn.Linear(4, 4), "split: the network is a single layer"),
         (with_something_attached(), "split: '0' carries 'extra'"),
     ],
-    ids=["lstm", "tied", "bias", "max_norm", "attention", "encoder", "root", "attached"],
+    ids=["lstm", "tied", "bias", "attention", "encoder", "root", "attached"],
 )
 def test_what_has_no_halves_is_refused_before_any_work(model: nn.Module, message: str) -> None:
     with pytest.raises(LaconicError, match=message):

@@ -141,11 +141,6 @@ def _check_module(model: nn.Module, path: str, step: str) -> None:
             f"{step}: '{path}' is a {kind.__name__}, which cannot be split; only Linear, Conv1d, "
             f"Conv2d and Embedding can: {parts}leave it out of the scope with '!{path}'"
         )
-    if isinstance(module, nn.Embedding) and module.max_norm is not None:
-        raise ModelError(
-            f"{step}: max_norm renormalises the rows of '{path}', which is more than a sum of two "
-            f"tables can do; leave it out of the scope with '!{path}'"
-        )
     refuse_needed(model, path, step)
     refuse_tied(model, path, step)
     bias = bias_of(module)

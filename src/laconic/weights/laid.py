@@ -30,6 +30,7 @@ __all__ = [
     "mask_of",
     "narrow",
     "owner",
+    "refuse_renormalised",
     "swap_",
     "tie_",
     "ties_of",
@@ -357,11 +358,7 @@ def lay(
     module, attribute = owner(model, tensor)
     current = getattr(module, attribute).detach().clone()
     _check(tensor, current, mask)
-    if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
-        raise ModelError(
-            f"'{tensor}': max_norm changes rows in place when they are looked up, which what is "
-            "laid on them cannot follow; set max_norm = None, or leave it out of the scope"
-        )
+    refuse_renormalised(model, tensor)
     mask = mask_of(model, tensor) if mask is None else mask
     if state is None:
         state = representation.fit(current, mask)
@@ -376,6 +373,26 @@ def lay(
         if parametrize.is_parametrized(holder):
             _separate(holder, name)
         parametrize.register_parametrization(holder, name, laid, unsafe=True)
+
+
+def refuse_renormalised(model: nn.Module, tensor: str) -> None:
+    """Refuse a table whose rows change where they are looked up: nothing can be laid on them.
+
+    Args:
+        model: the network.
+        tensor: dotted name of a weight.
+
+    Raises:
+        ModelError: its module has a max_norm.
+
+    >>> refuse_renormalised(nn.Embedding(2, 2), "weight")
+    """
+    module, _ = owner(model, tensor)
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
+        raise ModelError(
+            f"'{tensor}': max_norm changes rows in place when they are looked up, which what is "
+            "laid on them cannot follow; set max_norm = None, or leave it out of the scope"
+        )
 
 
 def lay_each(

@@ -16,7 +16,7 @@ from laconic.scope import KINDS, Scope
 from laconic.step import State, Step
 from laconic.tasks.task import needed
 from laconic.weights.activations import Activation
-from laconic.weights.laid import laid_tensors, lay_each, weights_of
+from laconic.weights.laid import laid_tensors, lay_each, refuse_renormalised, weights_of
 from laconic.weights.quantizer import Quantizer, attach_, attention_paths, calibrate, check_places
 from laconic.weights.representation import Float, Representation
 
@@ -66,9 +66,12 @@ class Quantize(Step):
 
     def check(self, model: nn.Module, task: Task | None, earlier: tuple[Step, ...] = ()) -> None:
         """Refuse a scope without what is quantised, or ranges without data."""
-        stored = self.weight is not None or self.embedding is not None
-        if stored and not self.represented(model):
+        laid = self.represented(model)
+        if (self.weight is not None or self.embedding is not None) and not laid:
             raise ScopeError(f"'{self.scope}' selects no weight of two or more dimensions")
+        for _, weights in laid:
+            for name in weights:
+                refuse_renormalised(model, name)
         if self.activation is not None:
             places = self._places(model)
             if not places:
