@@ -168,7 +168,7 @@ def receive(source: int, group: dist.ProcessGroup) -> bytes:
 
 
 def send_tensor(tensor: torch.Tensor, to: int, group: dist.ProcessGroup) -> None:
-    """Send the numbers of a tensor, as they are, and wait until the other process has them.
+    """Send the numbers of a tensor as they are, and wait until they are there.
 
     Args:
         tensor: with at least a number; it must not change before.

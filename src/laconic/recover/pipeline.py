@@ -205,14 +205,17 @@ class Outbox:
         try:
             with ranks.lost(f"reconstruct: rank {self.to}"):
                 while (flow := self._next()) is not None:
-                    form, tensors = flattened(flow)
-                    kinds = {name: (each.shape, _kind(each)) for name, each in tensors.items()}
-                    ranks.send(json.dumps([form, kinds]).encode(), self.to, self.group)
-                    for each in tensors.values():
-                        ranks.send_tensor(each, self.to, self.group)
+                    self._send(flow)
                 ranks.send(b"null", self.to, self.group)
         except RunError as error:
             self.failure = error
+
+    def _send(self, flow: Flow) -> None:
+        form, tensors = flattened(flow)
+        kinds = {name: (each.shape, _kind(each)) for name, each in tensors.items()}
+        ranks.send(json.dumps([form, kinds]).encode(), self.to, self.group)
+        for each in tensors.values():
+            ranks.send_tensor(each, self.to, self.group)
 
 
 class Inbox:
@@ -245,16 +248,16 @@ class Inbox:
         try:
             with ranks.lost(f"reconstruct: rank {self.source}"):
                 while (head := json.loads(ranks.receive(self.source, self.group))) is not None:
-                    form, kinds = head
-                    tensors = {
-                        name: ranks.receive_tensor(
-                            shape, getattr(torch, kind), self.source, self.group
-                        )
-                        for name, (shape, kind) in kinds.items()
-                    }
-                    self.queue.append(restored(form, tensors).to(self.device))
+                    self.queue.append(self._received(*head))
         except RunError as error:
             self.failure = error
+
+    def _received(self, form: Any, kinds: Mapping[str, tuple[list[int], str]]) -> Flow:
+        tensors = {
+            name: ranks.receive_tensor(shape, getattr(torch, kind), self.source, self.group)
+            for name, (shape, kind) in kinds.items()
+        }
+        return restored(form, tensors).to(self.device)
 
 
 def _kind(tensor: Tensor) -> str:
