@@ -41,6 +41,9 @@ FRONT = {
     "binarybert": {
         "MRPC dev: TWS 1-1-8": "6-layer encoder, 1-1-8, split from a ternary one of half its width",
     },
+    "quantization": {
+        "MRPC dev: GOBO 3-4-32": "6-layer encoder, 3-4-32, without training",
+    },
     "mrem": {
         "MREM-S, 250 updates 4-4-8": "6-layer encoder, 4-4-8, 4,096 texts without labels",
         "MREM-P, 250 updates 2-2-8": "6-layer encoder, 2-2-8, 4,096 texts without labels",
