@@ -239,7 +239,7 @@ def test_similarity_is_measured_on_training_data() -> None:
     by = Similar(1, batches=2, batch=8, tokens="all")
     found = by.similarity(State(model, task()), "blocks")
     assert found[2] == max(found) and found[2] == pytest.approx(1, abs=1e-6)
-    assert all(-1 <= value <= 1 for value in found)
+    assert all(abs(value) <= 1 + 1e-6 for value in found)  # a rounded cosine may be above 1
     x = next(iter(task().train.batches(8, seed=0))).inputs
     with torch.no_grad():
         before = model.first(x[0] if isinstance(x, tuple) else x)
