@@ -106,12 +106,10 @@ def costs(results: Sequence[Result], plain: int | None = None) -> dict[str, floa
 
 
 def write_table(name: str, rows: Iterable[dict[str, Any]]) -> None:
-    """Run a table, or the part of it that was asked for; write what is finished after every row."""
+    """Run a table, or the part of it that was asked for; write every row when it is finished."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    done = []
     for found in rows:
-        done.append(found)
-        write_results(name, done)
+        write_results(name, [found])
 
 
 def write_results(name: str, rows: Sequence[dict[str, Any]]) -> Path:
@@ -161,7 +159,9 @@ def beside(
 
 
 def combined(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row over the seeds of two runs of it; the newer one, unless all seeds differ.
+    """Return a row over the seeds of two runs of it, if these differ; else the newer one.
+
+    A run of some of the seeds that is only read again changes nothing.
 
     Args:
         before: the row that is there; of a single score without a seed, the seed is 0.
@@ -169,6 +169,8 @@ def combined(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any
     """
     old = before.get("scores") or ({"0": before["ours"]} if before.get("seeds") == 1 else {})
     new = now.get("scores") or {}
+    if new and old | new == old and len(old) > len(new):
+        return dict(before)
     if not old or not new or old.keys() & new.keys():
         return dict(now)
     scores = {seed: (old | new)[seed] for seed in sorted(old | new, key=int)}

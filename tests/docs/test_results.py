@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -71,3 +72,21 @@ def test_a_seed_that_was_run_again_replaces_the_row(common: ModuleType) -> None:
     first = row("CoLA", "a", 1.0) | {"seeds": 1}
     again = row("CoLA", "a", 2.0) | {"seeds": 1, "scores": {"0": 2.0}}
     assert common.beside(TODAY | {"rows": [first]}, [again], TODAY) == [again]
+
+
+def test_a_table_adds_its_seeds_row_by_row(
+    common: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["table"])
+    for seed in ("0", "1", "1"):  # the last time a finished run is read again
+        rows = [
+            row("CoLA", name, float(seed)) | {"seeds": 1, "scores": {seed: float(seed)}}
+            for name in ("a", "b")
+        ]
+        common.write_table("table", rows)
+    found = json.loads((tmp_path / "table.json").read_text(encoding="utf-8"))["rows"]
+    assert [(each["row"], each["scores"]) for each in found] == [
+        ("a", {"0": 0.0, "1": 1.0}),
+        ("b", {"0": 0.0, "1": 1.0}),
+    ]
