@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from laconic.errors import RecipeError, RunError
 from laconic.step import Value, members
-from laconic.weights import Activation, LearnedClip, LearnedSpacing, Quantizer, activations
+from laconic.weights import Activation, LearnedClip, LearnedSpacing, Quantizer, workspace
 from laconic.weights.quantizer import attach_, quantizing
 
 # Of float32 numbers that are products of a level and a spacing.
@@ -140,9 +140,9 @@ def test_in_parts_it_computes_what_it_does_at_once(
     activation: Activation, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, (flow, *moves) = slopes_of(activation, TENSORS[name])
-    monkeypatch.setattr(activations, "IN_CACHE", 1)  # times as many as there are threads
+    monkeypatch.setattr(workspace, "PART", 1)  # times as many as there are threads
     with torch.no_grad():
-        assert len(activations._parts(TENSORS[name])) > 1
+        assert len(workspace.Workspace(TENSORS[name]).parts) > 1
     parts, (other, *others) = slopes_of(activation, TENSORS[name])
     assert torch.equal(parts, whole) and torch.equal(other, flow)
     torch.testing.assert_close(others, moves, rtol=1e-5, atol=1e-5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, final
 
 import torch
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from laconic.errors import RunError
 from laconic.step import Value
-from laconic.weights.representation import IN_CACHE, indicator
 from laconic.weights.uniform import level_range, positive, scale_slope
+from laconic.weights.workspace import Workspace, traced, wide_dtype, write_product
 
 __all__ = [
     "Activation",
@@ -30,6 +30,9 @@ __all__ = [
 
 Levels = Literal["symmetric", "asymmetric"]
 State = Mapping[str, Tensor]
+# Of a part of a tensor, in memory for results: the derivatives of what it is rounded to, by the
+# numbers themselves, 1 or 0, and by what is learned; float32 or wider [shape of the part].
+Slopes = Callable[[Tensor, Workspace], tuple[Tensor, dict[str, Tensor]]]
 
 # Percentiles and errors are estimated on so many numbers of a tensor, spread evenly over it.
 SAMPLE = 1 << 16
@@ -53,14 +56,15 @@ class Grid(NamedTuple):
     first: Tensor
     last: Tensor
 
-    def ratio(self, tensor: Tensor) -> Tensor:
+    def ratio(self, tensor: Tensor, space: Workspace | None = None) -> Tensor:
         """Return numbers in units of the spacing, in a tensor of their own."""
         # Times the reciprocal: a division of every number takes twice as long.
-        return tensor * self.scale.reciprocal()
+        factor = self.scale.reciprocal()
+        return tensor * factor if space is None else space.times(tensor, factor)
 
-    def levels(self, tensor: Tensor) -> Tensor:
-        """Return the whole numbers that float32 or wider numbers become."""
-        return self.ratio(tensor).round_().clamp_min_(self.first).clamp_max_(self.last)
+    def levels(self, tensor: Tensor, space: Workspace | None = None) -> Tensor:
+        """Return the whole numbers that numbers become, float32 or wider where space is None."""
+        return self.ratio(tensor, space).round_().clamp_min_(self.first).clamp_max_(self.last)
 
 
 def grid(low: Tensor, high: Tensor, bits: int, levels: Levels) -> Grid:
@@ -107,7 +111,7 @@ def _sample(tensor: Tensor) -> Tensor:
 
 def _wide(tensor: Tensor) -> Tensor:
     """Return the tensor in float32, where it is not in a wider type."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor.to(wide_dtype(tensor))
 
 
 def _extremes(tensor: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,30 +144,9 @@ def least_error_range(numbers: Tensor, bits: int, levels: Levels) -> tuple[Tenso
     return low * kept, high * kept
 
 
-def _parts(tensor: Tensor) -> list[slice]:
-    """Return slices of a large tensor that each fit a cache; none where it is done at once.
-
-    Every operation on a large tensor fetches it from memory; on a part, only the first one does.
-    """
-    # A program that is being traced must not depend on how large this tensor is.
-    traced = _traced() or torch.jit.is_tracing()  # type: ignore[no-untyped-call, attr-defined]
-    if traced or tensor.device.type != "cpu" or torch.is_grad_enabled():
-        return []
-    numbers = IN_CACHE * torch.get_num_threads()
-    if tensor.numel() <= numbers:
-        return []
-    rows = max(1, numbers // tensor[0].numel())
-    return [slice(start, start + rows) for start in range(0, len(tensor), rows)]
-
-
 def _product(one: Tensor, other: Tensor) -> Tensor:
     """Return the sum of the products of two tensors, without a tensor of them []."""
     return torch.dot(one.flatten(), other.flatten())
-
-
-def _traced() -> bool:
-    """Return whether a program is made, for which no number can be looked at."""
-    return torch.compiler.is_compiling()
 
 
 class _Rounding(torch.autograd.Function):
@@ -239,20 +222,16 @@ class Activation(Value, ABC):
     def grid_of(self, tensor: Tensor, state: State) -> Grid:
         """Return the grid for a tensor, in float32 or wider."""
 
-    def slopes(
-        self, gradient: Tensor, tensor: Tensor, found: Grid, state: State
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the gradient of a part of a tensor, and what it adds to that of the learned.
+    def slopes(self, found: Grid, state: State) -> Slopes:
+        """Return what tells the derivatives of a part of a tensor.
 
         Straight-through: asked only where ``clips`` says that it is something else.
 
         Args:
-            gradient: of the rounded part, float32 or wider.
-            tensor: the part.
             found: the grid of the whole tensor.
             state: as it was in the forward pass.
         """
-        return gradient, {}
+        return lambda part, space: (torch.ones_like(space.wide(part)), {})
 
     def gradient_scale(self, numbers: int) -> float:
         """Return the factor of the gradients of what is learned, for so many numbers."""
@@ -275,12 +254,12 @@ class Activation(Value, ABC):
     @final
     def placed(self, tensor: Tensor, found: Grid) -> Tensor:
         """Return the tensor on a grid, in its dtype, computed in float32 or wider."""
-        parts = _parts(tensor)
-        if not parts:
+        space = Workspace(tensor)
+        if not space.parts:
             return found.levels(_wide(tensor)).mul_(found.scale).to(tensor.dtype)
         out = torch.empty_like(tensor)
-        for part in parts:
-            out[part] = found.levels(_wide(tensor[part])).mul_(found.scale)
+        for part in space:
+            write_product(out[part], found.levels(tensor[part], space), found.scale)
         return out
 
     @final
@@ -288,14 +267,16 @@ class Activation(Value, ABC):
         self, gradient: Tensor, tensor: Tensor, found: Grid, state: State
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the gradients of a tensor and, by name, of what is learned."""
-        flow, nothing = torch.empty_like(tensor), found.scale.new_zeros(())
-        moves = dict.fromkeys(self.learned, nothing)
-        parts: list[Any] = [*_parts(tensor)]
-        for part in parts or [...]:
-            wide = _wide(gradient[part]), _wide(tensor[part])
-            flow[part], added = self.slopes(*wide, found, state)
-            for name, each in added.items():
-                moves[name] = moves[name] + each
+        flow, moves = torch.empty_like(tensor), dict.fromkeys(self.learned, found.scale * 0)
+        space, slopes_of = Workspace(tensor), self.slopes(found, state)
+        for part in space:
+            passed, slopes = slopes_of(tensor[part], space)
+            wide = space.wide(gradient[part])
+            moves = {name: moves[name] + _product(wide, each) for name, each in slopes.items()}
+            if torch.is_grad_enabled():  # it is differentiated once more
+                flow = (wide * passed).to(tensor.dtype)
+            else:
+                write_product(flow[part], passed, wide)
         scale = self.gradient_scale(tensor.numel())
         return flow, {name: scale * move for name, move in moves.items()}
 
@@ -351,23 +332,26 @@ class Ranged(Activation, ABC):
 
     def grid_of(self, tensor: Tensor, state: State) -> Grid:
         """Return the grid over the limits."""
-        if not _traced() and not state["seen"]:
+        if not traced() and not state["seen"]:
             raise RunError(
                 f"activations: {self!r} has seen no data and has no range; calibrate it "
                 "(recalibrate), or train"
             )
         return grid(state["low"], state["high"], self.bits, self.levels)
 
-    def slopes(
-        self, gradient: Tensor, tensor: Tensor, found: Grid, state: State
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return no gradient at and beyond the limits."""
+    def slopes(self, found: Grid, state: State) -> Slopes:
+        """Return what tells 1 within the limits, 0 at and beyond them."""
         low, high = state["low"].clamp(max=0.0), state["high"].clamp(min=0.0)
         if self.levels == "symmetric":
             high = torch.maximum(-low, high)
             low = -high
-        inside = indicator(torch.gt, tensor, low).mul_(indicator(torch.lt, tensor, high))
-        return gradient * inside, {}
+
+        def of(part: Tensor, space: Workspace) -> tuple[Tensor, dict[str, Tensor]]:
+            wide = space.wide(part)
+            above = torch.gt(wide, low, out=space.new())
+            return above.mul_(torch.lt(wide, high, out=space.new())), {}
+
+        return of
 
 
 def _average(state: State, limits: tuple[Tensor, Tensor], *, least: float) -> None:
@@ -479,15 +463,20 @@ class LearnedClip(Activation):
             first, last = (low / scale).round(), (high / scale).round()
         return Grid(scale, first, last)
 
-    def slopes(
-        self, gradient: Tensor, tensor: Tensor, found: Grid, state: State
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the gradient within the limits; what is at and beyond one moves it."""
-        above = indicator(torch.ge, tensor, state["high"].clamp(min=0.0))
-        below = indicator(torch.le, tensor, state["low"].clamp(max=0.0))
-        below.sub_(above).clamp_min_(0.0)  # between limits that are both zero
-        moves = {"low": _product(gradient, below), "high": _product(gradient, above)}
-        return torch.addcmul(gradient, gradient, above + below, value=-1), moves
+    def slopes(self, found: Grid, state: State) -> Slopes:
+        """Return what tells 1 within the limits; at and beyond one, 1 is that limit's."""
+        low, high = state["low"].clamp(max=0.0), state["high"].clamp(min=0.0)
+        # Of limits that are both zero, zeros belong to the upper one alone.
+        low = torch.where(low < high, low, low.nextafter(low - 1))
+
+        def of(part: Tensor, space: Workspace) -> tuple[Tensor, dict[str, Tensor]]:
+            wide = space.wide(part)
+            above = torch.ge(wide, high, out=space.new())
+            below = torch.le(wide, low, out=space.new())
+            inside = torch.add(above, below, out=space.new()).eq_(0.0)
+            return inside, {"low": below, "high": above}
+
+        return of
 
 
 class LearnedSpacing(Activation):
@@ -527,7 +516,7 @@ class LearnedSpacing(Activation):
     def grid_of(self, tensor: Tensor, state: State) -> Grid:
         """Return the grid of this spacing."""
         scale = state["scale"].detach()
-        if not _traced() and not scale:
+        if not traced() and not scale:
             raise RunError(
                 f"activations: {self!r} has seen no data and has no spacing; calibrate it "
                 "(recalibrate), or train"
@@ -539,12 +528,15 @@ class LearnedSpacing(Activation):
         first = (_wide(tensor.min()).clamp(max=0.0) / scale).round().clamp(min=-self.top)
         return Grid(scale, first, first + self.top)
 
-    def slopes(
-        self, gradient: Tensor, tensor: Tensor, found: Grid, state: State
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the gradient within the grid, and what all numbers add to the spacing's."""
-        inside, slope = scale_slope(found.ratio(tensor), found.first, found.last)
-        return gradient * inside, {"scale": _product(gradient, slope)}
+    def slopes(self, found: Grid, state: State) -> Slopes:
+        """Return what tells 1 within the grid, and equation 3."""
+
+        def of(part: Tensor, space: Workspace) -> tuple[Tensor, dict[str, Tensor]]:
+            ratio, (_, first, last) = found.ratio(part, space), found
+            inside, slope = scale_slope(ratio, first, last, space.new(), space.new())
+            return inside, {"scale": slope}
+
+        return of
 
     def gradient_scale(self, numbers: int) -> float:
         """Return ``1 / sqrt(numbers * last)``."""

@@ -17,7 +17,6 @@ from laconic.weights.representation import (
     Stream,
     group_sizes,
     grouped,
-    indicator,
     masked,
 )
 
@@ -362,16 +361,24 @@ def scale_surrogate(
     return numbers * inside + scale * slope.mul_(share)
 
 
-def scale_slope(ratio: Tensor, low: Tensor | int, high: Tensor | int) -> tuple[Tensor, Tensor]:
+def scale_slope(
+    ratio: Tensor,
+    low: Tensor | int,
+    high: Tensor | int,
+    clamped: Tensor | None = None,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Return which numbers lie on a grid, and the derivative of what each becomes by the scale.
 
     ``round(x / scale) - x / scale`` inside, ``low`` or ``high`` outside (Esser et al. 2020,
     Learned Step Size Quantization, equation 3).
 
     Args:
-        ratio: x / scale, without gradient [any shape].
+        ratio: x / scale, without gradient [any shape]; what is returned first takes its place.
         low: the smallest level.
         high: the largest level.
+        clamped: memory to work in [shape of ratio]; None: new.
+        out: memory for the derivatives [shape of ratio]; None: new.
 
     Returns:
         1 inside and 0 outside; the derivatives.
@@ -380,9 +387,9 @@ def scale_slope(ratio: Tensor, low: Tensor | int, high: Tensor | int) -> tuple[T
     >>> inside.tolist(), slope.tolist()
     ([1.0, 0.0], [0.25, 7.0])
     """
-    nearest = ratio.clamp_min(low).clamp_max_(high)
-    inside = indicator(torch.eq, nearest, ratio)
-    return inside, nearest.round().addcmul_(nearest, inside, value=-1)
+    clamped = torch.clamp_min(ratio, low, out=clamped).clamp_max_(high)
+    inside = ratio.eq_(clamped)
+    return inside, torch.round(clamped, out=out).addcmul_(clamped, inside, value=-1)
 
 
 def positive(scale: Tensor) -> Tensor:
