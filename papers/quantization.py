@@ -56,10 +56,12 @@ def grouped(bits: int) -> Affine:
 def methods(name: str) -> dict[str, tuple[Step, ...]]:
     """Return the steps of every row."""
     labels, average = train(name, Label(), rate=1e-4), MovingAverage(8, levels="symmetric")
+    # Eight bits start near the floats, 79.2 on MRPC, and ended at 77.2 at the rate of the others.
+    gentle = train(name, Label(), rate=2e-5)
     eight = Symmetric(8)
     noisy = QuantNoise(0.1, proxy="zero", scope=BODY, retrain=labels)
     return {
-        "Q8BERT 8-8-8": (Quantize(8, activation=average), labels),
+        "Q8BERT 8-8-8": (Quantize(8, activation=average), gentle),
         "Q2BERT 2-8-8": (
             Quantize(2, embedding=eight, activation=average, scope=BODY),
             labels,
