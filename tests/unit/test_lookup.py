@@ -57,6 +57,7 @@ def decoded_rows(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> list[in
         Binary("row"),
         Symmetric(3, granularity="row"),
         LearnedStep(4, granularity="row"),
+        LossAware(2, granularity="row"),
     ],
 )
 @pytest.mark.parametrize("fields", [{}, {"padding_idx": 0}, {"scale_grad_by_freq": True}])
@@ -77,10 +78,10 @@ def test_where_rows_depend_on_others_all_are_decoded(monkeypatch: pytest.MonkeyP
     assert decoded_rows(table(Ternary()), monkeypatch) == [ROWS]
 
 
-def test_what_is_masked_sparse_or_of_rows_that_wait_for_others_is_decoded_whole() -> None:
-    masked, sparse, weighed = table(), table(sparse=True), table(LossAware(granularity="row"))
+def test_what_is_masked_or_sparse_is_decoded_whole() -> None:
+    masked, sparse = table(), table(sparse=True)
     lay(masked, "0.weight", Ternary("row"), mask=torch.rand(ROWS, WIDTH) > 0.5)
-    for network in (masked, sparse, weighed):
+    for network in (masked, sparse):
         before = network(IDS)
         with looked_up(network):
             assert "forward" not in vars(network[0])

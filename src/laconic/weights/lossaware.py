@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
 import torch
@@ -25,8 +25,8 @@ __all__ = ["LossAware", "exact_ternary", "loss_aware_binary", "loss_aware_levels
 # The paper alternates at most ten times, and stops where the scale has come to rest.
 ALTERNATIONS = 10
 REST = 1e-6
-# How many weights of all groups are summed up at once, and of one group at least.
-PIECE, NARROWEST = 1 << 17, 64
+# How many weights are summed up at once: a core's cache holds them with all that is made of them.
+PIECE = 1 << 17
 
 
 def loss_aware_binary(size: Tensor, curvature: Tensor) -> Tensor:
@@ -80,18 +80,22 @@ def loss_aware_levels(
         size: |w| [groups, size]; zero where pruned.
         curvature: D [groups, size], not negative.
         top: the largest level; 1 for ternary.
-        alternations: at most so many; fewer where no step moves by more than a millionth.
+        alternations: at most so many; fewer for a group whose step moves by less than a millionth.
 
     >>> levels, step = loss_aware_levels(torch.tensor([[1.0, 0.1, 0.8]]), torch.ones(1, 3), 1)
     >>> levels.tolist(), round(float(step), 6)
     ([[1.0, 0.0, 1.0]], 0.9)
     """
-    count = (size > 0).sum(1).clamp(min=1)
+    count = torch.count_nonzero(size, dim=1).clamp(min=1)
     step = torch.minimum(size.amax(1) / top, 1.4 * (size.sum(1) / count) / top**0.5)
     taken = step = _divisor(step)
+    moves = torch.ones_like(step, dtype=torch.bool)
     for _ in range(alternations):
-        taken, step = step, _best_step(size, curvature, step, top)
-        if bool(((step - taken).abs() <= REST * taken).all()):
+        best = _best_step(size, curvature, step, top)
+        # Every group stops by itself, so that it has the levels that it would have alone.
+        taken, step = torch.where(moves, step, taken), torch.where(moves, best, step)
+        moves &= (step - taken).abs() > REST * taken
+        if not bool(moves.any()):
             break
     return _nearest(size, taken, top), step
 
@@ -104,14 +108,30 @@ def _best_step(size: Tensor, curvature: Tensor, step: Tensor, top: int) -> Tenso
     """Return ``sum(D q |w|) / sum(D q^2)`` [groups] for the levels q nearest at this step."""
     product, square = torch.zeros_like(step), torch.zeros_like(step)
     # Piece by piece: what a processor holds in its cache costs a fraction of what it does not.
-    width = max(PIECE // len(size), NARROWEST)
-    for part, weights in zip(size.split(width, 1), curvature.split(width, 1), strict=True):
-        levels = _nearest(part, step, top)
-        weighed = weights * levels
-        square += levels.mul_(weighed).sum(1)
-        product += weighed.mul_(part).sum(1)
+    for rows, columns in _pieces(*size.shape):
+        part = rows, columns
+        levels = _nearest(size[part], step[rows], top)
+        weighed = curvature[part] * levels
+        product[rows] += _products(weighed, size[part])
+        square[rows] += _products(weighed, levels)
     # Nothing is zero but what is too small for its curvature: it stays where it is.
     return torch.where(product > 0, product / _divisor(square), step)
+
+
+def _pieces(groups: int, length: int) -> Iterator[tuple[slice, slice]]:
+    """Yield the rows and columns of pieces of [groups, length] that each fit a cache."""
+    width = max(1, min(length, PIECE))
+    height = PIECE // width
+    for top in range(0, groups, height):
+        for left in range(0, length, width):
+            yield slice(top, top + height), slice(left, left + width)
+
+
+def _products(one: Tensor, other: Tensor) -> Tensor:
+    """Return the sums of the products of two pieces [groups, size], by group."""
+    if len(one) == 1:
+        return torch.dot(one[0], other[0])[None]
+    return (one * other).sum(1)
 
 
 def _divisor(total: Tensor) -> Tensor:
@@ -162,22 +182,45 @@ class LossAware(Representation):
 
     def codes(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor]) -> Codes:
         """Return the levels, counted from the lowest, and the scale [groups] of one level."""
-        left = masked(weight, mask)
-        # Sums of squared levels are beyond float16.
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        size = grouped(left.abs().to(wide), self.granularity)
-        curvature = grouped(masked(state["curvature"], mask).to(wide), self.granularity)
         if self.bits == 1:
-            scale, code = loss_aware_binary(size, curvature), weight >= 0
+            scale, code = loss_aware_binary(*self._weighed(weight, mask, state)), weight >= 0
         else:
-            top = 2 ** (self.bits - 1) - 1
-            if self.solver == "exact":
-                levels, scale = exact_ternary(size, curvature)
-            else:
-                levels, scale = loss_aware_levels(size, curvature, top)
-            code = levels.reshape(weight.shape).copysign_(left).add_(top)
+            levels, scale = self._levels(weight, mask, state)
+            code = levels.add_(self._top)
         streams = {"code": Stream(code.to(torch.uint8), self.bits)}
         return Codes(streams, {"scale": scale.to(weight.dtype)}, weight.shape, weight.dtype)
+
+    @property
+    def _top(self) -> int:
+        return 2 ** (self.bits - 1) - 1
+
+    def _weighed(
+        self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return |w| and D, each [groups, size], zero where pruned."""
+        # Sums of squared levels are beyond float16.
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        size = grouped(masked(weight, mask).abs().to(wide), self.granularity)
+        return size, grouped(masked(state["curvature"], mask).to(wide), self.granularity)
+
+    def _levels(
+        self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the levels [shape of the weight] and the scale [groups] of one level."""
+        size, curvature = self._weighed(weight, mask, state)
+        if self.solver == "exact":
+            levels, scale = exact_ternary(size, curvature)
+        else:
+            levels, scale = loss_aware_levels(size, curvature, self._top)
+        return levels.reshape(weight.shape).copysign_(weight), scale
+
+    def shortcut(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor]) -> Tensor:
+        """Return scale * level without the codes."""
+        if self.bits == 1:
+            return super().shortcut(weight, mask, state)
+        levels, scale = self._levels(weight, mask, state)
+        groups = grouped(levels.to(weight.dtype), self.granularity)
+        return groups.mul_(scale.to(weight.dtype)[:, None]).reshape(weight.shape).add_(0.0)
 
     def values(self, codes: Codes) -> Tensor:
         """Return what binary or symmetric weights of these codes are."""

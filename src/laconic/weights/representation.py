@@ -272,8 +272,7 @@ class Representation(Value, ABC):
     @property
     def row_by_row(self) -> bool:
         """Return whether rows share nothing, so that a few of them are decoded as all are."""
-        # What weighs errors by a curvature stops for all rows at once.
-        return dict(self).get("granularity") == "row" and "curvature" not in self.needs
+        return dict(self).get("granularity") == "row"
 
     @final
     def quantized(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor]) -> Tensor:
@@ -281,7 +280,8 @@ class Representation(Value, ABC):
 
         Rows that depend on nothing else are done a few at a time, so that they stay in the cache.
         """
-        alone = mask is None and not state and self.row_by_row
+        alone = mask is None and self.row_by_row
+        alone = alone and all(each.shape[:1] == weight.shape[:1] for each in state.values())
         # A few rows whose numbers lie apart torch adds up in another order than many.
         alone = alone and weight.is_contiguous()
         length = max(1, weight[0].numel()) if alone and len(weight) else SPREAD
@@ -291,7 +291,8 @@ class Representation(Value, ABC):
         out = torch.empty_like(weight, memory_format=torch.contiguous_format)
         for start in range(0, len(weight), rows):
             part = slice(start, start + rows)
-            out[part] = self.shortcut(weight[part], mask, state)
+            some = {name: each[part] for name, each in state.items()}
+            out[part] = self.shortcut(weight[part], mask, some)
         return out
 
     def shortcut(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor]) -> Tensor:
