@@ -149,6 +149,22 @@ def test_in_parts_it_computes_what_it_does_at_once(
 
 
 @every
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_codes_stand_for_what_is_rounded(activation: Activation, dtype: torch.dtype) -> None:
+    tensor = TENSORS["normal"].to(dtype)
+    state = calibrated(activation, tensor)
+    code, scale, zero_point = activation.codes(tensor, state)
+    assert torch.equal(((code - zero_point) * scale).to(dtype), activation.rounded(tensor, state))
+
+
+@every
+def test_nothing_is_rounded_to_nothing(activation: Activation) -> None:
+    quantizer = Quantizer(activation)
+    for each in (quantizer.train(), quantizer.eval()):
+        assert each(torch.empty(0, 4)).shape == (0, 4)
+
+
+@every
 def test_gradients_have_gradients(activation: Activation) -> None:
     tensor = TENSORS["normal"].clone().requires_grad_()
     state = calibrated(activation, tensor.detach())

@@ -363,6 +363,16 @@ def test_narrowing_keeps_a_trained_codebook() -> None:
     assert not bool(model.weight.any())
 
 
+def test_autocast_is_given_no_weight_to_keep_by_a_network_that_is_only_used() -> None:
+    """Of a weight that is learned it keeps the cast until its context ends, at every forward."""
+    model = nn.Linear(4, 4)
+    lay(model, "weight", Ternary())
+    with torch.no_grad():
+        assert model.weight.requires_grad
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not model.weight.requires_grad
+
+
 def test_narrowing_copies_the_mask_it_is_given() -> None:
     model, mask = nn.Linear(4, 4), checkerboard(4, 4)
     narrow(model, "weight", mask)

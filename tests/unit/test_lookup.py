@@ -88,6 +88,25 @@ def test_what_is_masked_or_sparse_is_decoded_whole() -> None:
             assert torch.equal(network(IDS), before)
 
 
+@pytest.mark.parametrize("representation", [Ternary("row"), LossAware(2, granularity="row")])
+def test_a_row_alone_is_decoded_as_among_others(representation: Any) -> None:
+    network = table(representation, padding_idx=0)
+    before = network[0].weight
+    with looked_up(network):
+        assert all(
+            torch.equal(network[0](torch.tensor([row])), before[row : row + 1])
+            for row in range(ROWS)
+        )
+
+
+def test_it_is_called_as_any_embedding() -> None:
+    network = table()
+    before = network[0](IDS)
+    with looked_up(network):
+        assert torch.equal(network[0](input=IDS), before)
+        assert network[0](IDS[:0]).shape == (0, *before.shape[1:])
+
+
 def test_a_forward_of_its_own_stays() -> None:
     class Scaled(nn.Embedding):
         def forward(self, ids: Tensor) -> Tensor:

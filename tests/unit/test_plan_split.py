@@ -202,6 +202,22 @@ def test_blocks_that_share_weights_are_refused() -> None:
         PlanSplit("size <= 1 MiB", choose=RandomGain()).check(model, None, (ShareLayers(),))
 
 
+def test_what_stands_in_two_places_is_counted_once() -> None:
+    body = nn.Linear(8, 8)
+    model = nn.Sequential(body, nn.ReLU(), body, nn.Linear(8, 3))
+    least = (8 * 8 + 8 * 3) // 8 + 2 * SCALE + FLOAT * (8 + 3)
+    for again in (model, planned_on(model, f"size <= {least} B")):
+        PlanSplit(f"size <= {least} B", choose=RandomGain()).check(again, None)
+        with pytest.raises(BudgetError, match=f"takes {least} bytes, 1 more"):
+            PlanSplit(f"size <= {least - 1} B", choose=RandomGain()).check(again, None)
+
+
+def planned_on(model: nn.Module, budget: str) -> nn.Module:
+    """Return a network all of whose weights are binary."""
+    run_step(PlanSplit(budget, choose=RandomGain()), State(model))
+    return model
+
+
 # ------------------------------------------------------------------ gains
 
 

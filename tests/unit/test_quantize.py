@@ -29,6 +29,7 @@ from laconic.weights import (
     Float,
     LearnedClip,
     LearnedSpacing,
+    LeastError,
     MinMax,
     MovingAverage,
     Percentile,
@@ -138,6 +139,13 @@ def test_scores_are_of_the_rounded_operands() -> None:
     query, key = (attention.quantizers[n](features[f"{n}.1"]) for n in ("query", "key"))
     scores = query @ key.transpose(-1, -2) * attention.scaling
     torch.testing.assert_close(features["attention.1"], scores)
+
+
+@pytest.mark.parametrize("activation", [Percentile(), LeastError()])
+def test_ranges_are_searched_in_every_channel(activation: Any) -> None:
+    small = torch.randn(32, 64, 768, generator=torch.Generator().manual_seed(0))
+    small[..., ::24] *= 0.1  # what every so many numbers would come upon
+    assert float(activation.limits(small)[1]) > 2.0
 
 
 @pytest.mark.parametrize("activation", [MinMax(8), LearnedClip(4), LearnedSpacing(4), Percentile()])

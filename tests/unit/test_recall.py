@@ -15,7 +15,18 @@ from laconic import compress, run
 from laconic.errors import FeatureError, RecipeError
 from laconic.models.capture import Features, observe
 from laconic.recipe import Recipe
-from laconic.recover import SGD, Attention, Hidden, Hint, Label, Logits, Objective, Stop, Train
+from laconic.recover import (
+    SGD,
+    Attention,
+    Hidden,
+    Hint,
+    Label,
+    Logits,
+    Objective,
+    Stop,
+    Train,
+    recall,
+)
 from laconic.recover.lesson import Lesson
 from laconic.recover.recall import Recall
 from laconic.step import State
@@ -86,7 +97,7 @@ def test_in_one_epoch_there_is_nothing_to_recall(monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_does_not_fit_is_not_recalled(caplog: pytest.LogCaptureFixture) -> None:
-    bytes_needed = EXAMPLES * 3 * 4
+    bytes_needed = EXAMPLES * (3 * 4 + recall.BESIDE)
     with caplog.at_level(logging.WARNING):
         small = taught(images(), recall=bytes_needed - 1)
     assert f"more than {bytes_needed - 1} bytes" in caplog.text

@@ -145,6 +145,11 @@ def by_hand(
     return model.eval()
 
 
+def test_what_torch_would_not_make_is_refused_in_the_recipe() -> None:
+    with pytest.raises(ValueError, match="give a momentum above 0"):
+        SGD(0.1, momentum=0.0, nesterov=True)
+
+
 MADE: dict[str, tuple[Any, Callable[..., torch.optim.Optimizer]]] = {
     "sgd": (
         SGD(0.1, weight_decay=0.1, nesterov=True),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from laconic.step import Count, UpToOne, Value
@@ -217,6 +217,12 @@ class SGD(Optimizer):
     lr: Positive = 0.01
     momentum: UpToOne = 0.9
     nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _movable(self) -> Self:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov looks ahead along the momentum; give a momentum above 0")
+        return self
 
     def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Return torch.optim.SGD."""

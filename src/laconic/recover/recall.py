@@ -22,6 +22,8 @@ TOKENS: dict[str, tuple[int, ...]] = {
     "value": (2,),
     "attention": (2, 3),
 }
+# Bytes that a tensor takes beside its numbers, about.
+BESIDE = 700
 
 
 class Recall:
@@ -63,7 +65,7 @@ class Recall:
         for place, key in enumerate(_index(batch)):
             length = None if lengths is None else lengths[place]
             row = {name: _cut(name, tensor[place], length) for name, tensor in taken.items()}
-            self.bytes += sum(tensor.nbytes for tensor in row.values())
+            self.bytes += sum(tensor.nbytes + BESIDE for tensor in row.values())
             self.kept[key] = row
         if self.full:
             self.kept.clear()

@@ -430,12 +430,20 @@ def _coded_bits(model: nn.Module, binary: Mapping[str, Binary]) -> dict[str, int
 def _stored_bits(model: nn.Module) -> tuple[dict[str, int], int]:
     """Return the bits of every tensor of a network's file, and of all of them as plain numbers."""
     tensors = model.state_dict(keep_vars=True)
-    names = {id(tensor): name for name, tensor in tensors.items() if not of_laid(name)}
+    # What stands in several places is stored once, under its first name.
+    names: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        if not of_laid(name):
+            names.setdefault(id(tensor), name)
     found = {name: BYTE * tensors[name].nbytes for name in names.values()}
-    laid = laid_tensors(model)
-    plain = found | {name: BYTE * latent.nbytes for name, (_, latent) in laid.items()}
-    found |= {name: _code_bits(each.encode(latent)) for name, (each, latent) in laid.items()}
-    return found, sum(plain.values())
+    plain = sum(found.values())
+    seen: set[int] = set()
+    for name, (layer, latent) in laid_tensors(model).items():
+        if id(latent) not in seen:
+            seen.add(id(latent))
+            plain += BYTE * latent.nbytes
+            found[name] = _code_bits(layer.encode(latent))
+    return found, plain
 
 
 def _labelled(model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:

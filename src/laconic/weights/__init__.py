@@ -35,6 +35,7 @@ _TABLE: dict[str, str] = {
     "activations_of": "laconic.weights.quantizer",
     "attach_": "laconic.weights.quantizer",
     "bake": "laconic.weights.laid",
+    "calibrate": "laconic.weights.quantizer",
     "lay": "laconic.weights.laid",
     "ste": "laconic.weights.representation",
 }

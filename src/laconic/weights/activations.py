@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, final
@@ -106,7 +107,10 @@ def _safe(scale: Tensor) -> Tensor:
 def _sample(tensor: Tensor) -> Tensor:
     """Return at most SAMPLE numbers of a tensor, evenly spread over it, widened [numbers]."""
     flat = tensor.flatten()
-    return _wide(flat[:: -(-flat.numel() // SAMPLE)])
+    step = -(-flat.numel() // SAMPLE)
+    while math.gcd(step, flat.numel()) > 1:  # it would come upon a few channels only
+        step += 1
+    return _wide(flat[::step])
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -290,7 +294,8 @@ class Activation(Value, ABC):
         """
         with torch.no_grad():
             found = self.grid_of(tensor, state)
-            return (found.levels(tensor) - found.first).to(torch.uint8), found.scale, -found.first
+            levels = found.levels(_wide(tensor))
+            return (levels - found.first).to(torch.uint8), found.scale, -found.first
 
 
 class MinMax(Activation):
@@ -334,8 +339,8 @@ class Ranged(Activation, ABC):
         """Return the grid over the limits."""
         if not traced() and not state["seen"]:
             raise RunError(
-                f"activations: {self!r} has seen no data and has no range; calibrate it "
-                "(recalibrate), or train"
+                f"activations: {self!r} has seen no data and has no range; let "
+                "quantize attach it, or call laconic.weights.calibrate"
             )
         return grid(state["low"], state["high"], self.bits, self.levels)
 
@@ -518,8 +523,8 @@ class LearnedSpacing(Activation):
         scale = state["scale"].detach()
         if not traced() and not scale:
             raise RunError(
-                f"activations: {self!r} has seen no data and has no spacing; calibrate it "
-                "(recalibrate), or train"
+                f"activations: {self!r} has seen no data and has no spacing; let "
+                "quantize attach it, or call laconic.weights.calibrate"
             )
         scale = positive(scale)
         if self.levels == "symmetric":

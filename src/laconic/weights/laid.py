@@ -102,7 +102,9 @@ class Laid(nn.Module):
         # depends on the layout of a weight, and on whether it is learned, here too.
         same = value.stride() == weight.stride()
         value = value.detach() if same else torch.empty_like(weight).copy_(value)
-        return value.requires_grad_(weight.requires_grad)
+        # Not under autocast, which keeps what it casts of a weight that is learned.
+        cast = torch.is_autocast_enabled(weight.device.type)
+        return value.requires_grad_(weight.requires_grad and not cast)
 
     def encode(self, weight: Tensor) -> Codes:
         """Return the codes that are shipped for this latent weight."""

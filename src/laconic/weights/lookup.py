@@ -61,10 +61,10 @@ def _row_by_row(table: nn.Embedding) -> Laid | None:
     return laid if alike and tables and laid.representation.row_by_row else None
 
 
-def _look_up(table: nn.Embedding, laid: Laid, ids: Tensor) -> Tensor:
+def _look_up(table: nn.Embedding, laid: Laid, input: Tensor) -> Tensor:  # noqa: A002 (its name)
     """Return what the table's own forward does."""
     _, latent = latent_of(table, "weight")
-    rows, places = ids.unique(return_inverse=True)
+    rows, places = input.unique(return_inverse=True)
     some = F.embedding(rows, latent)
     state = {name: tensor[rows] for name, tensor in laid.state.items()}
     with torch.no_grad():

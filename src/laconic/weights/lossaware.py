@@ -11,6 +11,7 @@ from torch import Tensor
 
 from laconic.weights.lowbit import Binary, optimal_support
 from laconic.weights.representation import (
+    SPREAD,
     Codes,
     Granularity,
     Representation,
@@ -129,7 +130,8 @@ def _pieces(groups: int, length: int) -> Iterator[tuple[slice, slice]]:
 
 def _products(one: Tensor, other: Tensor) -> Tensor:
     """Return the sums of the products of two pieces [groups, size], by group."""
-    if len(one) == 1:
+    # Shorter ones are added up alike, alone or among others: a few may be decoded by themselves.
+    if len(one) == 1 and one.shape[1] >= SPREAD:
         return torch.dot(one[0], other[0])[None]
     return (one * other).sum(1)
 

@@ -16,6 +16,7 @@ from laconic.models.rounding import INPUT, OPERANDS, place_, quantizers_of, use_
 from laconic.names import joined
 from laconic.tasks.task import device_of, full_precision
 from laconic.weights.activations import Activation
+from laconic.weights.workspace import traced
 
 if TYPE_CHECKING:
     from laconic.tasks import Batch, Task
@@ -80,7 +81,7 @@ class Quantizer(nn.Module):
 
     def forward(self, tensor: Tensor) -> Tensor:
         """Return the tensor on its grid, in its dtype."""
-        if self.mode == "pass":
+        if self.mode == "pass" or not (traced() or tensor.numel()):
             return tensor
         with torch.autocast(tensor.device.type, enabled=False):
             if self.training or self.mode == "calibrate":

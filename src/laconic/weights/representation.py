@@ -143,7 +143,7 @@ def grouped(weight: Tensor, granularity: Granularity) -> Tensor:
     if granularity == "tensor":
         return weight.reshape(1, -1)
     if granularity == "row":
-        return weight.reshape(weight.shape[0], -1)
+        return weight.reshape(len(weight), weight.shape[1:].numel())
     if isinstance(granularity, Groups):
         number, shape = granularity.groups, (granularity.groups, -1)
         words = f"{number} groups"
