@@ -139,7 +139,7 @@ def front() -> str:
 
 def front_row(row: Mapping[str, Any], label: str) -> tuple[str, ...]:
     """Return one line of the front page's table."""
-    spread = f" ± {row['std']:.2f}" if row["std"] else ""
+    spread = f" ± {row['std']:.2f}" if row["std"] is not None else ""
     unit = byte_scale([row["size_bytes"]])
     return (
         label,

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-__all__ = ["QUANTIZERS", "below", "joined", "latent_name", "module_of", "of_laid", "plain_name"]
+__all__ = [
+    "MANIFEST",
+    "QUANTIZERS",
+    "below",
+    "joined",
+    "latent_name",
+    "module_of",
+    "of_laid",
+    "plain_name",
+]
 
 Held = TypeVar("Held")
 
@@ -14,6 +23,8 @@ PARAMETRIZED = "parametrizations"
 # Where a module keeps what rounds the numbers that flow into it.
 QUANTIZERS = "quantizers"
 ORIGINAL = "original"
+# Where a safetensors file that is an artefact says so.
+MANIFEST = "laconic"
 
 
 def joined(path: str, name: str) -> str:

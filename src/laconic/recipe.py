@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 from abc import ABC
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -61,6 +62,11 @@ class Recipe(Value):
     task: dict[str, Any] | str | None = None
     teacher: Annotated[tuple[dict[str, Any] | str, ...] | None, WithJsonSchema(TEACHERS)] = None
     recall: str | None = None
+
+    @functools.cached_property
+    def places(self) -> tuple[str, ...]:
+        """Return file and line of every step, where they were read from one."""
+        return ()
 
     @field_validator("teacher", mode="before")
     @classmethod
@@ -129,11 +135,14 @@ class Recipe(Value):
         for change in changes:
             _assign(data, change)
         try:
-            return cls(**{str(key): value for key, value in data.items()})
+            made = cls(**{str(key): value for key, value in data.items()})
         except RecipeError as error:
             problems = error.problems or (FieldProblem((), str(error)),)
             lines = [f"{where}:{_line(tree, (*p.path, p.key))}: {_place(p)}" for p in problems]
             raise RecipeError("\n".join(lines), problems) from None
+        lines = [f"{where}:{_line(tree, ('steps', index))}" for index in range(len(made.steps))]
+        vars(made)["places"] = tuple(lines)  # not a field: recipes are equal wherever they stand
+        return made
 
     def to_yaml(self) -> str:
         """Return the text that ``read`` takes."""
@@ -149,14 +158,19 @@ class Recipe(Value):
         if task is not None:
             task.check(model)
         for index, step in enumerate(self.steps):
-            with located(index, step):
+            with located(index, step, self.places):
                 step.check(model, task, self.steps[:index])
                 model = step.outline(model)
 
 
 @contextlib.contextmanager
-def located(index: int, step: Step) -> Iterator[None]:
+def located(index: int, step: Step, places: Sequence[str] = ()) -> Iterator[None]:
     """Say in every message at which step of a recipe something was refused.
+
+    Args:
+        index: of the step, from 0.
+        step: what is done there.
+        places: file and line of steps, as far as they are known.
 
     >>> from laconic.structure import Prune
     >>> with located(1, Prune("weights", keep=0.5)):
@@ -168,7 +182,8 @@ def located(index: int, step: Step) -> Iterator[None]:
         yield
     except LaconicError as error:
         what = str(error).removeprefix(f"{step.name}: ")
-        error.args = (f"steps.{index} ({step.name}): {what}",)
+        place = f"{places[index]}: " if index < len(places) else ""
+        error.args = (f"{place}steps.{index} ({step.name}): {what}",)
         raise
 
 

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 
 from laconic import measure as measuring
 from laconic import ranks
 from laconic.budget import bytes_of
-from laconic.errors import ModelError, RecipeError, RunError, TaskError
+from laconic.errors import LaconicError, ModelError, RecipeError, RunError, TaskError
 from laconic.recipe import Recipe, located
 from laconic.recover.lesson import Teachers
 from laconic.recover.objectives import Objective
@@ -30,7 +31,7 @@ from laconic.ship.checkpoint import load_checkpoint, model_hash, save_checkpoint
 from laconic.ship.container import read, write, write_file
 from laconic.ship.verification import verify
 from laconic.step import State, Step, inside, run_step
-from laconic.tasks.task import Task
+from laconic.tasks.task import Task, device_of, full_precision
 from laconic.weights.laid import baked, copied
 
 if TYPE_CHECKING:
@@ -216,7 +217,14 @@ def _given(
         )
     if teacher is None:
         return ()
-    return (teacher,) if isinstance(teacher, nn.Module) else tuple(teacher)
+    given = (teacher,) if isinstance(teacher, nn.Module) else tuple(teacher)
+    for each in given:
+        if not isinstance(each, nn.Module):
+            raise ModelError(
+                f"a teacher is a network (nn.Module), got {type(each).__name__}; what a recipe "
+                "names is loaded by laconic.models.load_model"
+            )
+    return given
 
 
 def check_teachers(recipe: Recipe, teachers: Sequence[nn.Module], task: Task | None) -> None:
@@ -231,15 +239,33 @@ def check_teachers(recipe: Recipe, teachers: Sequence[nn.Module], task: Task | N
     """
     for index, step in enumerate(recipe.steps):
         asked = sorted({i for objective in inside(step, Objective) for i in objective.teachers})
-        if asked and asked[-1] >= len(teachers):
-            raise RunError(
-                f"steps.{index} ({step.name}): an objective learns from teacher {asked[-1]}, and "
-                f"there are {len(teachers)}, counted from 0; give teacher=(first, second), or a "
-                "list on the 'teacher:' line"
-            )
-        if task is not None:
-            for teacher in (teachers[i] for i in asked):
-                task.check(teacher)
+        with located(index, step, recipe.places):
+            if asked and asked[-1] >= len(teachers):
+                raise RunError(
+                    f"an objective learns from teacher {asked[-1]}, and there are "
+                    f"{len(teachers)}, counted from 0; give teacher=(first, second), or a list on "
+                    "the 'teacher:' line"
+                )
+            for number in asked:
+                if task is not None:
+                    _check_teacher(number, teachers[number], task)
+
+
+def _check_teacher(number: int, teacher: nn.Module, task: Task) -> None:
+    """Refuse a teacher that cannot read the data: it is shown an example."""
+    task.check(teacher)
+    device = device_of(teacher)
+    try:
+        with full_precision(teacher):
+            task.call(teacher, task.example_batch().to(device))
+    except LaconicError:
+        raise
+    except Exception as error:
+        raise TaskError(
+            f"teacher {number} ({type(teacher).__name__}) cannot read the examples of "
+            f"{task.name} ({type(error).__name__}: {error}); give one that takes what the "
+            "network takes"
+        ) from error
 
 
 def _walk(recipe: Recipe, state: State, keeper: _Keeper | None) -> None:
@@ -251,7 +277,7 @@ def _walk(recipe: Recipe, state: State, keeper: _Keeper | None) -> None:
         step = recipe.steps[index]
         began = time.monotonic() if keeper is None else keeper.began
         earlier = sum(other.name == step.name for other in recipe.steps[:index])
-        with located(index, step):
+        with located(index, step, recipe.places):
             run_step(step, state, key=earlier)
         _measure(state, step.name, time.monotonic() - began)
         _keep(keeper, state)
@@ -327,7 +353,8 @@ class _Keeper:
 
     @property
     def _stamp(self) -> list[Any]:
-        return [self.facts[key] for key in ("recipe", "model_hash", "task", "teacher")]
+        facts = [self.facts[key] for key in ("model_hash", "task", "teacher")]
+        return [_method(self.facts["recipe"]), *facts]
 
 
 def _prepare(keeper: _Keeper, state: State, resume: bool) -> None:
@@ -352,8 +379,9 @@ def _prepare(keeper: _Keeper, state: State, resume: bool) -> None:
 
 def _begin(keeper: _Keeper) -> None:
     with _writing(keeper.out):
-        write_file(keeper.out / RECIPE, keeper.facts["recipe"].encode())
+        # First what tells that the folder is that of a run.
         write_file(keeper.out / RUN, json.dumps(keeper.facts, indent=1).encode())
+        write_file(keeper.out / RECIPE, keeper.facts["recipe"].encode())
 
 
 def _recorded(path: Path) -> dict[str, Any]:
@@ -366,8 +394,12 @@ def _recorded(path: Path) -> dict[str, Any]:
 
 def _same_run(keeper: _Keeper, before: dict[str, Any]) -> None:
     now = keeper.facts
-    same = (("recipe", "recipe"), ("model_hash", "network"), ("task", "task"))
-    for key, name in (*same, ("teacher", "teacher")):
+    if _method(before["recipe"]) != _method(now["recipe"]):
+        raise RunError(
+            f"{keeper.out}: was run with another recipe; resume with that one, or choose another "
+            "directory"
+        )
+    for key, name in (("model_hash", "network"), ("task", "task"), ("teacher", "teacher")):
         if before.get(key, []) != now[key]:
             raise RunError(
                 f"{keeper.out}: was run with another {name}; resume with that one, or choose "
@@ -384,6 +416,12 @@ def _same_run(keeper: _Keeper, before: dict[str, Any]) -> None:
         note = f"resumed under other conditions ({text}): the bytes of the artefact may differ"
         logger.warning(note)
         now["notes"] = [*before["notes"], note]
+
+
+def _method(recipe: str) -> dict[str, Any]:
+    """Return a recipe's text without networks and data, which are compared by what they hold."""
+    found: dict[str, Any] = yaml.safe_load(recipe)
+    return {key: value for key, value in found.items() if key not in ("model", "task", "teacher")}
 
 
 def _facts(recipe: Recipe, model: nn.Module, task: Task | None, state: State) -> dict[str, Any]:
@@ -486,14 +524,31 @@ def _writing(out: Path) -> Iterator[None]:
 
 
 def _check_folder(out: Path) -> None:
-    """Refuse a folder with files, not of a run, that a run would write over."""
-    ours = (ARTIFACT, CHECKPOINT, HISTORY, REPORT)
-    there = [name for name in ours if (out / name).exists()]
-    if there and not (out / RUN).exists():
+    """Refuse a folder whose files a run would write over.
+
+    They are those that are not of a run, and the network of one that cannot be taken up again.
+    """
+    kept = (RECIPE, RUN, ARTIFACT, CHECKPOINT, HISTORY, REPORT)
+    there = [name for name in kept if (out / name).exists()]
+    if there and not _is_run(out / RUN):
         raise RunError(
             f"{out} is not the folder of a run and holds {there[0]}, which would be lost; choose "
             "another directory"
         )
+    if ARTIFACT in there and CHECKPOINT not in there:
+        raise RunError(
+            f"{out} holds the {ARTIFACT} of a run whose {CHECKPOINT} is gone, and it would be "
+            "lost; choose another directory"
+        )
+
+
+def _is_run(path: Path) -> bool:
+    """Return whether a file holds the facts of a run."""
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(facts, dict) and {"recipe", "model_hash"} <= facts.keys()
 
 
 @contextmanager

@@ -118,10 +118,21 @@ class Value(BaseModel):
         try:
             super().__init__(**dict(zip(self.positional, args, strict=False)), **fields)
         except ValidationError as error:
-            found = (_problems(type(self), item) for item in error.errors())
-            problems = _without_echoes(tuple(itertools.chain.from_iterable(found)))
-            text = "; ".join(str(problem) for problem in problems)
-            raise RecipeError(f"{self.name}: {text}", problems) from None
+            raise _refusal(type(self), self.name, error) from None
+
+    @classmethod
+    def understood(cls, value: Any) -> Self:
+        """Return what ``coerce`` does, for code that calls it.
+
+        Raises:
+            RecipeError: no such member, or its fields are wrong; the nearest name is given.
+        """
+        try:
+            return cls.coerce(value)
+        except ValidationError as error:
+            raise _refusal(cls, snake(cls.__name__), error) from None
+        except ValueError as error:
+            raise RecipeError(str(error)) from None
 
     @classmethod
     def coerce(cls, value: Any) -> Self:
@@ -263,6 +274,12 @@ def _located(family: type, name: str, problems: tuple[FieldProblem, ...]) -> Val
         for problem in problems
     ]
     return ValidationError.from_exception_data(family.__name__, details)
+
+
+def _refusal(owner: type[Value], name: str, error: ValidationError) -> RecipeError:
+    found = (_problems(owner, item) for item in error.errors())
+    problems = _without_echoes(tuple(itertools.chain.from_iterable(found)))
+    return RecipeError(f"{name}: {'; '.join(str(problem) for problem in problems)}", problems)
 
 
 def _problems(owner: type[Value], item: Any) -> tuple[FieldProblem, ...]:

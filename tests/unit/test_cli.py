@@ -255,6 +255,31 @@ def test_compress_gives_the_same_bytes_again(folder: Path, tmp_path: Path, artef
     assert found["exceeded"] == {}
 
 
+def test_the_recipe_of_a_run_can_be_run_again(
+    folder: Path, tmp_path: Path, artefact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paths of a recipe start at its folder, and what is kept stands in another one."""
+    kept = folder / "run" / "recipe.yaml"
+    monkeypatch.chdir(tmp_path)
+    assert laconic("compress", kept, "--out", "again", "--device", "cpu").exit_code == 0
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == artefact.read_bytes()
+
+
+def test_a_shipped_recipe_asks_for_what_it_is_run_on() -> None:
+    said = refused("compress", "q8bert", "--check")
+    assert said == (
+        "the recipe 'q8bert' leaves open what it is run on; give, with paths of your own, "
+        "--model '{hf: path/to/fine-tuned-encoder}' --task '{glue: path/to/SST-2, max_length: 128}'"
+    )
+    said = refused("compress", "q8bert", "--check", "--model", "digits_cnn")
+    assert said.endswith("own, --task '{glue: path/to/SST-2, max_length: 128}'")
+
+
+def test_a_compressed_network_is_no_state_dict(artefact: Path) -> None:
+    said = refused("measure", artefact, "--model", f"{{digits_cnn: {{weights: {artefact}}}}}")
+    assert f'take it as it is: model: {{"laconic:load": {{path: {artefact}}}}}' in said
+
+
 def test_a_folder_with_a_run_is_not_overwritten_but_can_be_resumed(
     folder: Path, artefact: Path
 ) -> None:
@@ -334,7 +359,7 @@ def test_the_predicted_size_is_near_the_one_that_comes_out(folder: Path) -> None
 def test_check_refuses_what_compress_would_refuse(folder: Path) -> None:
     recipe = folder / "recipe.yaml"
     said = refused("compress", recipe, "--check", "--set", "steps.2.train.scope=conv9")
-    assert said.startswith("steps.2 (train): 'conv9' selects no module")
+    assert said.startswith(f"{recipe}:") and ": steps.2 (train): 'conv9' selects no" in said
     said = refused("compress", recipe, "--check", "--set", "steps.0.prune.keeps=1")
     assert said == f"{recipe}:5: steps.0 (prune): 'keeps' is not a field; did you mean 'keep'?"
 
@@ -423,6 +448,24 @@ def test_measure_of_a_file_counts_its_bytes(artefact: Path, folder: Path) -> Non
         "accuracy"
         in laconic("measure", artefact, "--task", f"{{npz: {folder / 'digits.npz'}}}").stdout
     )
+
+
+@pytest.mark.parametrize("words", [("analyse", "FILE", "--task", "digits"), ("schema",)])
+def test_where_nothing_can_be_written_is_told_before_the_work(
+    words: tuple[str, ...], artefact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("laconic.cli.contents.file_analyses", lambda *_, **__: pytest.fail("ran"))
+    (tmp_path / "file").write_text("")
+    given = [artefact if word == "FILE" else word for word in words]
+    said = refused(*given, "--out", tmp_path / "file" / "x.html")
+    assert "nothing can be written there" in said and "choose another --out" in said
+
+
+def test_list_explains_whatever_it_lists() -> None:
+    for name, line in (("huffman", "in fewer bits"), ("hf", "a folder of Hugging Face")):
+        assert line in laconic("list", name).stdout
+    both = laconic("list", "gobo").stdout
+    assert "steps:" in both and "gobo  (representation)" in both
 
 
 def test_analyse_writes_a_page(artefact: Path, folder: Path, tmp_path: Path) -> None:
@@ -560,7 +603,7 @@ def test_debug_shows_where_an_error_came_from(tmp_path: Path) -> None:
 
 
 def test_what_the_system_refuses_is_a_message(tmp_path: Path) -> None:
-    assert "No such file or directory" in refused("schema", "--out", tmp_path / "no" / "x.json")
+    assert "Is a directory" in refused("schema", "--out", tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "3", "[]", ""])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from laconic import compress, load
-from laconic.errors import ModelError, ScopeError
+from laconic.errors import ModelError, RecipeError, ScopeError
 from laconic.scope import Scope
 from laconic.step import State
 from laconic.weights import (
@@ -486,6 +486,9 @@ def test_quantize_needs_a_matrix() -> None:
 
 
 def test_a_wrong_name_is_answered_with_the_nearest() -> None:
+    for wrong, told in (("ternry", "did you mean 'ternary'"), (9, "less than or equal to 8")):
+        with pytest.raises(RecipeError, match=told):
+            lay(nn.Sequential(nn.Linear(2, 2)), "0.weight", wrong)
     with pytest.raises(ModelError, match="no weight '0'; choose one of"):
         lay(nn.Sequential(nn.Linear(2, 2)), "0", Float())
     with pytest.raises(ModelError, match=r"no weight '0\.weigth'; did you mean '0\.weight'"):

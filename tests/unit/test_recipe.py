@@ -380,6 +380,23 @@ def test_steps_in_an_impossible_order_are_refused_before_any_step(task: Task) ->
         recipe.check(digits_cnn(), task)
 
 
+def test_what_does_not_fit_is_told_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        "seed: 1\nsteps:\n  - prune: {axes: weights, keep: 0.5}\n\n"
+        "  - quantize: {weight: 4, scope: conv9}\n"
+    )
+    recipe = Recipe.read(path)
+    for each in (recipe, recipe.model_copy(update={"seed": 2})):
+        with pytest.raises(ScopeError) as caught:
+            each.check(digits_cnn(), None)
+        assert str(caught.value).startswith(f"{path}:5: steps.1 (quantize): 'conv9' selects no")
+    assert (
+        recipe == Recipe(recipe.steps, seed=1)
+        and recipe.to_yaml() == Recipe.parse(recipe.to_yaml()).to_yaml()
+    )
+
+
 def test_training_without_data_is_refused_before_any_step() -> None:
     with pytest.raises(TaskError, match=r"^steps\.0 \(prune\): train needs data"):
         Recipe((Prune("weights", keep=0.5, retrain=Train()),)).check(digits_cnn(), None)

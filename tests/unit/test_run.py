@@ -472,7 +472,30 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert (encoder / run.ARTIFACT).read_bytes() == b"trained for weeks"
 
 
+@pytest.mark.parametrize("beside", [{}, {run.RUN: '{"wandb": 2}'}, {run.RUN: "[]"}, {run.RUN: "{"}])
+@pytest.mark.parametrize("name", [run.RECIPE, run.ARTIFACT])
+def test_what_no_run_has_written_is_not_lost(
+    tmp_path: Path, name: str, beside: dict[str, str]
+) -> None:
+    there = {name: "# the work of an evening"} | beside
+    for each, text in there.items():
+        (tmp_path / each).write_text(text)
+    with pytest.raises(RunError, match=r"is not the folder of a run and holds .*, which would be"):
+        compress(digits_cnn(), None, [Quantize(8)], out=tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == there
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_network_whose_checkpoint_is_gone_is_not_lost(tmp_path: Path, resume: bool) -> None:
+    compress(digits_cnn(), None, [Quantize(8)], out=tmp_path)
+    (tmp_path / run.CHECKPOINT).unlink()
+    before = (tmp_path / run.ARTIFACT).read_bytes()
+    with pytest.raises(RunError, match=r"whose checkpoint\.safetensors is gone"):
+        compress(digits_cnn(), None, [Quantize(4)], out=tmp_path, resume=resume)
+    assert (tmp_path / run.ARTIFACT).read_bytes() == before
+
+
 def test_a_folder_where_nothing_would_be_lost_is_taken(tmp_path: Path) -> None:
-    for name in (".lock", run.RECIPE, ".run.json.partial", "original.safetensors", "notes.txt"):
+    for name in (".lock", ".run.json.partial", "original.safetensors", "notes.txt"):
         (tmp_path / name).write_text("")
     assert compress(digits_cnn(), None, [Quantize(8)], out=tmp_path).history

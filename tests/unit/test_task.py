@@ -389,8 +389,17 @@ def test_an_infinite_value_is_located():
     inputs[3, 1] = float("inf")
     with pytest.raises(TaskError, match="hold 1 NaN or infinite values, first in example 3"):
         Arrays(inputs, torch.zeros(5))
-    with pytest.raises(TaskError, match="inputs of the first batch"):
+    with pytest.raises(TaskError, match="inputs of the DataLoader's batch 0, counted from 0, hold"):
         Loader(DataLoader(TensorDataset(inputs, torch.zeros(5)), 5))
+
+
+@pytest.mark.parametrize("place", ["inputs", "targets"])
+def test_a_loader_says_which_of_its_batches_is_broken(place):
+    found = {"inputs": torch.zeros(10, 2), "targets": torch.zeros(10)}
+    found[place][7] = float("nan")
+    loader = Loader(DataLoader(TensorDataset(*found.values()), 4))
+    with pytest.raises(TaskError, match=f"{place} of the DataLoader's batch 1, .* in example 3;"):
+        list(loader.batches(4))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from laconic import compress, run
+from laconic import compress, load, run, save
 from laconic.errors import FeatureError, ModelError, RunError, TaskError
 from laconic.recipe import Recipe
 from laconic.recover import (
@@ -407,6 +407,23 @@ def test_a_teacher_that_does_not_fit_is_refused_before_training(
     with pytest.raises(error, match=message):
         trained(short(Label() + objective), model, (teacher(**teach),))
     assert same(model, network())
+
+
+def test_a_teacher_that_cannot_read_the_data_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=r"steps\.0 \(train\): teacher 0 \(Linear\) cannot read"):
+        compress(Blocks(1, 4), task(), [Train(Logits())], teacher=nn.Linear(5, 3), out=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_network_is_refused(tmp_path: Path) -> None:
+    teacher: Any
+    for teacher in ("resnet20", ["resnet20"]):
+        with pytest.raises(ModelError, match=r"a teacher is a network \(nn\.Module\), got str"):
+            compress(Blocks(1, 4), task(), [Train(Logits())], teacher=teacher)
+    with pytest.raises(ModelError, match=r"save takes a network .* has a save"):
+        save(compress(Blocks(1, 4), None, []), tmp_path / "x")  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match=r"load takes a network .* as model=, got str"):
+        load(tmp_path / "x", model="net:build")  # type: ignore[arg-type]
 
 
 def test_a_teacher_that_answers_nonsense_is_refused() -> None:

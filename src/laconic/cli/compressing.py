@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["compress", "demo"]
 
 DEMO = Path("laconic-demo")
+# What shipped recipes write where a user's own paths belong.
+PLACEHOLDER = "path/to/"
 
 Name = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A file, or the name of a shipped recipe.")
@@ -169,6 +171,7 @@ def _read(name: str, settings: Sequence[str]) -> _Job:
     recipe = Recipe.read(path, changes=settings)
     if recipe.model is None:
         raise RecipeError(f"{path}: no network is named; add a 'model:' line, or give --model")
+    _refuse_placeholders(path, recipe)
     # What was given whole on the command line is meant from where the user stands.
     given = {setting.partition("=")[0].strip() for setting in settings}
     bases = {key: Path() if key in given else path.parent for key in ("model", "task", "teacher")}
@@ -182,7 +185,45 @@ def _read(name: str, settings: Sequence[str]) -> _Job:
     task = None
     if recipe.task is not None:
         task = task_from_dict(recipe.task, base=bases["task"], tokenizer=tokenizer)
-    return _Job(path.stem, recipe, model, task, teachers)
+    return _Job(path.stem, _anchored(recipe, bases), model, task, teachers)
+
+
+def _anchored(recipe: Recipe, bases: Mapping[str, Path]) -> Recipe:
+    """Return a recipe that names the same networks and data from the folder of its run."""
+    from laconic.models.load import anchored_model
+    from laconic.tasks.task import anchored_task
+
+    named: dict[str, Any] = {}
+    if recipe.model is not None:
+        named["model"] = anchored_model(recipe.model, bases["model"])
+    if recipe.task is not None:
+        named["task"] = anchored_task(recipe.task, bases["task"])
+    if recipe.teacher is not None:
+        named["teacher"] = tuple(anchored_model(each, bases["teacher"]) for each in recipe.teacher)
+    return recipe.model_copy(update=named)
+
+
+def _refuse_placeholders(path: Path, recipe: Recipe) -> None:
+    """Refuse a shipped recipe whose networks and data the user has yet to name."""
+    from laconic.recipe import shipped_recipes
+
+    if path not in shipped_recipes().values():
+        return
+    lines = {key: getattr(recipe, key) for key in ("model", "task", "teacher")}
+    if missing := [key for key, line in lines.items() if PLACEHOLDER in str(line)]:
+        words = " ".join(f"--{key} '{_written(lines[key])}'" for key in missing)
+        raise RecipeError(
+            f"the recipe '{path.stem}' leaves open what it is run on; give, with paths of your "
+            f"own, {words}"
+        )
+
+
+def _written(line: Any) -> str:
+    import yaml
+
+    one = line[0] if isinstance(line, tuple) and len(line) == 1 else line
+    data = list(one) if isinstance(one, tuple) else one
+    return str(yaml.safe_dump(data, default_flow_style=True, width=math.inf)).strip()
 
 
 def _check(output: Output, job: _Job, device: str | None) -> int:

@@ -36,6 +36,11 @@ FLOAT = 32.0
 # What an embedding is called: a file says names and not kinds.
 EMBEDDING = "embedding"
 PLURALS = {"criterion": "criteria", "during": "during", "ghosts": "ghosts"}
+HUBS = {
+    "hf": "a folder of Hugging Face: {hf: folder, num_labels: 2}",
+    "timm": "a network of timm by its name: {timm: resnet18, num_classes: 10}",
+    "torchvision": "one of torchvision: {torchvision: resnet18, num_classes: 10}",
+}
 CODERS = {
     "packed": "each in its own number of bits",
     "huffman": "frequent ones in fewer bits",
@@ -44,13 +49,14 @@ CODERS = {
 
 
 def catalogue(kind: str | None = None) -> dict[str, dict[str, str]]:
-    """Return kind -> name -> one line, for one kind or for all of them.
+    """Return kind -> name -> one line, for one kind, for one name or for all of them.
 
     Args:
-        kind: "steps", "representations", ..., "models", "tasks", "recipes", "coders".
+        kind: "steps", "representations", ..., "models", "tasks", "recipes", "coders"; or the
+            name of a member of one.
 
     Raises:
-        LaconicError: there is no such kind, and no member of one; the nearest is given.
+        LaconicError: there is no such kind or name; the nearest is given.
 
     >>> catalogue("steps")["steps"]["prune"]
     'Remove by score: single weights, or whole channels, heads, neurons.'
@@ -58,12 +64,16 @@ def catalogue(kind: str | None = None) -> dict[str, dict[str, str]]:
     kinds = _kinds()
     if kind is None:
         return {name: listed() for name, listed in kinds.items()}
-    if kind not in kinds:
-        known = {*kinds, *itertools.chain.from_iterable(listed() for listed in kinds.values())}
+    if kind in kinds:
+        return {kind: kinds[kind]()}
+    everything = {name: listed() for name, listed in kinds.items()}
+    found = {name: {kind: each[kind]} for name, each in everything.items() if kind in each}
+    if not found:
+        known = {*kinds, *itertools.chain.from_iterable(everything.values())}
         raise LaconicError(
             f"there is nothing called '{kind}'{nearest(kind, known, otherwise=kinds)}"
         )
-    return {kind: kinds[kind]()}
+    return found
 
 
 def _kinds() -> dict[str, Callable[[], dict[str, str]]]:
@@ -84,7 +94,7 @@ def _kinds() -> dict[str, Callable[[], dict[str, str]]]:
     return {
         "steps": found.pop("steps"),
         **dict(sorted(found.items())),
-        "models": functions(models, models.BUILDERS),
+        "models": lambda: functions(models, models.BUILDERS)() | HUBS,
         "tasks": functions(tasks, tasks.KINDS),
         "recipes": _recipes,
         "coders": _coders,

@@ -116,7 +116,7 @@ def predict(
     rows = [_row("original", history[0], 0, 0.0)]
     for index, step in enumerate(recipe.steps):
         earlier = sum(other.name == step.name for other in recipe.steps[:index])
-        with located(index, step):
+        with located(index, step, recipe.places):
             fitting = _fitting(step, state)
             for part in _untrained(step):
                 run_step(part, state, key=earlier)

@@ -11,7 +11,7 @@ import typer
 
 from laconic.cli.command import DONE, command
 from laconic.cli.output import Output
-from laconic.cli.shared import Threads, ledger, network_of, task_of, use
+from laconic.cli.shared import Threads, ledger, network_of, reserved, task_of, use
 
 if TYPE_CHECKING:
     from laconic.cli.methods import Method
@@ -88,10 +88,11 @@ def analyse(
     from laconic.tasks.task import needed
 
     use(threads)
-    data = needed(task_of(task), "analyse needs batches")
+    data, where = needed(task_of(task), "analyse needs batches"), out or file.with_suffix(".html")
+    reserved(where)
     with output.working():
         found = file_analyses(file, model=network_of(model), task=data, batches=batches)
-    path = write_analysis(list(found.values()), out or file.with_suffix(".html"), title=file.name)
+    path = write_analysis(list(found.values()), where, title=file.name)
     output.event("result", report=path, **{name: each.to_data() for name, each in found.items()})
     output.line(str(path))
     return DONE
@@ -202,14 +203,14 @@ def list_(
     from laconic.cli.methods import described
     from laconic.recipe import shipped_recipes
 
-    if kind in shipped_recipes():
-        text = shipped_recipes()[kind].read_text(encoding="utf-8")
-        output.event("result", recipe=text)
-        output.line(text)
-        return DONE
+    shipped = shipped_recipes()
+    texts = [shipped[kind].read_text(encoding="utf-8")] if kind in shipped else []
     methods = [] if kind is None else list(described(kind))
-    if methods:
-        output.event("result", methods=[dataclasses.asdict(method) for method in methods])
+    if texts or methods:
+        own = {"recipe": texts[0]} if texts else {}
+        output.event("result", **own, methods=[dataclasses.asdict(method) for method in methods])
+        for text in texts:
+            output.line(text)
         for method in methods:
             _explain(output, method)
         return DONE
@@ -248,7 +249,7 @@ def schema(
 
     found = recipe_schema()
     if out is not None:
-        write_file(out, f"{json.dumps(found, indent=2)}\n".encode())
+        write_file(reserved(out), f"{json.dumps(found, indent=2)}\n".encode())
         output.event("result", schema=out)
         output.line(str(out))
         return DONE
@@ -309,7 +310,7 @@ def _cost_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         if name.endswith("_bytes"):
             rows.append((name.removesuffix("_bytes").replace("_", " "), size_text(value)))
         elif name == "ratio":
-            rows.append(("smaller than float32", factor_text(value)))
+            rows.append(("smaller than its own floats", factor_text(value)))
         elif name == "latency_ms":
             rows.append(("latency", f"{value:.3g} ms"))
         elif name not in ("metrics", "widths"):

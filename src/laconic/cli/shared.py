@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from laconic.cli.output import Output
-from laconic.errors import RecipeError
+from laconic.errors import LaconicError, RecipeError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from laconic.measure import Measurement
     from laconic.tasks import Task
 
-__all__ = ["Threads", "ledger", "network_of", "task_of", "use"]
+__all__ = ["Threads", "ledger", "network_of", "reserved", "task_of", "use"]
 
 # What a narrow terminal does without, first to last.
 SPARE = (
@@ -37,6 +38,22 @@ def use(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+def reserved(path: Path) -> Path:
+    """Return where a file goes at the end of some work, once it is known that it can be written.
+
+    Raises:
+        LaconicError: its folder cannot be made, or takes no file.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            return path
+    except OSError as error:
+        raise LaconicError(
+            f"{path}: nothing can be written there ({error.strerror}); choose another --out"
+        ) from None
 
 
 def network_of(text: str | None) -> nn.Module | None:

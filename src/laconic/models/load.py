@@ -15,8 +15,18 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from laconic.errors import ModelError, nearest
+from laconic.names import MANIFEST
 
-__all__ = ["build", "builder_of", "built", "custom", "load_model", "load_weights_", "noted"]
+__all__ = [
+    "anchored_model",
+    "build",
+    "builder_of",
+    "built",
+    "custom",
+    "load_model",
+    "load_weights_",
+    "noted",
+]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -159,6 +169,33 @@ def load_model(spec: Mapping[str, Any] | str, *, base: Path = Path()) -> nn.Modu
     return _weighted(model, str(name), base, weights)
 
 
+def anchored_model(spec: dict[str, Any] | str, base: Path) -> dict[str, Any] | str:
+    """Return a ``model:`` line that says the same wherever it stands: its paths are absolute.
+
+    Args:
+        spec: as for ``load_model``, which takes it.
+        base: folder where its relative paths start.
+
+    >>> anchored_model({"resnet20": {"weights": "a.safetensors"}}, Path("/nets"))
+    {'resnet20': {'weights': '/nets/a.safetensors'}}
+    """
+    if isinstance(spec, str):
+        return spec
+    paths = {"weights", "hf"}
+    return {
+        key: _anchored(value, base)
+        if key in paths
+        else value | {"weights": _anchored(value["weights"], base)}
+        if isinstance(value, dict) and "weights" in value
+        else value
+        for key, value in spec.items()
+    }
+
+
+def _anchored(path: Any, base: Path) -> str:
+    return str((base / path).absolute())
+
+
 def _weighted(model: nn.Module, name: str, base: Path, weights: Any) -> nn.Module:
     if weights is not None:
         if not isinstance(weights, str | Path):
@@ -177,15 +214,22 @@ def load_weights_(model: nn.Module, path: Path) -> None:
     Raises:
         ModelError: the file cannot be read; names or shapes differ; a value is not finite.
     """
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     try:
-        state = load_file(path)
+        with safe_open(path, "pt") as file:
+            coded = MANIFEST in (file.metadata() or {})
+        state = {} if coded else load_file(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(
             f"weights {path}: cannot be read ({error}); give a safetensors file with a state dict"
         ) from error
+    if coded:
+        raise ModelError(
+            f"weights {path}: this is a compressed network, not a state dict; take it as it is: "
+            f'model: {{"laconic:load": {{path: {path}}}}}'
+        )
     _check_state(path, state, model.state_dict())
     model.load_state_dict(state)
 

@@ -135,6 +135,7 @@ def _check_finite(norms: dict[str, _BatchNorm]) -> None:
         statistics = [s for s in (norm.running_mean, norm.running_var) if s is not None]
         if not bool(torch.isfinite(torch.stack(statistics)).all()):
             raise ModelError(
-                f"recalibrate: '{name}' was fed values that are not finite; the steps before have "
-                "broken the network: lower their learning rate or compress less"
+                f"recalibrate: '{name}' was fed values that are not finite; look for such values "
+                "in the data, or the steps before have broken the network: lower their learning "
+                "rate or compress less"
             )

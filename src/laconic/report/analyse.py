@@ -458,7 +458,7 @@ def bit_sensitivity(
     pairs = list(itertools.product(blocks, representations))
     for block, kind in progress(iter(pairs), "bit sensitivity", len(pairs)):
         quantised = copied(network)
-        representation = Representation.coerce(representations[kind])
+        representation = Representation.understood(representations[kind])
         lay_each(quantised, {name: weights[name] for name in blocks[block]}, representation)
         scores[block][kind] = task.score(quantised, split)
     return BitSensitivity(task.score(network, split), scores)

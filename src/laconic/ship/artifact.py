@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from laconic.errors import ArtifactError
+from laconic.errors import ArtifactError, ModelError
 from laconic.models.load import builder_of, custom
 from laconic.names import joined, latent_name
 from laconic.ship import coding
@@ -63,6 +63,7 @@ def save(
 
     Raises:
         ArtifactError: a weight cannot be stored exactly, or the file cannot be written.
+        ModelError: it is no network.
 
     >>> import tempfile
     >>> from laconic.models import digits_cnn
@@ -70,6 +71,11 @@ def save(
     >>> save(digits_cnn(), file) == file.stat().st_size
     True
     """
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"save takes a network (nn.Module), got {type(model).__name__}; a result of compress "
+            "has a save(path) of its own"
+        )
     laid, ties = _untied(_represented(model))
     dense, dense_ties = _untied(_plain(model))
     # In this thread: sums are added up as they are in a forward.
@@ -303,6 +309,7 @@ def load(path: str | Path, *, model: nn.Module | None = None) -> nn.Module:
 
     Raises:
         ArtifactError: the file is damaged, hostile, or does not fit the model.
+        ModelError: ``model`` is no network.
 
     >>> import tempfile
     >>> from laconic.models import digits_cnn
@@ -311,6 +318,11 @@ def load(path: str | Path, *, model: nn.Module | None = None) -> nn.Module:
     ...     load(Path(folder) / "model.safetensors").training
     False
     """
+    if not isinstance(model, nn.Module | None):
+        raise ModelError(
+            f"load takes a network (nn.Module) as model=, got {type(model).__name__}; what a "
+            "recipe names is loaded by laconic.models.load_model"
+        )
     path = Path(path)
     content = read_content(path)
     network = skeleton(path, content.manifest, model)

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from laconic.errors import ArtifactError
+from laconic.names import MANIFEST
 
 __all__ = ["FORMAT", "digest", "raw_bytes", "read", "write", "write_file"]
 
 FORMAT = 1
-KEY = "laconic"
 METADATA = "__metadata__"
 # The order in which safetensors lays tensors out: each then starts at a multiple of its size.
 DTYPES: dict[str, torch.dtype] = {
@@ -157,7 +157,7 @@ def _read_header(path: Path, file: BufferedReader) -> tuple[str, Listing]:
     raw = file.read(length)
     header = _loads(path, "header", raw)
     metadata = header.pop(METADATA, {})
-    text = metadata.get(KEY) if isinstance(metadata, dict) else None
+    text = metadata.get(MANIFEST) if isinstance(metadata, dict) else None
     if not isinstance(text, str):
         raise ArtifactError(f"{path}: a safetensors file, but not written by laconic")
     if not all(isinstance(entry, dict) for entry in header.values()):
@@ -256,7 +256,7 @@ def _size(dtype: str, shape: list[int]) -> int:
 
 def _header(text: str, listing: Listing) -> bytes:
     """Return the header of safetensors, filled up with spaces to a multiple of 8 bytes."""
-    entries: dict[str, Any] = {METADATA: {KEY: text}}
+    entries: dict[str, Any] = {METADATA: {MANIFEST: text}}
     start = 0
     for name in _order(listing):
         dtype, shape = listing[name]

@@ -102,7 +102,8 @@ def _built(path: Path, manifest: Manifest, where: torch.device | _Hollow) -> nn.
     if "custom" in manifest.builder:
         raise ArtifactError(
             f"{path}: made from {str(manifest.builder['custom'])[:SHOWN]!r}, code that a file may "
-            "not run; build the network yourself and pass load(path, model=...)"
+            "not run; build the network yourself and pass load(path, model=...), on the command "
+            "line --model package.module:function"
         )
     try:
         with torch.random.fork_rng(devices=[]), where:

@@ -373,11 +373,8 @@ class Loader(Split):
 
     def __init__(self, loader: DataLoader[Any], *, read: Callable[[Any], Batch] = as_batch) -> None:
         self.loader, self.read = loader, read
-        first = next(self.batches(1), None)
-        if first is None:
+        if next(self.batches(1), None) is None:
             raise TaskError("the DataLoader yields no batch; it needs at least one example")
-        for tensor in tensors_in(first.inputs):
-            _finite(tensor, "inputs of the first batch")
 
     def __len__(self) -> int:
         size = self.loader.batch_size
@@ -417,8 +414,16 @@ class Loader(Split):
             if item is end:
                 return
             if number >= start:
-                yield self.read(item).to(device)
+                yield self._checked(item, number).to(device)
             number += 1
+
+    def _checked(self, item: Any, number: int) -> Batch:
+        """Return the batch that an item is, whose numbers are finite."""
+        batch = self.read(item)
+        for name, found in (("inputs", batch.inputs), ("targets", batch.targets)):
+            for tensor in () if found is None else tensors_in(found):
+                _finite(tensor, f"{name} of the DataLoader's batch {number}, counted from 0,")
+        return batch
 
     def subset(self, index: Sequence[int]) -> Loader:
         """Return the examples at these positions of the loader's data set.
@@ -515,7 +520,8 @@ def as_tensor(value: Any, name: str) -> Tensor:
 def _finite(tensor: Tensor, name: str) -> Tensor:
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         bad = ~torch.isfinite(tensor)
-        where = int(bad.reshape(len(tensor), -1).any(dim=1).nonzero()[0])
+        rows = bad.reshape(len(bad), -1) if bad.dim() else bad.reshape(1, 1)
+        where = int(rows.any(dim=1).nonzero()[0])
         raise TaskError(
             f"{name} hold {int(bad.sum())} NaN or infinite values, first in example {where}; "
             "remove or repair these examples"

@@ -32,6 +32,7 @@ from laconic.tasks.split import (
 
 __all__ = [
     "Task",
+    "anchored_task",
     "call_model",
     "cross_entropy",
     "device_of",
@@ -546,6 +547,33 @@ def task_from_dict(
     >>> task_from_dict({"digits": {}}, base=Path()).name
     'digits'
     """
+    builder, name, options, drawn = _parsed(spec)
+    if tokenizer is not None and "tokenizer" in inspect.signature(builder).parameters:
+        options = {"tokenizer": tokenizer} | options
+    built: Task = builder(**_arguments(builder, name, options, base))
+    return _few(built, drawn["few"]) if drawn else built
+
+
+def anchored_task(spec: Mapping[str, Any] | str, base: Path) -> dict[str, Any]:
+    """Return a ``task:`` line that says the same wherever it stands: its paths are absolute.
+
+    Args:
+        spec: as for ``task_from_dict``, which takes it.
+        base: folder where its relative paths start.
+
+    >>> anchored_task({"mnist": "data"}, Path("/home"))
+    {'mnist': {'path': '/home/data'}}
+    """
+    builder, name, options, drawn = _parsed(spec)
+    known = _paths(builder) & options.keys()
+    places = {option: str((base / options[option]).absolute()) for option in known}
+    return {name: options | places} | drawn
+
+
+def _parsed(
+    spec: Mapping[str, Any] | str,
+) -> tuple[Callable[..., Task], str, dict[str, Any], dict[str, Any]]:
+    """Return what makes a task, its name, its options, and what few examples are drawn."""
     from laconic import tasks
 
     given = {spec: None} if isinstance(spec, str) else dict(spec)
@@ -553,14 +581,16 @@ def task_from_dict(
     if name is None:
         wrong = str(next(iter(given), ""))
         raise TaskError(f"task: no kind of task is called '{wrong}'{nearest(wrong, tasks.KINDS)}")
-    main, drawn = given.pop(name), "few" in given
-    few = given.pop("few", None)
+    main = given.pop(name)
+    drawn = {"few": given.pop("few")} if "few" in given else {}
     first = dict(main) if isinstance(main, Mapping) else {} if main is None else {"path": main}
-    builder = getattr(tasks, name)
-    if tokenizer is not None and "tokenizer" in inspect.signature(builder).parameters:
-        first = {"tokenizer": tokenizer} | first
-    built: Task = builder(**_arguments(builder, name, first | given, base))
-    return _few(built, few) if drawn else built
+    return getattr(tasks, name), name, first | given, drawn
+
+
+def _paths(builder: Callable[..., Task]) -> set[str]:
+    """Return the options of a task that are paths."""
+    hints = typing.get_type_hints(builder)
+    return {option for option, kind in hints.items() if Path in (kind, *typing.get_args(kind))}
 
 
 def _few(task: Task, options: Any) -> Task:
@@ -578,7 +608,6 @@ def _arguments(
     builder: Callable[..., Task], name: str, options: Mapping[str, Any], base: Path = Path()
 ) -> dict[str, Any]:
     known = inspect.signature(builder).parameters
-    hints = typing.get_type_hints(builder)
     for option in options:
         if option not in known:
             hint = nearest(option, known) if known else "; it takes no option"
@@ -586,7 +615,7 @@ def _arguments(
     for parameter in known.values():
         if parameter.default is parameter.empty and parameter.name not in options:
             raise TaskError(f"task: {name}: '{parameter.name}' is missing; write {{{name}: ...}}")
-    paths = {option for option, kind in hints.items() if Path in (kind, *typing.get_args(kind))}
+    paths = _paths(builder)
     for option in paths & set(options):
         if not isinstance(options[option], str | Path):
             raise TaskError(f"task: {name}: '{option}' must be a path, got {options[option]!r}")

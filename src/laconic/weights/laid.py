@@ -350,13 +350,14 @@ def lay(
 
     Raises:
         ModelError: no such weight, or it is not a finite floating-point tensor.
+        RecipeError: no such representation, or its fields are wrong.
 
     >>> model = nn.Sequential(nn.Linear(2, 2))
     >>> lay(model, "0.weight", Float(), mask=torch.eye(2).bool())
     >>> int((model[0].weight != 0).sum())
     2
     """
-    representation = Representation.coerce(representation)
+    representation = Representation.understood(representation)
     module, attribute = owner(model, tensor)
     current = getattr(module, attribute).detach().clone()
     _check(tensor, current, mask)

@@ -149,7 +149,9 @@ def check_places(model: nn.Module, activations: Mapping[str, Mapping[str, Activa
     modules, attentions = dict(model.named_modules()), attention_paths(model)
     for path, places in activations.items():
         if path not in modules:
-            raise ModelError(f"the network has no module '{path}'{nearest(path, modules)}")
+            raise ModelError(
+                f"the network has no module '{path}'{nearest(path, filter(None, modules))}"
+            )
         for place in places.keys() - {INPUT}:
             if place not in OPERANDS or path not in attentions:
                 raise ModelError(
@@ -189,7 +191,7 @@ def attach_data_(model: nn.Module, data: Mapping[str, Mapping[str, Any]]) -> Non
     """
     try:
         wanted = {
-            path: {place: Activation.coerce(value) for place, value in places.items()}
+            path: {place: Activation.understood(value) for place, value in places.items()}
             for path, places in data.items()
         }
     except ValueError as error:
@@ -240,8 +242,9 @@ def _check_finite(model: nn.Module, quantizers: Sequence[Quantizer]) -> None:
             bool(t.isfinite()) for t in module.state_dict().values()
         ):
             raise ModelError(
-                f"'{name}' was fed values that are not finite while its range was searched; the "
-                "steps before have broken the network: lower their learning rate or compress less"
+                f"'{name}' was fed values that are not finite while its range was searched; look "
+                "for such values in the data, or the steps before have broken the network: lower "
+                "their learning rate or compress less"
             )
 
 
