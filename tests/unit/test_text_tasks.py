@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
 
+from laconic.cli.shared import task_of
 from laconic.errors import MissingExtra, TaskError
 from laconic.recover import AdamW, Train
+from laconic.ship import save
 from laconic.step import State, run_step
 from laconic.tasks import Batch, Task, Texts, accuracy, read_glue, task_from_dict, tokenizer_of
 from laconic.tasks.glue_files import TASKS, glue_name
@@ -678,6 +680,18 @@ def read(tmp_path, name, content, file="dev.tsv"):
     folder.mkdir(exist_ok=True)
     (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode())
     return read_glue(folder / file)
+
+
+def test_a_file_reads_texts_by_its_own_tokenizer(tmp_path):
+    """On the command line, where ``--task`` names none."""
+    folder, file = glue_folder(tmp_path, "SST-2"), tmp_path / "model.safetensors"
+    task = Task.from_glue(folder, plain_tokenizer(), max_length=32)
+    save(nn.Embedding(4, 2), file, task=task)
+    found = task_of(f"{{glue: {folder}, max_length: 32}}", file)
+    assert found.describe() == task.describe()
+    save(nn.Embedding(4, 2), file)
+    with pytest.raises(TaskError, match="needs a tokenizer"):
+        task_of(f"{{glue: {folder}}}", file)
 
 
 def test_line_ends_marks_and_quotes_are_taken_literally(tmp_path):

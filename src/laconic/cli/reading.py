@@ -56,7 +56,7 @@ def measure(
         return DONE
     from laconic.cli.contents import file_costs
 
-    found = file_costs(target, model=network_of(model), task=task_of(task))
+    found = file_costs(target, model=network_of(model), task=task_of(task, target))
     output.event("result", **found)
     output.table(("Cost", "Amount"), _cost_rows(found))
     return DONE
@@ -88,7 +88,10 @@ def analyse(
     from laconic.tasks.task import needed
 
     use(threads)
-    data, where = needed(task_of(task), "analyse needs batches"), out or file.with_suffix(".html")
+    data, where = (
+        needed(task_of(task, file), "analyse needs batches"),
+        out or file.with_suffix(".html"),
+    )
     reserved(where)
     with output.working():
         found = file_analyses(file, model=network_of(model), task=data, batches=batches)

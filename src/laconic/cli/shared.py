@@ -69,17 +69,24 @@ def network_of(text: str | None) -> nn.Module | None:
     return load_model(_yaml("--model", text), base=Path())
 
 
-def task_of(text: str | None) -> Task | None:
+def task_of(text: str | None, file: Path) -> Task | None:
     """Return the task that an option describes in YAML; paths start at the current folder.
 
+    Args:
+        text: of the option, if it was given.
+        file: an artefact, whose tokenizer reads texts where the option names none.
+
     Raises:
-        LaconicError: it is no YAML, or there is no such task.
+        LaconicError: it is no YAML, or there is no such task; the file is damaged.
     """
     if text is None:
         return None
-    from laconic.tasks import task_from_dict
+    from laconic.ship.content import inputs_of
+    from laconic.tasks import task_from_dict, tokenizer_of
 
-    return task_from_dict(_yaml("--task", text), base=Path())
+    own = inputs_of(file).get("tokenizer")
+    reader = None if own is None else tokenizer_of(own)
+    return task_from_dict(_yaml("--task", text), base=Path(), tokenizer=reader)
 
 
 def _yaml(option: str, text: str) -> Any:

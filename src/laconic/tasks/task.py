@@ -528,7 +528,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def task_from_dict(
-    spec: Mapping[str, Any] | str, *, base: Path = Path(), tokenizer: Path | None = None
+    spec: Mapping[str, Any] | str, *, base: Path = Path(), tokenizer: Any = None
 ) -> Task:
     """Return the Task that the ``task:`` line of a recipe describes.
 
@@ -539,7 +539,7 @@ def task_from_dict(
     Args:
         spec: the name of a kind of task, and its options.
         base: folder of the recipe; relative paths start there.
-        tokenizer: what reads texts where the line names none.
+        tokenizer: what reads texts where the line names none; a folder or a tokenizer.
 
     Raises:
         TaskError: an unknown kind or option, or data that cannot be used.
@@ -548,9 +548,10 @@ def task_from_dict(
     'digits'
     """
     builder, name, options, drawn = _parsed(spec)
+    arguments = _arguments(builder, name, options, base)
     if tokenizer is not None and "tokenizer" in inspect.signature(builder).parameters:
-        options = {"tokenizer": tokenizer} | options
-    built: Task = builder(**_arguments(builder, name, options, base))
+        arguments.setdefault("tokenizer", tokenizer)
+    built: Task = builder(**arguments)
     return _few(built, drawn["few"]) if drawn else built
 
 
