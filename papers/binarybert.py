@@ -22,6 +22,7 @@ from lowbit import (
     CORE,
     Rows,
     alone,
+    asked,
     line,
     quantize,
     rectified,
@@ -46,6 +47,7 @@ PUBLISHED = {
     "TWS 1-1-4": {"CoLA": 44.4, "MRPC": 83.3, "RTE": 65.3, "SST-2": 92.3},
     "BWN 1-1-8": {"CoLA": 46.7},
 }
+HALF = "half width, floats"
 # Bytes as papers count them: of the half-width encoder all binary about 2.6 MB, all split 4.6 MB.
 ADAPTIVE = "size <= 3.6 MB"
 CHOICES: dict[str, Gain] = {
@@ -77,28 +79,34 @@ def rows(options: argparse.Namespace) -> Rows:
     """Run the core of the table, then adaptive splitting."""
     for name, task in tasks(options, CORE).items():
         whole = [fine_tuned(options, name, task, seed) for seed in seeds(options, name)]
-        half = [
-            smaller(options, name, task, seed=seed, cell=(0.5, 1.0))
-            for seed in seeds(options, name)
-        ]
-        yield line(name, task, "half width, floats", half, teachers=whole)
+        if asked(options, HALF):
+            yield line(name, task, HALF, _halves(options, name, task), teachers=whole)
         for bits, activation in WIDTHS.items():
-            for way, starts, steps in (
-                ("BWN", whole, binary(name, activation)),
-                ("TWS", half, split(name, activation)),
-            ):
-                label = f"{way} 1-1-{bits}"
-                done = _runs(options, f"{name}-{label}", task, starts, steps, bits=bits)
-                found = PUBLISHED.get(label, {}).get(name)
-                yield line(name, task, label, done, teachers=whole, **_published(found))
+            label = f"BWN 1-1-{bits}"
+            if asked(options, label):
+                steps = binary(name, activation)
+                done = _runs(options, f"{name}-{label}", task, whole, steps, bits=bits)
+                yield line(name, task, label, done, teachers=whole, **_published(label, name))
+            label = f"TWS 1-1-{bits}"
+            if asked(options, label):
+                steps, half = split(name, activation), _halves(options, name, task)
+                done = _runs(options, f"{name}-{label}", task, half, steps, bits=bits)
+                yield line(name, task, label, done, teachers=whole, **_published(label, name))
     options = alone(options)
     for name, task in tasks(options, ("MRPC", "CoLA")).items():
-        whole = [fine_tuned(options, name, task, 0)]
-        half = [smaller(options, name, task, seed=0, cell=(0.5, 1.0))]
-        for label, gain in CHOICES.items():
-            label = f"adaptive splitting 1-1-8, {label}"
-            done = _runs(options, f"{name}-{label}", task, half, adaptive(name, gain))
-            yield line(name, task, label, done, teachers=whole)
+        for choice, gain in CHOICES.items():
+            label = f"adaptive splitting 1-1-8, {choice}"
+            if asked(options, label):
+                whole, half = [fine_tuned(options, name, task, 0)], _halves(options, name, task)
+                done = _runs(options, f"{name}-{label}", task, half, adaptive(name, gain))
+                yield line(name, task, label, done, teachers=whole)
+
+
+def _halves(options: argparse.Namespace, name: str, task: Task) -> list[Result]:
+    """Return the encoder of half the width, of every seed."""
+    return [
+        smaller(options, name, task, seed=seed, cell=(0.5, 1.0)) for seed in seeds(options, name)
+    ]
 
 
 def _runs(
@@ -119,7 +127,8 @@ def _runs(
     return done
 
 
-def _published(found: float | None) -> dict[str, Any]:
+def _published(label: str, name: str) -> dict[str, Any]:
+    found = PUBLISHED.get(label, {}).get(name)
     return {"published": found, "published_setting": found and "BERT base, 12 layers"}
 
 

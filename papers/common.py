@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import fcntl
 import json
 import logging
 import os
 import re
+import shlex
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -105,11 +107,13 @@ def costs(results: Sequence[Result], plain: int | None = None) -> dict[str, floa
     }
 
 
-def write_table(name: str, rows: Iterable[dict[str, Any]]) -> None:
-    """Run a table, or the part of it that was asked for; write every row when it is finished."""
+def write_table(name: str, rows: Iterable[dict[str, Any]]) -> int:
+    """Run a table, or the part of it that was asked for, and return how many rows there were.
+
+    Every row is written when it is finished.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    for found in rows:
-        write_results(name, [found])
+    return sum(write_results(name, [found]).is_file() for found in rows)
 
 
 def write_results(name: str, rows: Sequence[dict[str, Any]]) -> Path:
@@ -123,15 +127,32 @@ def write_results(name: str, rows: Sequence[dict[str, Any]]) -> Path:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     body = {
-        "command": "python " + " ".join([f"papers/{name}.py", *sys.argv[1:]]),
+        "command": command(name, sys.argv[1:]),
         "date": datetime.date.today().isoformat(),
         "hardware": f"{here['cpu']}, {os.cpu_count()} cores, {here['threads']} threads, {device}",
         "versions": {key: here[key] for key in ("python", "torch", "laconic", "numpy")},
     }
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": []}
-    body["rows"] = beside(before, rows, {key: body[key] for key in ("date", "hardware")})
-    path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    with (RESULTS / f".{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may run other rows of the table
+        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": []}
+        body["rows"] = beside(before, rows, {key: body[key] for key in ("date", "hardware")})
+        path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def command(name: str, arguments: Sequence[str]) -> str:
+    """Return the command of a run, without where its files lie.
+
+    >>> command("mrem", ["--seeds", "1", "--work", "runs/a", "--row", "TWS 1-1-4"])
+    "python papers/mrem.py --seeds 1 --row 'TWS 1-1-4'"
+    """
+    places = {"--work", "--data"}
+    shown = [
+        word
+        for word, before in zip(arguments, ["", *arguments], strict=False)
+        if not places & {word, before}
+    ]
+    return shlex.join(["python", f"papers/{name}.py", *shown])
 
 
 def beside(

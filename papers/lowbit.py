@@ -181,13 +181,22 @@ def tasks(options: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Task
     return {name: glue(options, name) for name in chosen if seeds(options, name)}
 
 
+def asked(options: argparse.Namespace, label: str) -> bool:
+    """Return whether a row was asked for."""
+    return not options.row or label in options.row
+
+
 def table(name: str, about: str | None, rows: Callable[[argparse.Namespace], Rows]) -> None:
-    """Run a table, or the part of it on one task."""
+    """Run a table, or a part of it."""
     made = parser(about)
     made.add_argument("--first", type=int, default=0, help="first seed; those of a row add up")
     made.add_argument("--only", choices=CORE, help="one task")
+    made.add_argument(
+        "--row", action="append", help="this row; may be repeated, and run in several processes"
+    )
     options = made.parse_args()
-    write_table(name, rows(options))
+    if not write_table(name, rows(options)):
+        sys.exit("the table has no such row for this task and these seeds; see papers/README.md")
 
 
 def main() -> None:

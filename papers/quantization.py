@@ -15,7 +15,7 @@ from typing import Any
 
 from common import cifar10, costs, row, trained_resnet
 from encoders import fine_tuned, score
-from lowbit import BODY, Rows, line, quantize, run, table, tasks, train
+from lowbit import BODY, Rows, asked, line, quantize, run, table, tasks, train
 
 from laconic import Label, Logits, Recipe, Train, compress
 from laconic.recover import SGD, Recalibrate, Stop
@@ -82,6 +82,8 @@ def encoders(options: argparse.Namespace) -> Rows:
     for name, task in tasks(options, ("MRPC", "CoLA")).items():
         teacher = fine_tuned(options, name, task, 0)
         for label, steps in methods(name).items():
+            if not asked(options, label):
+                continue
             recipe = Recipe(steps, precision="bfloat16")
             place = f"{name}-{label.replace(' ', '-').replace('/', '.')}-0"
             done = [run(options, place, teacher.baked(), task, recipe)]
@@ -98,6 +100,9 @@ def images(options: argparse.Namespace) -> Rows:
         stop=Stop(keep="last"),
     )
     for bits, weight in WEIGHTS.items():
+        label = f"resnet20, weights {bits} bit, activations 8 bit"
+        if not asked(options, label):
+            continue
         steps = (
             Quantize(weight, activation=8, scope=KERNELS),
             Quantize(8, activation=8, scope=EDGES),
@@ -106,16 +111,16 @@ def images(options: argparse.Namespace) -> Rows:
         )
         out = options.work / "lowbit" / f"resnet20-{bits.partition(',')[0]}"
         done = compress(model, task, Recipe(steps, precision="bfloat16"), out=out, resume=True)
-        yield picture_row(bits, task.main_metric, [done], score(done, task))
+        yield picture_row(label, task.main_metric, [done], score(done, task))
 
 
-def picture_row(bits: str, metric: str, done: list[Any], ours: float) -> dict[str, Any]:
+def picture_row(label: str, metric: str, done: list[Any], ours: float) -> dict[str, Any]:
     """Return the row of a width."""
     (result,) = done
-    print(f"resnet20, {bits}: {ours:.2f}", flush=True)
+    print(f"{label}: {ours:.2f}", flush=True)
     first = result.history[0]
     return row(
-        row=f"resnet20, weights {bits} bit, activations 8 bit",
+        row=label,
         task="CIFAR-10 test",
         metric="accuracy %",
         ours=ours,

@@ -19,6 +19,7 @@ from lowbit import (
     RATE,
     Rows,
     alone,
+    asked,
     joint,
     line,
     prediction,
@@ -58,6 +59,8 @@ def cells(
     """Run methods on a task, from the fine-tuned encoder of every seed."""
     teachers = [fine_tuned(options, name, task, seed) for seed in seeds(options, name)]
     for label, steps in methods.items():
+        if not asked(options, label):
+            continue
         place = f"{name}-{label.replace(' ', '-').replace(',', '')}"
         done = [
             run(options, f"{place}-{seed}", still(teacher), task, recipe(steps, seed))
@@ -96,6 +99,8 @@ def ablation(options: argparse.Namespace, task: Task) -> Rows:
 def half_depth(options: argparse.Namespace, name: str, task: Task) -> Rows:
     """Run the ternary encoder of half the layers."""
     label = "TernaryBERT TWN 2-2-8, half the layers"
+    if not asked(options, label):
+        return
     small = smaller(options, name, task, seed=0, cell=(1.0, 0.5))
     steps = (TERNARY, *joint(name))
     done = run(options, f"{name}-half-depth-0", still(small), task, recipe(steps, 0))
