@@ -63,8 +63,8 @@ such that higher is better; *baseline* is our own uncompressed network on the sa
 those of a machine that did other work beside. Rows were measured on the code of their day, and a
 file is put together from runs of several days and machines: a run replaces its rows, or adds its
 seeds to them where they are others (`--first`), and leaves the rest. Its head is that of the last
-run; rows of another say so in their notes. A row of a script that is not here has not been run. Rows
-of encoders can be run one by one, in several processes at once (`--row`). The data are found
+run; rows of another say so in their notes. A row of a script that is not here has not been run.
+Rows of encoders can be run one by one, in several processes at once (`--row`). The data are found
 through the environment variable `LACONIC_DATA`.
 """
 COLUMNS = (
