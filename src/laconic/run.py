@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from laconic import measure as measuring
 from laconic import ranks
 from laconic.budget import bytes_of
-from laconic.errors import LaconicError, ModelError, RecipeError, RunError, TaskError
+from laconic.errors import ModelError, RecipeError, RunError, TaskError
 from laconic.recipe import Recipe, located
 from laconic.recover.lesson import Teachers
 from laconic.recover.objectives import Objective
@@ -31,7 +31,7 @@ from laconic.ship.checkpoint import load_checkpoint, model_hash, save_checkpoint
 from laconic.ship.container import read, write, write_file
 from laconic.ship.verification import verify
 from laconic.step import State, Step, inside, run_step
-from laconic.tasks.task import Task, device_of, full_precision
+from laconic.tasks.task import Task, device_of, explained, full_precision
 from laconic.weights.laid import baked, copied
 
 if TYPE_CHECKING:
@@ -254,18 +254,15 @@ def check_teachers(recipe: Recipe, teachers: Sequence[nn.Module], task: Task | N
 def _check_teacher(number: int, teacher: nn.Module, task: Task) -> None:
     """Refuse a teacher that cannot read the data: it is shown an example."""
     task.check(teacher)
-    device = device_of(teacher)
-    try:
-        with full_precision(teacher):
-            task.call(teacher, task.example_batch().to(device))
-    except LaconicError:
-        raise
-    except Exception as error:
-        raise TaskError(
-            f"teacher {number} ({type(teacher).__name__}) cannot read the examples of "
-            f"{task.name} ({type(error).__name__}: {error}); give one that takes what the "
-            "network takes"
-        ) from error
+    batch = task.example_batch().to(device_of(teacher))
+    with (
+        full_precision(teacher),
+        explained(
+            f"teacher {number} ({type(teacher).__name__}) cannot read the examples of {task.name}",
+            "give one that takes what the network takes",
+        ),
+    ):
+        task.call(teacher, batch)
 
 
 def _walk(recipe: Recipe, state: State, keeper: _Keeper | None) -> None:

@@ -37,6 +37,7 @@ __all__ = [
     "cross_entropy",
     "device_of",
     "evaluation",
+    "explained",
     "full_precision",
     "hold_out",
     "squared_error",
@@ -329,7 +330,7 @@ class Task:
         everything, truth = torch.cat(outputs), torch.cat(targets)
         scores = {}
         for name, metric in self.metrics.items():
-            with _explained(
+            with explained(
                 f"{self.name}: metric '{name}' failed",
                 "it is called with the outputs and the targets of all examples, for one number",
             ):
@@ -340,7 +341,7 @@ class Task:
         """Return the outputs for a batch in float32, or say why there are none."""
         given = list(tensors_in(batch.inputs))
         shapes = ", ".join(f"{[*tensor.shape]} {tensor.dtype}" for tensor in given)
-        with _explained(
+        with explained(
             f"{self.name}: the network cannot be called with inputs {shapes}",
             "give data that fit it, or the task call=(model, batch) -> outputs",
         ):
@@ -358,7 +359,7 @@ class Task:
         return answer.float()
 
     def _loss(self, outputs: Tensor, batch: Batch) -> float:
-        with _explained(
+        with explained(
             f"{self.name}: the loss of outputs {[*outputs.shape]} failed",
             "it is called with the outputs and the Batch, for their mean, one number",
         ):
@@ -644,8 +645,21 @@ def _arrays(pair: tuple[Any, Any], name: str, **options: Any) -> Arrays:
 
 
 @contextlib.contextmanager
-def _explained(what: str, advice: str) -> Iterator[None]:
-    """Say where code that is not ours failed, and how it is called."""
+def explained(what: str, advice: str) -> Iterator[None]:
+    """Say where code that is not ours failed, and how it is called.
+
+    Args:
+        what: was asked of it.
+        advice: what to do.
+
+    Raises:
+        TaskError: it failed, as its cause.
+
+    >>> with explained("the loss failed", "give one that takes a Batch"):
+    ...     raise ValueError("no batch")
+    Traceback (most recent call last):
+    laconic.errors.TaskError: the loss failed (ValueError: no batch); give one that takes a Batch
+    """
     try:
         yield
     except LaconicError:
