@@ -247,12 +247,13 @@ def check_teachers(recipe: Recipe, teachers: Sequence[nn.Module], task: Task | N
                     "the 'teacher:' line"
                 )
             for number in asked:
-                if task is not None:
-                    _check_teacher(number, teachers[number], task)
+                _check_teacher(number, teachers[number], task)
 
 
-def _check_teacher(number: int, teacher: nn.Module, task: Task) -> None:
+def _check_teacher(number: int, teacher: nn.Module, task: Task | None) -> None:
     """Refuse a teacher that cannot read the data: it is shown an example."""
+    if task is None:
+        return
     task.check(teacher)
     batch = task.example_batch().to(device_of(teacher))
     with (

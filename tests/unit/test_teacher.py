@@ -422,7 +422,7 @@ def test_what_is_no_network_is_refused(tmp_path: Path) -> None:
             compress(Blocks(1, 4), task(), [Train(Logits())], teacher=teacher)
     with pytest.raises(ModelError, match=r"save takes a network .* has a save"):
         save(compress(Blocks(1, 4), None, []), tmp_path / "x")  # type: ignore[arg-type]
-    with pytest.raises(ModelError, match=r"load takes a network .* as model=, got str"):
+    with pytest.raises(ModelError, match=r"load\(model=\) takes a network .*, got str"):
         load(tmp_path / "x", model="net:build")  # type: ignore[arg-type]
 
 

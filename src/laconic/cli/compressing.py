@@ -191,7 +191,7 @@ def _read(name: str, settings: Sequence[str]) -> _Job:
 def _anchored(recipe: Recipe, bases: Mapping[str, Path]) -> Recipe:
     """Return a recipe that names the same networks and data from the folder of its run."""
     from laconic.models.load import anchored_model
-    from laconic.tasks.task import anchored_task
+    from laconic.tasks.line import anchored_task
 
     named: dict[str, Any] = {}
     if recipe.model is not None:

@@ -71,11 +71,7 @@ def save(
     >>> save(digits_cnn(), file) == file.stat().st_size
     True
     """
-    if not isinstance(model, nn.Module):
-        raise ModelError(
-            f"save takes a network (nn.Module), got {type(model).__name__}; a result of compress "
-            "has a save(path) of its own"
-        )
+    _check_network(model, "save", "a result of compress has a save(path) of its own")
     laid, ties = _untied(_represented(model))
     dense, dense_ties = _untied(_plain(model))
     # In this thread: sums are added up as they are in a forward.
@@ -318,16 +314,20 @@ def load(path: str | Path, *, model: nn.Module | None = None) -> nn.Module:
     ...     load(Path(folder) / "model.safetensors").training
     False
     """
-    if not isinstance(model, nn.Module | None):
-        raise ModelError(
-            f"load takes a network (nn.Module) as model=, got {type(model).__name__}; what a "
-            "recipe names is loaded by laconic.models.load_model"
-        )
+    if model is not None:
+        _check_network(model, "load(model=)", "laconic.models.load_model loads what a recipe names")
     path = Path(path)
     content = read_content(path)
     network = skeleton(path, content.manifest, model)
     _fill(network, content.manifest, _numbers(content))
     return network.eval()
+
+
+def _check_network(given: object, function: str, advice: str) -> None:
+    if not isinstance(given, nn.Module):
+        raise ModelError(
+            f"{function} takes a network (nn.Module), got {type(given).__name__}; {advice}"
+        )
 
 
 def _numbers(content: Content) -> dict[str, Tensor]:

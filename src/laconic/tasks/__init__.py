@@ -27,7 +27,7 @@ _TABLE: dict[str, str] = {
     "read_glue": "laconic.tasks.glue_files",
     "spearman": "laconic.tasks.metrics",
     "squared_error": "laconic.tasks.task",
-    "task_from_dict": "laconic.tasks.task",
+    "task_from_dict": "laconic.tasks.line",
     "tokenizer_of": "laconic.tasks.tokens",
     "top5_accuracy": "laconic.tasks.metrics",
 }

@@ -219,6 +219,14 @@ def calibrate(
     Raises:
         TaskError: there were none.
         ModelError: what flows through the network is not finite.
+
+    >>> from laconic.models import digits_cnn
+    >>> from laconic.tasks import digits
+    >>> from laconic.weights import Percentile
+    >>> model, task = digits_cnn(), digits()
+    >>> attach_(model, {"conv1": {"input": Percentile(8)}})
+    >>> calibrate(model, task, [task.example_batch(50)], [model.conv1.quantizers["input"]])
+    1
     """
     count = 0
     for quantizer in quantizers:
