@@ -40,11 +40,11 @@ MATRICES = "kind:linear, !classifier"
 EDGES = "conv1, linear"
 KERNELS = f"*, !{', !'.join(EDGES.split(', '))}"
 WEIGHTS: dict[str, Representation] = {
-    "8": Symmetric(8, granularity="row"),
-    "4": Symmetric(4, granularity="row"),
-    "3": Symmetric(3, granularity="row"),
-    "2, ternary": Ternary("row"),
-    "1": Binary("row"),
+    "weights of 8 bits": Symmetric(8, granularity="row"),
+    "weights of 4 bits": Symmetric(4, granularity="row"),
+    "weights of 3 bits": Symmetric(3, granularity="row"),
+    "ternary weights": Ternary("row"),
+    "binary weights": Binary("row"),
 }
 
 
@@ -99,8 +99,8 @@ def images(options: argparse.Namespace) -> Rows:
         optimizer=SGD(0.01, weight_decay=1e-4),
         stop=Stop(keep="last"),
     )
-    for bits, weight in WEIGHTS.items():
-        label = f"resnet20, weights {bits} bit, activations 8 bit"
+    for kind, weight in WEIGHTS.items():
+        label = f"resnet20, {kind}, activations of 8 bits"
         if not asked(options, label):
             continue
         steps = (
@@ -109,7 +109,7 @@ def images(options: argparse.Namespace) -> Rows:
             Recalibrate(batches=50),
             learn,
         )
-        out = options.work / "lowbit" / f"resnet20-{bits.partition(',')[0]}"
+        out = options.work / "lowbit" / f"resnet20-{kind.replace(' ', '-')}"
         done = compress(model, task, Recipe(steps, precision="bfloat16"), out=out, resume=True)
         yield picture_row(label, task.main_metric, [done], score(done, task))
 
