@@ -30,6 +30,11 @@ FRONT = {
         "resnet56, L1-norm, structured, 5 images of a class": "ResNet-56, half the inner channels",
         "resnet56, CD, structured, 5 images of a class": "the same, rebuilt from 50 images",
     },
+    "quantization": {
+        "resnet20, ternary weights, activations of 8 bits": "ResNet-20, ternary, 8-bit activations",
+        "resnet20, binary weights, activations of 8 bits": "ResNet-20, binary, 8-bit activations",
+        "MRPC dev: GOBO 3-4-32": "6-layer encoder, 3-4-32, without training",
+    },
     "width_depth": {
         "SST-2, width 0.5, depth 1, distilled": "6-layer encoder, half the heads and neurons",
         "SST-2, width 0.25, depth 1, distilled": "6-layer encoder, a quarter of both",
@@ -39,10 +44,8 @@ FRONT = {
         "MRPC dev: TernaryBERT TWN 2-2-8": "the same",
     },
     "binarybert": {
-        "MRPC dev: TWS 1-1-8": "6-layer encoder, 1-1-8, split from a ternary one of half its width",
-    },
-    "quantization": {
-        "MRPC dev: GOBO 3-4-32": "6-layer encoder, 3-4-32, without training",
+        "SST-2 dev: TWS 1-1-8": "6-layer encoder, 1-1-8, split from a ternary one of half its width",
+        "MRPC dev: TWS 1-1-8": "the same",
     },
     "mrem": {
         "MREM-S, 250 updates 4-4-8": "6-layer encoder, 4-4-8, 4,096 texts without labels",
