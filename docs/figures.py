@@ -44,7 +44,7 @@ FRONT = {
         "MRPC dev: TernaryBERT TWN 2-2-8": "the same",
     },
     "binarybert": {
-        "SST-2 dev: TWS 1-1-8": "6-layer encoder, 1-1-8, split from a ternary one of half its width",
+        "SST-2 dev: TWS 1-1-8": "6-layer encoder, 1-1-8, split from a ternary of half the width",
         "MRPC dev: TWS 1-1-8": "the same",
     },
     "mrem": {
