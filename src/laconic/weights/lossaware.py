@@ -17,6 +17,7 @@ from laconic.weights.representation import (
     Representation,
     Stream,
     grouped,
+    indicator,
     masked,
 )
 from laconic.weights.uniform import Symmetric
@@ -102,6 +103,8 @@ def loss_aware_levels(
 
 
 def _nearest(size: Tensor, step: Tensor, top: int) -> Tensor:
+    if top == 1:  # a half is rounded to even: down
+        return indicator(torch.gt, size, step[:, None] / 2)
     return (size / step[:, None]).round_().clamp_(max=top)
 
 
