@@ -35,7 +35,7 @@ class Recall:
     Args:
         limit: bytes; beyond it nothing is kept, not even what was noted before.
 
-    >>> recall = Recall(100)
+    >>> recall = Recall(1 << 20)
     >>> batch = Batch((torch.zeros(2, 1),), index=torch.tensor([7, 4]))
     >>> recall.note(batch, Features({"logits": torch.tensor([[1.0], [2.0]])}))
     >>> recall.features(batch.first(1))["logits"]
