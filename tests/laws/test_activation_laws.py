@@ -140,7 +140,7 @@ def test_in_parts_it_computes_what_it_does_at_once(
     activation: Activation, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, (flow, *moves) = slopes_of(activation, TENSORS[name])
-    monkeypatch.setattr(workspace, "PART", 1)  # times as many as there are threads
+    monkeypatch.setattr(workspace, "IN_CACHE", 1)  # times as many as there are threads
     with torch.no_grad():
         assert len(workspace.Workspace(TENSORS[name]).parts) > 1
     parts, (other, *others) = slopes_of(activation, TENSORS[name])

@@ -36,11 +36,6 @@ FLOAT = 32.0
 # What an embedding is called: a file says names and not kinds.
 EMBEDDING = "embedding"
 PLURALS = {"criterion": "criteria", "during": "during", "ghosts": "ghosts"}
-HUBS = {
-    "hf": "a folder of Hugging Face: {hf: folder, num_labels: 2}",
-    "timm": "a network of timm by its name: {timm: resnet18, num_classes: 10}",
-    "torchvision": "one of torchvision: {torchvision: resnet18, num_classes: 10}",
-}
 CODERS = {
     "packed": "each in its own number of bits",
     "huffman": "frequent ones in fewer bits",
@@ -78,6 +73,7 @@ def catalogue(kind: str | None = None) -> dict[str, dict[str, str]]:
 
 def _kinds() -> dict[str, Callable[[], dict[str, str]]]:
     from laconic import models, tasks
+    from laconic.models.load import HUBS
     from laconic.recipe import families, schema
     from laconic.step import members, snake
 

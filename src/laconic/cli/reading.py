@@ -88,11 +88,8 @@ def analyse(
     from laconic.tasks.task import needed
 
     use(threads)
-    data, where = (
-        needed(task_of(task, file), "analyse needs batches"),
-        out or file.with_suffix(".html"),
-    )
-    reserved(where)
+    data = needed(task_of(task, file), "analyse needs batches")
+    where = reserved(out or file.with_suffix(".html"))
     with output.working():
         found = file_analyses(file, model=network_of(model), task=data, batches=batches)
     path = write_analysis(list(found.values()), where, title=file.name)

@@ -32,7 +32,7 @@ from laconic.models.configs import (
 )
 from laconic.models.families import SHAPE_ATTRIBUTES, Family, blocks_path, family_of
 from laconic.models.layers import MISFIT, shown
-from laconic.models.load import HUBS, noted
+from laconic.models.load import noted
 from laconic.models.rounding import quantizers_of
 
 __all__ = ["build_hub", "from_hub", "hf", "hf_builder", "save_pretrained"]
@@ -158,7 +158,7 @@ def build_hub(builder: Mapping[str, Any]) -> nn.Module:
     """
     if set(builder) == {"hf"}:
         return _build_hf(builder["hf"])
-    hub = next((key for key in HUBS[1:] if set(builder) == {key, "arguments"}), "")
+    hub = next((key for key in ARGUMENTS if set(builder) == {key, "arguments"}), "")
     name, arguments = builder.get(hub), builder.get("arguments")
     if not isinstance(name, str) or not isinstance(arguments, Mapping):
         raise ModelError(f"the builder {shown(dict(builder))} is none; the file is damaged")

@@ -39,7 +39,12 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "width": (0.01, 4.0),
 }
 LONGEST_WORD = 40
-HUBS = ("hf", "timm", "torchvision")
+# Where networks come from that are not ours, and how a recipe names them.
+HUBS = {
+    "hf": "a folder of Hugging Face: {hf: folder, num_labels: 2}",
+    "timm": "a network of timm by its name: {timm: resnet18, num_classes: 10}",
+    "torchvision": "one of torchvision: {torchvision: resnet18, num_classes: 10}",
+}
 SHOWN = 5
 
 
@@ -192,8 +197,8 @@ def anchored_model(spec: dict[str, Any] | str, base: Path) -> dict[str, Any] | s
     }
 
 
-def _anchored(path: Any, base: Path) -> str:
-    return str((base / path).absolute())
+def _anchored(path: Any, base: Path) -> str | None:
+    return None if path is None else str((base / path).absolute())
 
 
 def _weighted(model: nn.Module, name: str, base: Path, weights: Any) -> nn.Module:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from laconic.weights.lowbit import Binary, optimal_support
 from laconic.weights.representation import (
+    IN_CACHE,
     SPREAD,
     Codes,
     Granularity,
@@ -27,8 +28,6 @@ __all__ = ["LossAware", "exact_ternary", "loss_aware_binary", "loss_aware_levels
 # The paper alternates at most ten times, and stops where the scale has come to rest.
 ALTERNATIONS = 10
 REST = 1e-6
-# How many weights are summed up at once: a core's cache holds them with all that is made of them.
-PIECE = 1 << 17
 
 
 def loss_aware_binary(size: Tensor, curvature: Tensor) -> Tensor:
@@ -124,8 +123,8 @@ def _best_step(size: Tensor, curvature: Tensor, step: Tensor, top: int) -> Tenso
 
 def _pieces(groups: int, length: int) -> Iterator[tuple[slice, slice]]:
     """Yield the rows and columns of pieces of [groups, length] that each fit a cache."""
-    width = max(1, min(length, PIECE))
-    height = PIECE // width
+    width = max(1, min(length, IN_CACHE))
+    height = IN_CACHE // width
     for top in range(0, groups, height):
         for left in range(0, length, width):
             yield slice(top, top + height), slice(left, left + width)

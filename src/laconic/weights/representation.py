@@ -47,7 +47,7 @@ class Groups(Value):
 Granularity = Literal["tensor", "row"] | Count | Groups
 
 POSITION = "position"
-# Numbers that are decoded together: a core's cache holds them with all that is made of them.
+# Numbers that are worked on together: a core's cache holds them with all that is made of them.
 IN_CACHE = 1 << 17
 # From this length on torch adds up a row that is alone in several threads, in another order.
 SPREAD = 1 << 15

@@ -8,10 +8,9 @@ from types import EllipsisType
 import torch
 from torch import Tensor
 
-__all__ = ["Workspace", "traced", "wide_dtype", "write_product"]
+from laconic.weights.representation import IN_CACHE
 
-# Numbers of a part, for each thread: a core's cache holds several tensors of so many.
-PART = 1 << 17
+__all__ = ["Workspace", "traced", "wide_dtype", "write_product"]
 
 
 class Workspace:
@@ -99,7 +98,7 @@ def _parts(tensor: Tensor) -> list[slice]:
     unknown = traced() or torch.jit.is_tracing()  # type: ignore[no-untyped-call, attr-defined]
     if unknown or tensor.device.type != "cpu" or torch.is_grad_enabled():
         return []
-    numbers = PART * torch.get_num_threads()
+    numbers = IN_CACHE * torch.get_num_threads()
     if tensor.numel() <= numbers:
         return []
     rows = max(1, numbers // tensor[0].numel())
