@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +18,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from laconic.ledger import FLOAT_BITS, Layer
 from laconic.machine import processor
 from laconic.scope import Scope
 from laconic.tasks.split import Batch, tensors_in
 from laconic.tasks.task import call_model, device_of, evaluation
 from laconic.weights.laid import baked, laid_tensors, weights_of
-
-if TYPE_CHECKING:
-    from laconic.measure import Layer
 
 __all__ = [
     "bit_operations",
@@ -38,7 +36,6 @@ __all__ = [
 ]
 
 TOTAL = ""
-FLOAT_BITS = 32
 FEWEST_REPEATS = 3
 
 Call = Callable[[nn.Module, Batch], Any]

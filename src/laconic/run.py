@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import yaml
@@ -23,6 +23,7 @@ from laconic import measure as measuring
 from laconic import ranks
 from laconic.budget import bytes_of
 from laconic.errors import ModelError, RecipeError, RunError, TaskError
+from laconic.ledger import Measurement
 from laconic.recipe import Recipe, located
 from laconic.recover.lesson import Teachers
 from laconic.recover.objectives import Objective
@@ -33,9 +34,6 @@ from laconic.ship.verification import verify
 from laconic.step import State, Step, inside, run_step
 from laconic.tasks.task import Task, device_of, explained, full_precision
 from laconic.weights.laid import baked, copied
-
-if TYPE_CHECKING:
-    from laconic.measure import Measurement
 
 __all__ = ["Result", "check_teachers", "compress", "pick_device", "pick_precision", "read_history"]
 
@@ -367,7 +365,7 @@ def _prepare(keeper: _Keeper, state: State, resume: bool) -> None:
         run = _recorded(path)
         _same_run(keeper, run["facts"])
         load_checkpoint(state, path)
-        state.history = [measuring.Measurement.from_data(item) for item in run["history"]]
+        state.history = [Measurement.from_data(item) for item in run["history"]]
         state.curves = run.get("curves", {})
         keeper.began -= run["seconds"]
     ranks.wait()  # all have read before anything is written
@@ -502,7 +500,7 @@ def read_history(out: str | Path) -> tuple[tuple[Measurement, ...], dict[str, An
     try:
         history = json.loads((out / HISTORY).read_text(encoding="utf-8"))
         facts = json.loads((out / RUN).read_text(encoding="utf-8"))
-        return tuple(measuring.Measurement.from_data(item) for item in history), facts
+        return tuple(Measurement.from_data(item) for item in history), facts
     except FileNotFoundError as error:
         raise RunError(f"{out} holds no run ({Path(error.filename).name} is missing)") from None
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from laconic.measure import Measurement, float_bytes, ledger, macs, measure
+from laconic.ledger import Measurement, ledger
+from laconic.measure import float_bytes, macs, measure
 from laconic.models import (
     densenet,
     lenet_5,

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from laconic import measure as measuring
 from laconic import run
 from laconic.errors import LaconicError, RunError
+from laconic.ledger import Measurement
 from laconic.recipe import Recipe
 from laconic.recover import (
     L1,
@@ -563,7 +564,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, poisoned: None) -> None:
     measured = functools.cache(functools.partial(measuring.measure, network()))
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
-    def only_curves(*args: Any, curves: Any, **options: Any) -> measuring.Measurement:
+    def only_curves(*args: Any, curves: Any, **options: Any) -> Measurement:
         kept = {name: measuring.averaged(losses) for name, losses in curves.items()}
         return dataclasses.replace(measured(), curves=kept)
 

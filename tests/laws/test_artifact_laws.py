@@ -27,7 +27,7 @@ import laconic
 from laconic import models
 from laconic.errors import ArtifactError, RecipeError
 from laconic.models import digits_cnn, resnet
-from laconic.models.load import built
+from laconic.models.notes import built
 from laconic.ship import Inventory, coding, inspect, load, save, verify
 from laconic.ship.container import digest, read
 from laconic.step import members

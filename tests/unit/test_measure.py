@@ -19,21 +19,16 @@ from torch import Tensor, nn
 from laconic import costs
 from laconic.budget import Budget
 from laconic.errors import RunError
+from laconic.ledger import Layer, Measurement, factor_text, ledger, ledger_table, size_text
 from laconic.measure import (
-    Layer,
-    Measurement,
     averaged,
     bit_operations,
     environment,
-    factor_text,
     float_bytes,
     latency,
-    ledger,
-    ledger_table,
     macs,
     measure,
     peak_memory,
-    size_text,
 )
 from laconic.models import digits_cnn
 from laconic.tasks import Task

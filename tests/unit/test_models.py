@@ -15,7 +15,8 @@ from torch import nn
 from laconic import models
 from laconic.errors import ModelError
 from laconic.models import build, load_model
-from laconic.models.load import builder_of, built, custom
+from laconic.models.load import builder_of, custom
+from laconic.models.notes import built
 from laconic.models.vision import PadShortcut
 from laconic.weights import Ternary, lay
 

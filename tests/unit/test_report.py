@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import pytest
 
 from laconic.errors import RunError
-from laconic.measure import Layer, Measurement
+from laconic.ledger import Layer, Measurement
 from laconic.report import terminal, write_report
 from laconic.report.charts import curve, linear_ticks, log_ticks, stacked_bar
 from laconic.report.page import page

@@ -14,7 +14,7 @@ import typer
 
 from laconic.cli.command import DONE, EXCEEDED, STOPPED, command
 from laconic.cli.output import Output
-from laconic.cli.shared import Threads, ledger, use
+from laconic.cli.shared import Threads, tell_ledger, use
 from laconic.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ def _check(output: Output, job: _Job, device: str | None) -> int:
 
 
 def _tell_prediction(output: Output, found: Prediction) -> None:
-    from laconic.measure import factor_text, size_text
+    from laconic.ledger import factor_text, size_text
 
     first, last = found.rows[0], found.rows[-1]
     rows = [
@@ -274,7 +274,8 @@ def _about(seconds: float) -> str:
 
 def _tell(output: Output, result: Result) -> int:
     """Print what a run gave, and return the exit code."""
-    from laconic import measure, run
+    from laconic import run
+    from laconic.ledger import factor_text, ledger, size_text
 
     out = result.out or Path()
     size = (out / run.ARTIFACT).stat().st_size
@@ -287,10 +288,10 @@ def _tell(output: Output, result: Result) -> int:
         size_bytes=size,
         ratio=ratio,
         exceeded=exceeded,
-        ledger=[dataclasses.asdict(row) for row in measure.ledger(result.history)],
+        ledger=[dataclasses.asdict(row) for row in ledger(result.history)],
     )
-    ledger(output, result.history)
-    shown = f"{measure.size_text(size)}, {measure.factor_text(ratio)} smaller"
+    tell_ledger(output, result.history)
+    shown = f"{size_text(size)}, {factor_text(ratio)} smaller"
     output.line(f"\nnetwork  {out / run.ARTIFACT}  {shown}")
     output.line(f"report   {out / run.REPORT}")
     return _budget(output, result.recipe, exceeded, "is")

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from laconic.measure import Measurement, measure
+from laconic.ledger import Measurement
+from laconic.measure import measure
 from laconic.recipe import Recipe, located
 from laconic.recover.lesson import Teachers
 from laconic.recover.reconstruct import Reconstruct

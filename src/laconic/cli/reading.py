@@ -11,7 +11,7 @@ import typer
 
 from laconic.cli.command import DONE, command
 from laconic.cli.output import Output
-from laconic.cli.shared import Threads, ledger, network_of, reserved, task_of, use
+from laconic.cli.shared import Threads, network_of, reserved, task_of, tell_ledger, use
 
 if TYPE_CHECKING:
     from laconic.cli.methods import Method
@@ -52,7 +52,7 @@ def measure(
 
         history, _ = read_history(target)
         output.event("result", history=[measured.to_data() for measured in history])
-        ledger(output, history)
+        tell_ledger(output, history)
         return DONE
     from laconic.cli.contents import file_costs
 
@@ -178,7 +178,7 @@ def verify(
     where threads, torch and processor are those of the writing.
     """
     use(threads)
-    from laconic.measure import size_text
+    from laconic.ledger import size_text
     from laconic.ship import verify as check
 
     found = check(file, logits=logits, model=network_of(model))
@@ -259,7 +259,7 @@ def schema(
 
 
 def _show_parts(output: Output, file: Path, parts: dict[str, int]) -> None:
-    from laconic.measure import size_text
+    from laconic.ledger import size_text
 
     size = sum(parts.values())
     output.line(f"{file}  {size_text(size)}\n")
@@ -303,7 +303,7 @@ def _tensor_cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 def _cost_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     """Return costs as people read them: sizes in MB and MiB, counts with commas."""
-    from laconic.measure import factor_text, size_text
+    from laconic.ledger import factor_text, size_text
 
     rows = [("widths", _width_words(found["widths"]))]
     for name, value in {**found, **found.get("metrics", {})}.items():

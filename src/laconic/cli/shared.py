@@ -15,10 +15,10 @@ from laconic.errors import LaconicError, RecipeError
 if TYPE_CHECKING:
     from torch import nn
 
-    from laconic.measure import Measurement
+    from laconic.ledger import Measurement
     from laconic.tasks import Task
 
-__all__ = ["Threads", "ledger", "network_of", "reserved", "task_of", "use"]
+__all__ = ["Threads", "network_of", "reserved", "task_of", "tell_ledger", "use"]
 
 # What a narrow terminal does without, first to last.
 SPARE = (
@@ -101,9 +101,9 @@ def _yaml(option: str, text: str) -> Any:
     return found
 
 
-def ledger(output: Output, history: Sequence[Measurement]) -> None:
+def tell_ledger(output: Output, history: Sequence[Measurement]) -> None:
     """Print what every step contributed."""
-    from laconic.measure import ledger_table
+    from laconic.ledger import ledger_table
 
     table = ledger_table(history)
     output.table(table.columns, table.rows, spare=SPARE)

@@ -8,7 +8,7 @@ _TABLE: dict[str, str] = {
     "Reorder": "laconic.models.factored",
     "TTLinear": "laconic.models.factored",
     "build": "laconic.models.load",
-    "built": "laconic.models.load",
+    "built": "laconic.models.notes",
     "densenet": "laconic.models.vision",
     "digits_cnn": "laconic.models.vision",
     "hf": "laconic.models.hub",

@@ -32,7 +32,7 @@ from laconic.models.configs import (
 )
 from laconic.models.families import SHAPE_ATTRIBUTES, Family, blocks_path, family_of
 from laconic.models.layers import MISFIT, shown
-from laconic.models.load import noted
+from laconic.models.notes import noted
 from laconic.models.rounding import quantizers_of
 
 __all__ = ["build_hub", "from_hub", "hf", "hf_builder", "save_pretrained"]

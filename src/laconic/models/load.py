@@ -8,27 +8,24 @@ import inspect
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from laconic.errors import ModelError, nearest
+from laconic.models.notes import noted
 from laconic.names import MANIFEST
 
 __all__ = [
     "anchored_model",
     "build",
     "builder_of",
-    "built",
     "custom",
     "load_model",
     "load_weights_",
-    "noted",
 ]
-
-Model = TypeVar("Model", bound=nn.Module)
 
 # A hostile file must not cause a huge allocation: inclusive bounds of every number.
 BOUNDS: dict[str, tuple[float, float]] = {
@@ -46,27 +43,6 @@ HUBS = {
     "torchvision": "one of torchvision: {torchvision: resnet18, num_classes: 10}",
 }
 SHOWN = 5
-
-
-def built(model: Model, name: str, **arguments: Any) -> Model:
-    """Note on a model which laconic function builds it again; return the model.
-
-    Args:
-        model: its root gets one plain attribute, ``laconic``.
-        name: of the function in laconic.models.
-        **arguments: of the function; JSON values.
-
-    >>> built(nn.Identity(), "lenet_5").laconic
-    {'builder': {'laconic': 'lenet_5', 'arguments': {}}}
-    """
-    return noted(model, {"laconic": name, "arguments": arguments})
-
-
-def noted(model: Model, builder: dict[str, Any]) -> Model:
-    """Note on a model how it is built again, and that nothing was edited; return the model."""
-    # nn.Module types its attributes as tensors or modules; this one is plain data.
-    object.__setattr__(model, "laconic", {"builder": builder})
-    return model
 
 
 def build(builder: Mapping[str, Any]) -> nn.Module:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from laconic.errors import ModelError
-from laconic.models.load import built
+from laconic.models.notes import built
 from laconic.models.vision import check_classes, he_initialised
 
 __all__ = ["mobilenet_v1", "mobilenet_v1_full", "mobilenet_v2"]

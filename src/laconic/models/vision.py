@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from laconic.errors import ModelError
-from laconic.models.load import built
+from laconic.models.notes import built
 
 __all__ = [
     "densenet",

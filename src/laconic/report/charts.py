@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from laconic.measure import size_text
+from laconic.ledger import size_text
 from laconic.report.svg import Box, Label, drawing, node, number, place, shorten, text_width
 from laconic.report.tables import BYTES, PARTS, rounded
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from laconic.measure import Layer, Measurement, size_text
+from laconic.ledger import Layer, Measurement, size_text
 from laconic.report.charts import Mark, bar, curve, histogram, stacked_bar, tradeoff
 from laconic.report.markup import details, document, legend, section, table
 from laconic.report.summary import Tile, headline, sentences, tiles

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laconic.errors import RunError
-from laconic.measure import Measurement
+from laconic.ledger import Measurement
 from laconic.report.analyse import Analysis
 from laconic.report.analysis import analysis_page
 from laconic.report.page import page

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from laconic.measure import Measurement, ledger, size_text
+from laconic.ledger import Measurement, ledger, size_text
 from laconic.report.tables import COUNTS, Metric, main_metric, rounded, times
 
 __all__ = ["Tile", "headline", "sentences", "tiles"]

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from laconic.costs import FLOAT_BITS
-from laconic.measure import Layer, Measurement, factor_text, ledger
+from laconic.ledger import FLOAT_BITS, Layer, Measurement, factor_text, ledger
 
 __all__ = [
     "BYTES",

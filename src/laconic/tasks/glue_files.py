@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from laconic.errors import TaskError, nearest
-from laconic.tasks.metrics import accuracy, f1, matthews, pearson, spearman
-from laconic.tasks.task import Metric
+from laconic.tasks.metrics import Metric, accuracy, f1, matthews, pearson, spearman
 
 __all__ = ["TASKS", "Layout", "Rows", "class_names", "find_glue", "glue_name", "read_glue"]
 

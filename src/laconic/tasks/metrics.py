@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from laconic.errors import TaskError
 
 __all__ = [
+    "Metric",
     "accuracy",
     "as_values",
     "f1",
@@ -18,6 +20,8 @@ __all__ = [
     "spearman",
     "top5_accuracy",
 ]
+
+Metric = Callable[[Tensor, Tensor], float]
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> float:

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 
 from laconic.errors import LaconicError, TaskError, nearest
 from laconic.step import generator_of
-from laconic.tasks.metrics import accuracy, as_values
+from laconic.tasks.metrics import Metric, accuracy, as_values
 from laconic.tasks.split import (
     Arrays,
     Augment,
@@ -45,7 +45,6 @@ __all__ = [
 SPLITS = ("train", "validate", "test")
 # Which text of a pair a token belongs to: not every text model distinguishes them.
 OPTIONAL = "token_type_ids"
-Metric = Callable[[Tensor, Tensor], float]
 
 
 def call_model(model: nn.Module, batch: Batch) -> Tensor:
