@@ -4,8 +4,9 @@ The fine-tuned 6-layer encoder is quantised (weights by tensor, word embedding b
 to 8 bits by their own range) and learns from itself in floats: embeddings, hidden states,
 attention scores and logits at once (Zhang et al. 2020). Positions, token types, norms, biases and
 head stay float. CoLA, MRPC, RTE, STS-B: three seeds; SST-2: one epoch, one seed. Variants on MRPC
-and CoLA, one seed: three bits, loss-aware ternary, half the layers; what each loss gives, on MRPC.
-Scores are those of the full dev sets; published figures are of BERT base.
+and CoLA, one seed: three bits up to the largest weight, up to a limit of least error, with learned
+steps; loss-aware ternary, half the layers; what each loss gives, on MRPC. Scores are those of the
+full dev sets; published figures are of BERT base.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from lowbit import (
 
 from laconic import Attention, Hidden, Recipe, Task
 from laconic.step import Step
-from laconic.weights import LossAware, Quantize, Symmetric, Ternary
+from laconic.weights import LearnedStep, LossAware, Quantize, Symmetric, Ternary
 
 EIGHT = quantize(Symmetric(8), Symmetric(8, granularity="row"))
 TERNARY = quantize(Ternary(), Ternary("row"))
@@ -44,6 +45,10 @@ ROWS: dict[str, Quantize] = {"8-8-8": EIGHT, "TernaryBERT TWN 2-2-8": TERNARY}
 RATES = {"8-8-8": 2e-5}
 VARIANTS: dict[str, Quantize] = {
     "3-3-8": quantize(Symmetric(3), Symmetric(3, granularity="row")),
+    "3-3-8, least error": quantize(
+        Symmetric(3, range="mse"), Symmetric(3, granularity="row", range="mse")
+    ),
+    "3-3-8, learned steps": quantize(LearnedStep(3), LearnedStep(3, granularity="row")),
     "TernaryBERT LAT 2-2-8": quantize(LossAware(2), LossAware(2, granularity="row")),
 }
 PUBLISHED: dict[str, dict[str, float]] = {
