@@ -15,7 +15,7 @@ from laconic.step import State, run_step
 from laconic.tasks import Task
 from laconic.weights import Groups, Laid, LearnedStep, Symmetric, lay
 from laconic.weights.laid import laid_tensors
-from laconic.weights.uniform import first_step
+from laconic.weights.learned_step import first_step
 
 # Half a unit in the last printed place of the hand-computed figures.
 PRINTED = 5e-8
@@ -104,6 +104,31 @@ def test_every_group_has_a_scale_and_a_gradient_of_its_own(granularity: Any) -> 
         one = scale.reshape(1).clone().requires_grad_()
         (LSQ.apply(own, one, -4, 3) * way).sum().backward()
         assert float(found) == pytest.approx(float(one.grad), rel=SUMS)
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "row", Groups(4)])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_large_weight_is_done_in_parts(granularity: Any, again: bool) -> None:
+    weight, flow = torch.randn(1000, 300), torch.randn(1000, 300)
+    representation = LearnedStep(3, granularity=granularity)
+    laid = Laid(representation, None, representation.fit(weight))
+    latent, upstream = weight.clone().requires_grad_(), flow.clone().requires_grad_()
+    moved, slopes = torch.autograd.grad(
+        laid(latent), [latent, laid.scale], upstream, create_graph=again
+    )
+    groups, ways, found = (each.reshape(len(laid.scale), -1) for each in (weight, flow, moved))
+    for group, way, scale, one, slope in zip(
+        groups, ways, laid.scale.detach(), found.detach(), slopes.detach(), strict=True
+    ):
+        x, own = group.clone().requires_grad_(), scale.reshape(1).clone().requires_grad_()
+        (LSQ.apply(x, own, -4, 3) * way).sum().backward()
+        assert torch.equal(one, x.grad)
+        assert float(slope) == pytest.approx(float(own.grad), rel=SUMS, abs=SUMS)
+    if again:  # both are linear in what comes from above
+        total = (moved.double() * flow).sum() + slopes.double().sum()
+        total.backward()
+        linear = (upstream.grad.double() * flow).sum()
+        assert float(linear) == pytest.approx(float(total.detach()), rel=SUMS)
 
 
 def test_both_ends_of_the_range_are_inside() -> None:

@@ -16,7 +16,7 @@ _TABLE: dict[str, str] = {
     "Laid": "laconic.weights.laid",
     "LearnedClip": "laconic.weights.activations",
     "LearnedSpacing": "laconic.weights.activations",
-    "LearnedStep": "laconic.weights.uniform",
+    "LearnedStep": "laconic.weights.learned_step",
     "LeastError": "laconic.weights.activations",
     "Logarithmic": "laconic.weights.uniform",
     "LossAware": "laconic.weights.lossaware",

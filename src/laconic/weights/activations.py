@@ -13,7 +13,8 @@ from torch import Tensor
 
 from laconic.errors import RunError
 from laconic.step import Value
-from laconic.weights.uniform import level_range, positive, scale_slope
+from laconic.weights.learned_step import positive, scale_slope
+from laconic.weights.uniform import level_range
 from laconic.weights.workspace import Workspace, traced, wide_dtype, write_product
 
 __all__ = [

@@ -15,8 +15,8 @@ from laconic.weights.representation import (
     Granularity,
     Representation,
     Stream,
-    group_sizes,
     grouped,
+    indicator,
     masked,
 )
 
@@ -24,23 +24,18 @@ __all__ = [
     "Affine",
     "DynamicFixedPoint",
     "FixedPoint",
-    "LearnedStep",
     "Logarithmic",
     "Symmetric",
     "affine_range",
     "choose_fraction",
     "clipped",
-    "first_step",
     "fraction_for",
     "least_scale",
     "level_range",
     "mse_scale",
-    "positive",
     "power_levels",
     "power_thresholds",
     "round_to",
-    "scale_slope",
-    "scale_surrogate",
     "smallest_scale",
 ]
 
@@ -106,10 +101,12 @@ def clipped(weight: Tensor, low: Tensor, high: Tensor) -> Tensor:
         low: broadcast against it.
         high: the same.
 
-    >>> clipped(torch.tensor([-2.0, 0.5, 1.0]), torch.tensor(-1.0), torch.tensor(1.0)).tolist()
+    >>> clipped(torch.tensor([2.0, 0.5, 1.0]), torch.tensor(-1.0), torch.tensor(1.0)).tolist()
     [0.0, 0.5, 0.0]
     """
-    return masked(weight, (weight > low) & (weight < high))
+    numbers = weight.detach()
+    inside = indicator(torch.gt, numbers, low).mul_(indicator(torch.lt, numbers, high))
+    return weight * inside
 
 
 def level_range(bits: int, levels: Levels) -> tuple[int, int]:
@@ -255,150 +252,6 @@ class Symmetric(Representation):
         scale = state["scale"][:, None]
         groups = grouped(weight, self.granularity)
         return clipped(groups, scale * low, scale * high).reshape(weight.shape)
-
-
-def first_step(mean: Tensor, high: int) -> Tensor:
-    """Return the scale that learning starts from, ``2 mean|w| / sqrt(high)``; 1 for zeros.
-
-    Esser et al. 2020, Learned Step Size Quantization, section 2.1.
-
-    Args:
-        mean: mean|w| [groups].
-        high: the largest level.
-
-    >>> first_step(torch.tensor([0.75, 0.0]), 1).tolist()
-    [1.5, 1.0]
-    """
-    scale = mean * (2 / math.sqrt(high))
-    return torch.where(scale < least_scale(scale.dtype), 1.0, scale)
-
-
-class LearnedStep(Representation):
-    """Linear grid whose scale is trained with the weights (LSQ).
-
-    ``scale * clip(round(w / scale), low, high)`` with ``low = -2^(bits-1)`` and
-    ``high = 2^(bits-1) - 1``. With g the gradient of the quantised weight, that of w is g
-    where ``low <= w / scale <= high`` and 0 outside; that of the scale is the sum over a
-    group of ``g (round(w / scale) - w / scale)`` inside and of ``g low`` or ``g high``
-    outside, times ``1 / sqrt(size of the group * high)`` (Esser et al. 2020, Learned Step
-    Size Quantization, equations 3 and 5, section 2.2).
-
-    A scale that training has brought below ``least_scale`` is taken for that, so it is positive
-    whatever the optimiser does, and its gradient can bring it back.
-
-    Attributes:
-        bits: width of a code, 2 to 8.
-        granularity: how many weights share a scale.
-
-    >>> weight = torch.tensor([-0.5, 0.2, 0.8, 1.0])
-    >>> representation = LearnedStep(4)
-    >>> state = representation.fit(weight)
-    >>> round(state["scale"].item(), 6)
-    0.472456
-    >>> (representation.encode(weight, state=state).streams["code"].tensor.int() - 8).tolist()
-    [-1, 0, 2, 2]
-    """
-
-    positional: ClassVar[tuple[str, ...]] = ("bits",)
-    learned: ClassVar[frozenset[str]] = frozenset({"scale"})
-
-    bits: Bits = 4
-    granularity: Granularity = "tensor"
-
-    def fit(self, weight: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """Return the scale to start from [groups]."""
-        size = grouped(masked(weight, mask).abs(), self.granularity)
-        mean = size.sum(1) / group_sizes(size, mask, self.granularity)
-        return {"scale": first_step(mean, level_range(self.bits, "full")[1])}
-
-    def update(self, state: Mapping[str, Tensor]) -> None:
-        """Bring a scale back that the optimiser has moved below zero."""
-        state["scale"].copy_(positive(state["scale"]))
-
-    def codes(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor]) -> Codes:
-        """Return the levels, counted from the lowest, and the scale [groups] as trained."""
-        return self._grid().codes(weight, mask, {"scale": positive(state["scale"].detach())})
-
-    def values(self, codes: Codes) -> Tensor:
-        """Return scale * level."""
-        return self._grid().values(codes)
-
-    def _grid(self) -> Symmetric:
-        return Symmetric(bits=self.bits, granularity=self.granularity, range="mse", levels="full")
-
-    def surrogate(self, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        """Return what has the gradients of the weight and of the scale."""
-        low, high = level_range(self.bits, "full")
-        groups = grouped(weight, self.granularity)
-        share = 1 / math.sqrt(groups.shape[1] * high)
-        found = scale_surrogate(groups, state["scale"][:, None], low, high, share=share)
-        return found.reshape(weight.shape)
-
-
-def scale_surrogate(
-    numbers: Tensor, scale: Tensor, low: Tensor | int, high: Tensor | int, *, share: float
-) -> Tensor:
-    """Return what has the gradients of numbers on a grid and of its scale (LSQ).
-
-    With g the gradient of the result, that of a number x is g where ``low <= x / scale <=
-    high`` and 0 outside; that of the scale is the sum of ``g (round(x / scale) - x / scale)``
-    inside and of ``g low`` or ``g high`` outside, times the share (Esser et al. 2020, Learned
-    Step Size Quantization, equations 3 and 5, section 2.2).
-
-    Args:
-        numbers: [any shape].
-        scale: broadcast against them; below ``least_scale`` it is taken for that.
-        low: the smallest level.
-        high: the largest level.
-        share: factor of the scale's gradient.
-
-    >>> scale = torch.tensor(1.0, requires_grad=True)
-    >>> scale_surrogate(torch.tensor([0.75, 9.0]), scale, -8, 7, share=1.0).sum().backward()
-    >>> scale.grad.item()
-    7.25
-    """
-    inside, slope = scale_slope(numbers.detach() / positive(scale.detach()), low, high)
-    return numbers * inside + scale * slope.mul_(share)
-
-
-def scale_slope(
-    ratio: Tensor,
-    low: Tensor | int,
-    high: Tensor | int,
-    clamped: Tensor | None = None,
-    out: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return which numbers lie on a grid, and the derivative of what each becomes by the scale.
-
-    ``round(x / scale) - x / scale`` inside, ``low`` or ``high`` outside (Esser et al. 2020,
-    Learned Step Size Quantization, equation 3).
-
-    Args:
-        ratio: x / scale, without gradient [any shape]; what is returned first takes its place.
-        low: the smallest level.
-        high: the largest level.
-        clamped: memory to work in [shape of ratio]; None: new.
-        out: memory for the derivatives [shape of ratio]; None: new.
-
-    Returns:
-        1 inside and 0 outside; the derivatives.
-
-    >>> inside, slope = scale_slope(torch.tensor([0.75, 9.0]), -8, 7)
-    >>> inside.tolist(), slope.tolist()
-    ([1.0, 0.0], [0.25, 7.0])
-    """
-    clamped = torch.clamp_min(ratio, low, out=clamped).clamp_max_(high)
-    inside = ratio.eq_(clamped)
-    return inside, torch.round(clamped, out=out).addcmul_(clamped, inside, value=-1)
-
-
-def positive(scale: Tensor) -> Tensor:
-    """Return the scale, no less than ``least_scale``.
-
-    >>> positive(torch.tensor([-1.0, 0.5])).gt(0).tolist()
-    [True, True]
-    """
-    return scale.clamp(min=least_scale(scale.dtype))
 
 
 def affine_range(groups: Tensor, survivors: Tensor | None) -> tuple[Tensor, Tensor]:
