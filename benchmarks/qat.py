@@ -26,6 +26,7 @@ from laconic.weights import (
     Binary,
     LearnedClip,
     LearnedSpacing,
+    LearnedStep,
     LossAware,
     MinMax,
     Quantize,
@@ -42,6 +43,7 @@ EXACT = LossAware(2, solver="exact")
 NUMBERS: dict[str, tuple[Representation, Representation, Activation]] = {
     "8-8-8": (Symmetric(8), Symmetric(8, granularity="row"), MinMax(8)),
     "ternary 2-2-8": (Ternary(), Ternary("row"), MinMax(8)),
+    "4-4-8, learned steps": (LearnedStep(4), LearnedStep(4, granularity="row"), MinMax(8)),
     "binary 1-1-8": (Binary(), Binary("row"), MinMax(8)),
     "binary 1-1-8, learned clips": (Binary(), Binary("row"), LearnedClip(8)),
     "binary 1-1-4, learned spacing": (Binary(), Binary("row"), LearnedSpacing(4)),

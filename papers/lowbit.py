@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from laconic.weights import Activation, MinMax, Quantize, Representation
 
 # Table Q-21 for TernaryBERT and BinaryBERT: floats are what is left out, norms and biases.
 BODY = "*, !*position_embeddings, !*token_type_embeddings, !classifier"
-EPOCHS = {"MRPC": 5, "CoLA": 5, "RTE": 6, "STS-B": 4, "SST-2": 1}
+EPOCHS = {"MRPC": 5, "CoLA": 5, "RTE": 6, "STS-B": 4, "SST-2": 1, "MNLI": 1}
 CORE = ("CoLA", "MRPC", "RTE", "STS-B", "SST-2")
 SEEDS = {"SST-2": 1}  # of the others as many as asked for
 RATE = 2e-4
@@ -137,7 +137,14 @@ def check_file(result: Result, task: Task, place: str) -> None:
 
 
 def line(
-    name: str, task: Task, label: str, done: list[Result], *, teachers: list[Result], **more: Any
+    name: str,
+    task: Task,
+    label: str,
+    done: list[Result],
+    *,
+    teachers: list[Result],
+    note: str = "",
+    **more: Any,
 ) -> dict[str, Any]:
     """Return the row of a method on a task, from the runs of every seed.
 
@@ -159,7 +166,7 @@ def line(
         baseline=statistics.fmean(before),
         **costs(done, file_bytes(teachers[0])),
         note=f"logits of {PROBED} examples from the file are bit-identical in another process; "
-        f"{done[0].recipe.steps!r}{start}",
+        f"{note}{done[0].recipe.steps!r}{start}",
         **more,
     )
 
@@ -186,11 +193,16 @@ def asked(options: argparse.Namespace, label: str) -> bool:
     return not options.row or label in options.row
 
 
-def table(name: str, about: str | None, rows: Callable[[argparse.Namespace], Rows]) -> None:
+def table(
+    name: str,
+    about: str | None,
+    rows: Callable[[argparse.Namespace], Rows],
+    names: Sequence[str] = CORE,
+) -> None:
     """Run a table, or a part of it."""
     made = parser(about)
     made.add_argument("--first", type=int, default=0, help="first seed; those of a row add up")
-    made.add_argument("--only", choices=CORE, help="one task")
+    made.add_argument("--only", choices=names, help="one task")
     made.add_argument(
         "--row", action="append", help="this row; may be repeated, and run in several processes"
     )

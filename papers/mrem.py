@@ -12,14 +12,12 @@ measured by `benchmarks/mrem.py`.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from typing import Any
+import itertools
 
-from common import costs, parser, row, spread, write_table
-from encoders import fine_tuned, glue, score
-from lowbit import BODY, joint, still
+from encoders import fine_tuned, glue
+from lowbit import BODY, Rows, asked, joint, line, run, still, table
 
-from laconic import Recipe, Result, Scope, Task, compress
+from laconic import Recipe, Scope
 from laconic.recover import (
     Adam,
     Feed,
@@ -36,6 +34,7 @@ from laconic.step import Step
 from laconic.weights import LearnedSpacing, LearnedStep, MinMax, Quantize, Ternary
 
 EXAMPLES, PARTS = 4096, 3
+TASKS = ("SST-2", "MNLI")
 SCOPE = Scope(f"{BODY}, !*pooler*")
 WIDTHS: dict[str, Step] = {
     "4-4-8": Quantize(
@@ -76,56 +75,37 @@ def rebuilt(way: str) -> Step:
     return Reconstruct(parts=parts, feed=feed, order=order, solve=solve, scope=SCOPE)
 
 
-def line(
-    name: str, task: Task, label: str, done: list[Result], *, examples: int, **more: Any
-) -> dict[str, Any]:
-    """Return the row of a way, from the runs of every seed."""
-    mean, deviation = spread([score(each, task) for each in done])
-    print(f"{name}, {label}: {mean}", flush=True)
-    return row(
-        row=label,
-        task=f"{name} dev",
-        metric=f"{task.main_metric} x 100",
-        ours=mean,
-        std=deviation,
-        seeds=len(done),
-        **costs(done),
-        published_setting=more.get("published") and "BERT base on MNLI-m",
-        note=f"{examples} examples; {done[0].recipe.steps!r}",
-        **more,
-    )
-
-
-def rows(options: argparse.Namespace, name: str) -> Iterator[dict[str, Any]]:
-    """Yield one row for each width and each way."""
-    task = glue(options, name)
-    seeds = range(options.seeds)
-    teachers = [fine_tuned(options, name, task, seed) for seed in seeds]
-    baseline = sum(score(each, task) for each in teachers) / len(teachers)
-    for bits, quantize in WIDTHS.items():
+def rows(options: argparse.Namespace) -> Rows:
+    """Yield one row for each task, width and way."""
+    seeds = range(options.first, options.first + options.seeds)
+    for name in TASKS if options.only is None else (options.only,):
+        task = glue(options, name)
+        teachers = [fine_tuned(options, name, task, seed) for seed in seeds]
         ways: dict[str, tuple[Step, ...]] = {way: (rebuilt(way),) for way in WAYS}
-        for way, steps in (ways | {"QAT": joint(name)}).items():
-            if options.ways and way not in options.ways:
+        for (bits, quantize), (way, steps) in itertools.product(
+            WIDTHS.items(), (ways | {"QAT": joint(name)}).items()
+        ):
+            label = f"{way} {bits}"
+            if not asked(options, label):
                 continue
             done = []
-            for seed in seeds:
+            for seed, teacher in zip(seeds, teachers, strict=True):
                 data = task if way == "QAT" else task.few(total=EXAMPLES, seed=seed)
                 recipe = Recipe((quantize, *steps), seed=seed, precision="bfloat16")
-                place = f"{name}-{bits}-{way.replace(' ', '-').replace(',', '')}-{seed}"
-                out = options.work / "mrem" / place
-                done.append(compress(still(teachers[seed]), data, recipe, out=out, resume=True))
-            more = {"baseline": baseline, "published": PUBLISHED[bits].get(way)}
-            yield line(name, task, f"{way} {bits}", done, examples=len(data.train), **more)
-
-
-def main() -> None:
-    """Run the table and write what is finished after every row."""
-    made = parser(__doc__)
-    made.add_argument("--tasks", nargs="*", default=["SST-2"])
-    made.add_argument("--ways", nargs="*", choices=("QAT", *WAYS))
-    options = made.parse_args()
-    write_table("mrem", (found for name in options.tasks for found in rows(options, name)))
+                place = f"{name}-{label.replace(' ', '-').replace(',', '')}-{seed}"
+                done.append(run(options, place, still(teacher), data, recipe))
+            published = PUBLISHED[bits].get(way)
+            yield line(
+                name,
+                task,
+                label,
+                done,
+                teachers=teachers,
+                note=f"{len(data.train)} examples; ",
+                published=published,
+                published_setting=published and "BERT base on MNLI-m",
+            )
 
 
 if __name__ == "__main__":
-    main()
+    table("mrem", __doc__, rows, TASKS)
