@@ -23,6 +23,10 @@ KINDS: dict[str, tuple[type[nn.Module], ...]] = {
 }
 
 
+ALIKE = 0.6  # of two names whose difference looks like a slip
+SHOWN = 8  # modules, where none is alike
+
+
 class Scope:
     """Patterns that select modules by name and by kind.
 
@@ -83,8 +87,7 @@ class Scope:
             name for name in modules if all(t(names[name], modules[_host(name)]) for t in tests)
         }
         if not found:
-            near = _similar(term[0], [name for name in modules if name])
-            raise ScopeError(f"'{' '.join(term)}' selects no module; nearest: {', '.join(near)}")
+            raise ScopeError(f"'{' '.join(term)}' selects no module; {_hint(term, modules, names)}")
         return found
 
     def __repr__(self) -> str:
@@ -143,6 +146,34 @@ def _predicate(pattern: str) -> Callable[[list[str], nn.Module], bool]:
     return lambda names, module: any(fnmatchcase(name, pattern) for name in names)
 
 
+def _hint(term: list[str], modules: dict[str, nn.Module], names: dict[str, list[str]]) -> str:
+    """Return what to write in the place of a term that selects nothing."""
+    for pattern in term:
+        test = _predicate(pattern)
+        if any(test(names[name], module) for name, module in modules.items()):
+            continue
+        if pattern.startswith("kind:"):
+            return f"the network has no {pattern.removeprefix('kind:')}"
+        named = [name for name in modules if name]
+        if near := _similar(pattern, named):
+            return f"nearest: {', '.join(near)}"
+        top = [name for name in named if "." not in name]
+        return f"its modules: {', '.join(top[:SHOWN]) or 'none has a name'}"
+    return f"{' and '.join(term)} have none in common"
+
+
 def _similar(pattern: str, names: list[str]) -> list[str]:
-    bare = pattern.replace("*", "")
-    return difflib.get_close_matches(bare, names, n=3, cutoff=0.0) or ["(no named module)"]
+    """Return up to three patterns of the same form that select something, the nearest first."""
+    forms, inner = names, [name.rpartition(".") for name in names if "." in name]
+    if pattern.startswith("*."):
+        forms = list(dict.fromkeys(f"*.{last}" for _, _, last in inner))
+    elif pattern.endswith(".*"):
+        forms = list(dict.fromkeys(f"{parent}.*" for parent, _, _ in inner))
+
+    def likeness(form: str) -> float:
+        asked, there = pattern.replace("*", ""), form.replace("*", "")
+        return difflib.SequenceMatcher(None, asked, there).ratio()
+
+    # Of equal ones, the first of the network.
+    near = sorted(forms, key=likeness, reverse=True)[:3]
+    return [form for form in near if likeness(form) > ALIKE]

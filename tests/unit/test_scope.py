@@ -74,8 +74,11 @@ def test_every_kind_is_understood(kind: str) -> None:
     ("text", "words"),
     [
         ("blocks.*.convv", ["'blocks.*.convv' selects no module", "blocks.0.conv"]),
-        ("kind:conv head", ["'kind:conv head' selects no module"]),
-        ("head, !tail", ["'tail' selects no module", "nearest"]),
+        ("kind:conv head", ["'kind:conv head' selects no module; kind:conv and head have none"]),
+        ("kind:conv haed", ["'kind:conv haed' selects no module; nearest: head"]),
+        ("head, !tail", ["'tail' selects no module; its modules: "]),
+        ("*.convv", ["'*.convv' selects no module; nearest: *.conv"]),
+        ("blocs.0.*", ["'blocs.0.*' selects no module; nearest: blocks.0.*"]),
     ],
 )
 def test_a_term_that_selects_nothing_names_the_nearest(
@@ -85,6 +88,11 @@ def test_a_term_that_selects_nothing_names_the_nearest(
         Scope(text).select(network)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_kind_that_the_network_has_not_is_named() -> None:
+    with pytest.raises(ScopeError, match="'kind:norm' selects no module; the network has no norm"):
+        Scope("kind:norm").select(nn.Linear(1, 1))
 
 
 @pytest.mark.parametrize("text", ["", " ", "head,", ",head", "head, , words"])
