@@ -16,13 +16,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from common import asked
 from encoders import fine_tuned
 from lowbit import (
     BODY,
     CORE,
     Rows,
     alone,
-    asked,
     line,
     quantize,
     rectified,

@@ -34,7 +34,7 @@ FIELDS = (
 MEANS = ("baseline", "size_bytes", "ratio", "seconds")  # over the seeds of a row, as its score is
 
 
-def parser(about: str) -> argparse.ArgumentParser:
+def parser(about: str | None) -> argparse.ArgumentParser:
     """Return the arguments every script takes: data, working directory, seeds."""
     made = argparse.ArgumentParser(description=about)
     data = os.environ.get("LACONIC_DATA")
@@ -42,6 +42,21 @@ def parser(about: str) -> argparse.ArgumentParser:
     made.add_argument("--work", type=Path, default=Path("runs"), help="run directories, resumable")
     made.add_argument("--seeds", type=int, default=3, help="how many")
     return made
+
+
+def parser_of_rows(about: str | None) -> argparse.ArgumentParser:
+    """Return the arguments of a table that may be run row by row, in several processes."""
+    made = parser(about)
+    made.add_argument("--first", type=int, default=0, help="first seed; those of a row add up")
+    made.add_argument(
+        "--row", action="append", help="this row; may be repeated, and run in several processes"
+    )
+    return made
+
+
+def asked(options: argparse.Namespace, label: str) -> bool:
+    """Return whether a row was asked for."""
+    return not options.row or label in options.row
 
 
 def data_folder(arguments: argparse.Namespace) -> Path:
@@ -107,13 +122,11 @@ def costs(results: Sequence[Result], plain: int | None = None) -> dict[str, floa
     }
 
 
-def write_table(name: str, rows: Iterable[dict[str, Any]]) -> int:
-    """Run a table, or the part of it that was asked for, and return how many rows there were.
-
-    Every row is written when it is finished.
-    """
+def write_table(name: str, rows: Iterable[dict[str, Any]]) -> None:
+    """Run a table, or the part of it that was asked for; every row is written when it is done."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    return sum(write_results(name, [found]).is_file() for found in rows)
+    if not [write_results(name, [found]) for found in rows]:
+        sys.exit("the table has no such row for this task and these seeds; see papers/README.md")
 
 
 def write_results(name: str, rows: Sequence[dict[str, Any]]) -> Path:

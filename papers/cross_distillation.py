@@ -16,9 +16,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from common import (
+    asked,
     cifar10,
     costs,
-    parser,
+    parser_of_rows,
     row,
     spread,
     trained_resnet,
@@ -112,7 +113,7 @@ def run(
     options: argparse.Namespace, model: nn.Module, task: Task, method: Method, name: str
 ) -> Iterator[Result]:
     """Run one method with every seed."""
-    for seed in range(options.seeds):
+    for seed in range(options.first, options.first + options.seeds):
         few = task.few(per_class=int(name.rpartition("-K")[2]), seed=seed)
         # Steps are watched on some of the test images; the score of a row is that of all.
         few.test = task.test.subset(range(WATCHED))
@@ -153,6 +154,7 @@ def scored(
         ours=mean,
         std=deviation,
         seeds=len(results),
+        scores={str(each.recipe.seed): one for each, one in zip(results, scores, strict=True)},
         baseline=dense,
         published=published,
         published_setting=published and "VGG-16, half of the channels",
@@ -198,16 +200,18 @@ def rows(options: argparse.Namespace, kind: str) -> Iterator[dict[str, Any]]:
     for shots in options.shots or SHOTS[kind]:
         done: dict[str, list[Result]] = {}
         for method, steps in methods(kind, keep, 10 * shots).items():
+            if not asked(options, method):
+                continue
             place = f"{kind}-{keep:g}-{method.replace('/', '').replace(' ', '')}-K{shots}"
             done[method] = list(run(options, model, task, steps, place))
             yield scored(done[method], task, method, kind=kind, shots=shots, dense=dense)
-            if method == "CD":
+            if method == "CD" and "w/o CD" in done:
                 yield generalised(model, done, task, kind=kind, shots=shots)
 
 
 def main() -> None:
     """Run the tables and write what is finished after every row."""
-    made = parser(__doc__)
+    made = parser_of_rows(__doc__)
     made.add_argument("--only", choices=tuple(SHOTS))
     made.add_argument("--shots", type=int, nargs="*", help="images of a class; the paper's if none")
     made.add_argument("--keep-channels", type=float, default=0.5)

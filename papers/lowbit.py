@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import artefact, costs, file_bytes, parser, row, spread, write_table
+from common import artefact, costs, file_bytes, parser_of_rows, row, spread, write_table
 from encoders import LABELS, STARTS, fine_tuned, glue, score
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -188,11 +188,6 @@ def tasks(options: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Task
     return {name: glue(options, name) for name in chosen if seeds(options, name)}
 
 
-def asked(options: argparse.Namespace, label: str) -> bool:
-    """Return whether a row was asked for."""
-    return not options.row or label in options.row
-
-
 def table(
     name: str,
     about: str | None,
@@ -200,15 +195,10 @@ def table(
     names: Sequence[str] = CORE,
 ) -> None:
     """Run a table, or a part of it."""
-    made = parser(about)
-    made.add_argument("--first", type=int, default=0, help="first seed; those of a row add up")
+    made = parser_of_rows(about)
     made.add_argument("--only", choices=names, help="one task")
-    made.add_argument(
-        "--row", action="append", help="this row; may be repeated, and run in several processes"
-    )
     options = made.parse_args()
-    if not write_table(name, rows(options)):
-        sys.exit("the table has no such row for this task and these seeds; see papers/README.md")
+    write_table(name, rows(options))
 
 
 def main() -> None:

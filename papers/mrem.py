@@ -14,8 +14,9 @@ from __future__ import annotations
 import argparse
 import itertools
 
+from common import asked
 from encoders import fine_tuned, glue
-from lowbit import BODY, Rows, asked, joint, line, run, still, table
+from lowbit import BODY, Rows, joint, line, run, still, table
 
 from laconic import Recipe, Scope
 from laconic.recover import (

@@ -13,9 +13,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from common import cifar10, costs, row, trained_resnet
+from common import asked, cifar10, costs, row, trained_resnet
 from encoders import fine_tuned, score
-from lowbit import BODY, Rows, asked, line, quantize, run, table, tasks, train
+from lowbit import BODY, Rows, line, quantize, run, table, tasks, train
 
 from laconic import Label, Logits, Recipe, Train, compress
 from laconic.recover import SGD, Recalibrate, Stop

@@ -14,13 +14,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from common import asked
 from encoders import fine_tuned
 from lowbit import (
     CORE,
     RATE,
     Rows,
     alone,
-    asked,
     joint,
     line,
     prediction,
