@@ -294,23 +294,35 @@ class Affine(Representation):
 
     def codes(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor]) -> Codes:
         """Return the levels, counted from the smallest weight, and both ends [groups]."""
-        groups = grouped(weight, self.granularity)
-        survivors = None if mask is None else grouped(mask, self.granularity)
-        low, high = affine_range(groups, survivors)
-        width = torch.where(high > low, high - low, 1.0)
-        top = 2**self.bits - 1
-        levels = (((groups - low[:, None]) / width[:, None]) * top).round_().clamp_(0, top)
+        levels, low, high = self._levels(weight, mask)
         streams = {"code": Stream(levels.to(torch.uint8).reshape(weight.shape), self.bits)}
         return Codes(streams, {"low": low, "high": high}, weight.shape, weight.dtype)
 
+    def shortcut(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor]) -> Tensor:
+        """Return low + level * step without the codes."""
+        return self._placed(*self._levels(weight, mask)).reshape(weight.shape)
+
     def values(self, codes: Codes) -> Tensor:
         """Return low + level * step, and exactly high at the last level."""
-        top = 2**self.bits - 1
         code = codes.streams["code"].tensor.reshape(codes.shape)
         levels = grouped(code, self.granularity).to(codes.dtype)
-        low, high = (codes.table(end, len(levels))[:, None] for end in ("low", "high"))
-        inner = levels * ((high - low) * (1 / top)) + low
-        return torch.where(levels == top, high, inner).reshape(codes.shape) + 0.0
+        low, high = (codes.table(end, len(levels)) for end in ("low", "high"))
+        return self._placed(levels, low, high).reshape(codes.shape)
+
+    def _levels(self, weight: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the levels [groups, size] and both ends [groups]."""
+        groups = grouped(weight, self.granularity)
+        survivors = None if mask is None else grouped(mask, self.granularity)
+        low, high = affine_range(groups, survivors)
+        width, top = torch.where(high > low, high - low, 1.0), 2**self.bits - 1
+        levels = (groups - low[:, None]).div_(width[:, None]).mul_(top)
+        return levels.round_().clamp_(0, top), low, high
+
+    def _placed(self, levels: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Return the numbers that levels stand for [groups, size]."""
+        top, first, last = 2**self.bits - 1, low[:, None], high[:, None]
+        inner = (levels * ((last - first) * (1 / top))).add_(first)
+        return torch.where(levels == top, last, inner).add_(0.0)
 
 
 def fraction_for(largest: float, bits: int) -> int:
