@@ -116,7 +116,7 @@ class Product(Representation):
 
 def _looked_up(codebook: Tensor, index: Tensor, shape: torch.Size) -> Tensor:
     rows, length = rows_of(shape)
-    padded = codebook.index_select(0, index.flatten().int()).reshape(rows, -1)
+    padded = codebook.index_select(0, index.flatten().long()).reshape(rows, -1)
     return padded[:, :length].reshape(shape)
 
 
