@@ -12,7 +12,8 @@ import re
 import shlex
 import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,15 @@ def parser_of_rows(about: str | None) -> argparse.ArgumentParser:
 def asked(options: argparse.Namespace, label: str) -> bool:
     """Return whether a row was asked for."""
     return not options.row or label in options.row
+
+
+@contextmanager
+def in_turn(out: Path) -> Iterator[None]:
+    """Let one process at a time make, or read, a run that several rows start from."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with (out.parent / f".{out.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def data_folder(arguments: argparse.Namespace) -> Path:

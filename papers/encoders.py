@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from common import data_folder
+from common import data_folder, in_turn
 from torch import nn
 
 from laconic import Recipe, Result, Task, Train, compress
@@ -61,7 +61,8 @@ def fine_tuned(options: argparse.Namespace, name: str, task: Task, seed: int) ->
     )
     recipe = Recipe((train,), seed=seed, precision="bfloat16")
     out = options.work / "encoders" / f"{name}-{seed}"
-    return compress(model, task, recipe, out=out, resume=True)
+    with in_turn(out):
+        return compress(model, task, recipe, out=out, resume=True)
 
 
 def score(result: Result, task: Task) -> float:

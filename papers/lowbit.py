@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import artefact, costs, file_bytes, parser_of_rows, row, spread, write_table
+from common import artefact, costs, file_bytes, in_turn, parser_of_rows, row, spread, write_table
 from encoders import LABELS, STARTS, fine_tuned, glue, score
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -85,8 +85,9 @@ def smaller(
     made = cut(name, *cell, Hidden() + prediction(name), seed)
     place = f"{name}-{seed}-{cell[0]:g}-{cell[1]:g}-distilled"
     out = options.work / "width_depth" / place
-    result = compress(teacher.baked(), task, made, out=out, resume=True)
-    check_file(result, task, place)
+    with in_turn(out):
+        result = compress(teacher.baked(), task, made, out=out, resume=True)
+        check_file(result, task, place)
     return result
 
 
