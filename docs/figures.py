@@ -40,6 +40,7 @@ FRONT = {
         "SST-2, width 0.25, depth 1, distilled": "6-layer encoder, a quarter of both",
     },
     "ternarybert": {
+        "MRPC dev: 3-3-8, learned steps": "6-layer encoder, 3-3-8, taught by itself in floats",
         "SST-2 dev: TernaryBERT TWN 2-2-8": "6-layer encoder, 2-2-8, taught by itself in floats",
         "MRPC dev: TernaryBERT TWN 2-2-8": "the same",
     },
@@ -49,7 +50,7 @@ FRONT = {
     },
     "mrem": {
         "MREM-S, 250 updates 4-4-8": "6-layer encoder, 4-4-8, 4,096 texts without labels",
-        "MREM-P, 250 updates 2-2-8": "6-layer encoder, 2-2-8, 4,096 texts without labels",
+        "MREM-S, 250 updates 2-2-8": "6-layer encoder, 2-2-8, 4,096 texts without labels",
     },
 }
 FRONT_INTRO = """Accuracy on full test and dev sets, ± over three seeds; without ±, one seed.
