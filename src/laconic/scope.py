@@ -166,7 +166,7 @@ def _similar(pattern: str, names: list[str]) -> list[str]:
     """Return up to three patterns of the same form that select something, the nearest first."""
     forms, inner = names, [name.rpartition(".") for name in names if "." in name]
     if pattern.startswith("*."):
-        forms = list(dict.fromkeys(f"*.{last}" for _, _, last in inner))
+        forms = list(dict.fromkeys(f"*.{last}" for _, _, last in inner)) or names
     elif pattern.endswith(".*"):
         forms = list(dict.fromkeys(f"{parent}.*" for parent, _, _ in inner))
 

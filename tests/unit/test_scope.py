@@ -90,6 +90,13 @@ def test_a_term_that_selects_nothing_names_the_nearest(
         assert word in str(caught.value)
 
 
+def test_in_a_flat_network_names_are_near() -> None:
+    flat = nn.Sequential()
+    flat.add_module("conv1", nn.Conv2d(1, 1, 1))
+    with pytest.raises(ScopeError, match="selects no module; nearest: conv1"):
+        Scope("*.conv9").select(flat)
+
+
 def test_a_kind_that_the_network_has_not_is_named() -> None:
     with pytest.raises(ScopeError, match="'kind:norm' selects no module; the network has no norm"):
         Scope("kind:norm").select(nn.Linear(1, 1))
