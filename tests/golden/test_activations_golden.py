@@ -30,6 +30,18 @@ def test_the_gradient_of_learned_levels() -> None:
     assert scale.grad is not None and float(scale.grad) == pytest.approx(expected, abs=CLOSE)
 
 
+def test_the_gradient_of_learned_levels_that_begin_at_the_smallest_number() -> None:
+    # BinaryBERT, AsymLsqQuantizer, on x - min x = 0, 2.3, 2.9, 7: round(v) - v inside, 3 above.
+    numbers = torch.tensor([-2.0, 0.3, 0.9, 5.0], requires_grad=True)
+    scale = torch.tensor(1.0, requires_grad=True)
+    rounded = LearnedSpacing(2).rounded(numbers, {"scale": scale})
+    assert rounded.tolist() == [-2, 0, 1, 1]
+    rounded.sum().backward()
+    expected = (0 - 0.3 + 0.1 + 3) / (4 * 3) ** 0.5
+    assert scale.grad is not None and float(scale.grad) == pytest.approx(expected, abs=CLOSE)
+    assert numbers.grad is not None and numbers.grad.tolist() == [1, 1, 1, 0]
+
+
 def test_a_learned_clip_moves_with_what_it_clips() -> None:
     place = {n: t.requires_grad_() for n, t in LearnedClip(low=-1, high=2).start().items()}
     numbers = torch.tensor([-3.0, -1.0, 0.0, 1.9, 2.0, 7.0])

@@ -283,6 +283,20 @@ def test_a_spacing_below_zero_finds_its_way_back(levels: str) -> None:
     assert spacing > 0
 
 
+def test_one_far_number_does_not_take_all_levels() -> None:
+    # From a spacing at which it does: levels -15 to 0, and all that is positive becomes 0.
+    activation, tensor = LearnedSpacing(4), torch.cat([TENSORS["normal"].flatten(), -torch.ones(1)])
+    tensor[-1] = -16 * tensor[:-1].std()
+    spacing = (tensor[:-1].std() / 2).requires_grad_()
+    assert activation.grid_of(tensor, {"scale": spacing}).last == 0
+    optimizer = torch.optim.Adam([spacing], lr=0.01 * spacing.item())
+    for _ in range(200):
+        optimizer.zero_grad()
+        (activation.rounded(tensor, {"scale": spacing}) - tensor).square().mean().backward()
+        optimizer.step()
+    assert activation.grid_of(tensor, {"scale": spacing}).last >= 2
+
+
 def test_widths_out_of_range_are_refused() -> None:
     for bits in (1, 9, 2.5, "wide"):
         with pytest.raises(RecipeError, match="bits"):

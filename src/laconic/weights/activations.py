@@ -491,7 +491,8 @@ class LearnedSpacing(Activation):
     The first tensor sets it: ``s = 2 mean|x| / sqrt(last)``, 4 where levels are asymmetric. Its
     gradient is ``round(x / s) - x / s``, or the level it was clipped to, times ``1 /
     sqrt(numbers * last)`` (equations 3 and 5). Asymmetric levels begin at the smallest number of
-    the tensor, as in BinaryBERT.
+    the tensor and are counted from there, as in BinaryBERT: what is clipped above widens the
+    spacing by ``last``, and what is clipped below does not move it.
 
     >>> place, activation = LearnedSpacing(4).start(), LearnedSpacing(4, levels="symmetric")
     >>> activation.observe(torch.tensor([-0.5, 0.2, 0.8, 1.0]), place, training=True)
@@ -539,6 +540,8 @@ class LearnedSpacing(Activation):
 
         def of(part: Tensor, space: Workspace) -> tuple[Tensor, dict[str, Tensor]]:
             ratio, (_, first, last) = found.ratio(part, space), found
+            if self.levels == "asymmetric":
+                ratio, first, last = ratio.sub_(first), first * 0, last - first
             inside, slope = scale_slope(ratio, first, last, space.new(), space.new())
             return inside, {"scale": slope}
 
