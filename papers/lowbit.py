@@ -43,10 +43,13 @@ Rows = Iterator[dict[str, Any]]
 
 
 def quantize(
-    weight: Representation, embedding: Representation, activation: Activation | None = EIGHT_BITS
+    weight: Representation,
+    embedding: Representation,
+    activation: Activation | None = EIGHT_BITS,
+    **more: Any,
 ) -> Quantize:
     """Return the step that represents everything but positions, types and head."""
-    return Quantize(weight, embedding=embedding, activation=activation, scope=BODY)
+    return Quantize(weight, embedding=embedding, activation=activation, scope=BODY, **more)
 
 
 def prediction(name: str) -> Objective:

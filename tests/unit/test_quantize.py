@@ -126,6 +126,50 @@ def test_operands_are_left_alone_where_asked() -> None:
     assert {place for places in activations_of(model).values() for place in places} == {"input"}
 
 
+def test_probabilities_may_be_rounded_otherwise() -> None:
+    even, uneven = MinMax(4, levels="symmetric"), MinMax(4)
+    model = quantized(Quantize(activation=even, probabilities=uneven), bert())
+    attention = activations_of(model)["bert.encoder.layer.0.attention.self"]
+    assert attention == {
+        **dict.fromkeys(("query", "key", "value"), even),
+        "probabilities": uneven,
+    }
+    alone = activations_of(quantized(Quantize(probabilities=uneven), bert()))
+    assert [*alone.values()] == [{"probabilities": uneven}] * 2
+    with pytest.raises(RecipeError, match="probabilities are operands"):
+        Quantize(activation=8, operands=False, probabilities=4)
+    with pytest.raises(ScopeError, match="'classifier' selects no attention"):
+        Quantize(probabilities=4, scope="classifier").check(bert(), None)
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        (Quantize(8, embedding=8, scope="*.encoder.*"), "selects no embedding"),
+        (
+            Quantize(8, embedding=8, scope="*.word_embeddings"),
+            "selects no weight of two or more dimensions beside those of embeddings",
+        ),
+    ],
+)
+def test_a_field_that_selects_nothing_is_refused(step: Quantize, words: str) -> None:
+    with pytest.raises(ScopeError, match=words):
+        step.check(bert(), None)
+
+
+def test_what_is_quantised_already_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    step = Quantize(8, scope="*.word_embeddings, classifier")
+    model = quantized(Quantize(Ternary(), scope="*.query, *.word_embeddings"), bert())
+    for network, earlier in ((model, ()), (bert(), (Quantize(Ternary(), scope="*embeddings"),))):
+        caplog.clear()
+        step.check(network, None, earlier)
+        told = "'bert.embeddings.word_embeddings.weight': quantised before (ternary)"
+        assert told in caplog.text and "classifier" not in caplog.text
+    caplog.clear()
+    step.check(bert(), None, (Quantize(Ternary()), Quantize(Float())))
+    assert not caplog.text
+
+
 def test_floats_everywhere_change_nothing() -> None:
     model = bert()
     assert torch.equal(logits(quantized(Quantize(Float()), model)), logits(model))
@@ -374,8 +418,11 @@ def test_places_that_are_not_there_are_refused() -> None:
 def test_attention_that_cannot_be_exchanged_is_refused() -> None:
     model = bert()
     model._can_set_attn_implementation = lambda: False
+    with pytest.raises(ModelError, match=r"cannot be exchanged.*\(operands: false\)"):
+        Quantize(activation=8).check(model, None)
+    Quantize(activation=8, operands=False).check(model, None)
     with pytest.raises(ModelError, match="cannot be exchanged"):
-        Quantize(activation=8).apply(State(model))
+        attach_(model, {"bert.encoder.layer.0.attention.self": {"query": MinMax()}})
 
 
 def test_a_hostile_file_is_refused(tmp_path: Path) -> None:

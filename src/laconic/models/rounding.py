@@ -15,6 +15,7 @@ __all__ = [
     "OPERANDS",
     "attend",
     "carry_",
+    "check_attention",
     "place_",
     "quantizer_of",
     "quantizers_of",
@@ -141,15 +142,29 @@ def use_attention_(model: nn.Module) -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
 
+    check_attention(model)
     AttentionInterface.register(ATTENTION, attend)
     AttentionMaskInterface.register(ATTENTION, eager_mask)
+    model.set_attn_implementation(ATTENTION)  # type: ignore[operator]
+
+
+def check_attention(model: nn.Module) -> None:
+    """Refuse a network of Hugging Face whose attention cannot be exchanged.
+
+    Raises:
+        ModelError: so it is.
+
+    >>> check_attention(nn.Identity())
+    Traceback (most recent call last):
+        ...
+    laconic.errors.ModelError: the attention of Identity cannot be exchanged, ...
+    """
     exchangeable = getattr(model, "_can_set_attn_implementation", None)
     if exchangeable is None or not exchangeable():
         raise ModelError(
             f"the attention of {type(model).__name__} cannot be exchanged, so the operands of its "
-            "products cannot be rounded; quantise without them (operands: none)"
+            "products cannot be rounded; leave them as they are (operands: false)"
         )
-    model.set_attn_implementation(ATTENTION)  # type: ignore[operator]
 
 
 def attend(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Quantize", "coded", "look", "planned"]
 
+logger = logging.getLogger(__name__)
+
 # Batches, and examples in each, that give activations their first range.
 FIRST_LOOK = (8, 32)
 
@@ -46,6 +49,8 @@ class Quantize(Step):
         activation: how activations are rounded, or a number of bits (the tensor's own range);
             None: they are not. Ranges that need data are found on 8 batches of 32.
         operands: whether the operands of attention are rounded too.
+        probabilities: how those of attention are, which are never negative; None: as
+            ``activation``.
 
     >>> Quantize(4)
     Quantize(Symmetric(4))
@@ -57,36 +62,63 @@ class Quantize(Step):
     embedding: Representation | None = None
     activation: Activation | None = None
     operands: bool = True
+    probabilities: Activation | None = None
 
     @model_validator(mode="after")
     def _something(self) -> Quantize:
-        if (self.weight, self.embedding, self.activation) == (None, None, None):
+        if (self.weight, self.embedding, *self._activations) == (None, None):
             raise ValueError("nothing is quantised: give weight, embedding or activation")
+        if self.probabilities is not None and not self.operands:
+            raise ValueError("probabilities are operands of attention; leave out operands: false")
         return self
+
+    @property
+    def _activations(self) -> list[Activation]:
+        given = (self.activation, self.probabilities)
+        return [each for each in given if each is not None]
 
     def check(self, model: nn.Module, task: Task | None, earlier: tuple[Step, ...] = ()) -> None:
         """Refuse a scope without what is quantised, or ranges without data."""
-        laid = self.represented(model)
-        if (self.weight is not None or self.embedding is not None) and not laid:
-            raise ScopeError(f"'{self.scope}' selects no weight of two or more dimensions")
-        for _, weights in laid:
-            for name in weights:
-                refuse_renormalised(model, name)
-        if self.activation is not None:
-            places = self._places(model)
-            if not places:
-                raise ScopeError(
-                    f"'{self.scope}' selects no linear layer, convolution or attention"
-                )
-            check_places(model, places)
-            if self.activation.needs_data:
-                needed(task, f"quantize needs data for the range of {self.activation!r}")
+        plain, apart = self._weights(model)
+        if self.weight is not None and not plain:
+            beside = " beside those of embeddings" if apart else ""
+            raise ScopeError(f"'{self.scope}' selects no weight of two or more dimensions{beside}")
+        if self.embedding is not None and not apart:
+            raise ScopeError(f"'{self.scope}' selects no embedding")
+        for name in plain | apart:
+            refuse_renormalised(model, name)
+        self._warn_again(model, earlier)
+        if self._activations:
+            self._check_activations(model, task)
+
+    def _warn_again(self, model: nn.Module, earlier: tuple[Step, ...]) -> None:
+        """Say which weights are codes already: floats that were trained behind them go."""
+        names = {name for _, weights in self.represented(model) for name in weights}
+        codes = coded(model, self.scope, earlier)
+        again = [name for name in codes if name in names]
+        if again:
+            more = f" and {len(again) - 1} more" if len(again) > 1 else ""
+            logger.warning(
+                "quantize: '%s'%s: quantised before (%s), and now again from what that rounded "
+                "them to; leave them out of one of the scopes, unless that is meant",
+                *(again[0], more, codes[again[0]].name),
+            )
+
+    def _check_activations(self, model: nn.Module, task: Task | None) -> None:
+        places = self._places(model)
+        if not places:
+            kinds = "linear layer, convolution or " if self.activation is not None else ""
+            raise ScopeError(f"'{self.scope}' selects no {kinds}attention")
+        check_places(model, places)
+        for activation in self._activations:
+            if activation.needs_data:
+                needed(task, f"quantize needs data for the range of {activation!r}")
 
     def apply(self, state: State) -> None:
         """Lay the representations and attach what rounds."""
         for representation, weights in self.represented(state.model):
             lay_each(state.model, weights, representation)
-        if self.activation is None:
+        if not self._activations:
             return
         before = set(state.model.modules())
         attach_(state.model, self._places(state.model))
@@ -96,28 +128,35 @@ class Quantize(Step):
 
     def represented(self, model: nn.Module) -> list[tuple[Representation, Mapping[str, Tensor]]]:
         """Return the representations, each with the weights of the scope that it is laid on."""
+        laid = zip((self.weight, self.embedding), self._weights(model), strict=True)
+        return [(each, weights) for each, weights in laid if each is not None and weights]
+
+    def _weights(self, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the weights of the scope, and apart from them those of ``embedding``."""
         plain: dict[str, Tensor] = {}
         apart: dict[str, Tensor] = {}
         for name, weight in weights_of(model, self.scope).items():
             owner = model.get_submodule(name.rpartition(".")[0])
             embeds = self.embedding is not None and isinstance(owner, KINDS["embedding"])
             (apart if embeds else plain)[name] = weight
-        laid = ((self.weight, plain), (self.embedding, apart))
-        return [(each, weights) for each, weights in laid if each is not None and weights]
+        return plain, apart
 
     def _places(self, model: nn.Module) -> dict[str, dict[str, Activation]]:
         """Return path -> place -> activation, of all that is rounded."""
-        if self.activation is None:
-            return {}
         chosen, attentions = self.scope.select(model), set(attention_paths(model))
         found: dict[str, dict[str, Activation]] = {}
         for path, module in chosen.items():
             half = isinstance(model.get_submodule(path.rpartition(".")[0]), Halves)
             layer = module.first if isinstance(module, Halves) else module
             if isinstance(layer, (*KINDS["linear"], *KINDS["conv"])) and not half:
-                found[path] = {INPUT: self.activation}
+                places = {INPUT: self.activation}
             elif self.operands and path in attentions:
-                found[path] = dict.fromkeys(OPERANDS, self.activation)
+                places = dict.fromkeys(OPERANDS, self.activation)
+                places["probabilities"] = self.probabilities or self.activation
+            else:
+                continue
+            asked = {place: each for place, each in places.items() if each is not None}
+            found |= {path: asked} if asked else {}
         return found
 
 

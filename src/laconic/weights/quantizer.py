@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from laconic.errors import ModelError, TaskError, nearest
 from laconic.models.attention import UnpackedAttention, hand_on_padded_
 from laconic.models.families import blocks_path, family_of
-from laconic.models.rounding import INPUT, OPERANDS, place_, quantizers_of, use_attention_
+from laconic.models.rounding import (
+    INPUT,
+    OPERANDS,
+    check_attention,
+    place_,
+    quantizers_of,
+    use_attention_,
+)
 from laconic.names import joined
 from laconic.tasks.task import device_of, full_precision
 from laconic.weights.activations import Activation
@@ -129,9 +136,15 @@ def attach_(model: nn.Module, activations: Mapping[str, Mapping[str, Activation]
     for path, places in activations.items():
         for place, activation in places.items():
             place_(model.get_submodule(path), place, Quantizer(activation).to(device))
-    if family_of(model) and any(places.keys() - {INPUT} for places in activations.values()):
+    if _exchanges(model, activations):
         use_attention_(model)
     hand_on_padded_(model)
+
+
+def _exchanges(model: nn.Module, activations: Mapping[str, Mapping[str, Activation]]) -> bool:
+    """Return whether operands are rounded in a network that has its attention exchanged."""
+    operands = any(places.keys() - {INPUT} for places in activations.values())
+    return operands and family_of(model) is not None
 
 
 def check_places(model: nn.Module, activations: Mapping[str, Mapping[str, Activation]]) -> None:
@@ -142,7 +155,8 @@ def check_places(model: nn.Module, activations: Mapping[str, Mapping[str, Activa
         activations: as for ``attach_``.
 
     Raises:
-        ModelError: no such module or place, or a module that computes with its child itself.
+        ModelError: no such module or place, a module that computes with its child itself, or an
+            attention that cannot be exchanged.
 
     >>> check_places(nn.Linear(1, 1), {})
     """
@@ -165,6 +179,8 @@ def check_places(model: nn.Module, activations: Mapping[str, Mapping[str, Activa
                 f"itself and never calls it, so its input cannot be rounded; put the step "
                 f"'unpack' before, or leave it out of the scope with '!{path}'"
             )
+    if _exchanges(model, activations):
+        check_attention(model)
 
 
 def activations_data(model: nn.Module) -> dict[str, dict[str, Any]]:
