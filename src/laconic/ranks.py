@@ -28,8 +28,9 @@ __all__ = [
     "wait",
 ]
 
-# What waits longer for another process takes it for stuck; one that ends is noticed at once.
-PATIENCE = datetime.timedelta(minutes=30)
+# A process may wait for slower ones as long as they take: that one has ended is noticed at once, by
+# its closed connections, and torchrun watches the machines.
+PATIENCE = datetime.timedelta(days=7)
 
 
 @contextmanager
@@ -129,7 +130,7 @@ def tell(message: bytes, source: int) -> bytes:
     if count() == 1:
         return message
     size = torch.tensor([len(message)])
-    with lost(f"rank {source}"):
+    with lost("another rank"):
         dist.broadcast(size, source)
         content = _numbers(message if rank() == source else bytes(int(size)))
         dist.broadcast(content, source)
@@ -171,13 +172,13 @@ def send_tensor(tensor: torch.Tensor, to: int, group: dist.ProcessGroup) -> None
     """Send the numbers of a tensor as they are, and wait until they are there.
 
     Args:
-        tensor: with at least a number; it must not change before.
+        tensor: with at least a number, on the host; it must not change before.
         to: the rank of that process.
         group: of the two.
 
     >>> send_tensor(torch.ones(2), 1, dist.new_group([0, 1]))  # doctest: +SKIP
     """
-    numbers = tensor.detach().cpu().contiguous().reshape(-1)
+    numbers = tensor.contiguous().reshape(-1)
     dist.send(numbers.view(torch.uint8), to, group=group)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import fcntl
 import json
 import logging
+import shutil
 import signal
 import threading
 import time
@@ -42,6 +43,7 @@ logger = logging.getLogger(__name__)
 ARTIFACT = "model.safetensors"
 CHECKPOINT = "checkpoint.safetensors"
 PART = "checkpoint-{}.safetensors"  # of each rank, while the ranks share their work
+SCRATCH = "scratch-{}"  # of each rank, for what a step keeps on disk while it runs
 HISTORY = "history.json"
 RECIPE = "recipe.yaml"
 RUN = "run.json"
@@ -293,6 +295,8 @@ def _keep(keeper: _Keeper | None, state: State) -> None:
     if keeper is not None:
         keeper.began = time.monotonic()
         keeper.write(state, {})
+        ranks.wait()  # what the first has written holds what all have made
+        keeper.forget_part()
 
 
 class _Keeper:
@@ -327,30 +331,49 @@ class _Keeper:
             save_checkpoint(state, training, self.out / CHECKPOINT, run=run)
             write_file(self.out / HISTORY, json.dumps(history, indent=1).encode())
 
-    def write_part(self, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    def write_part(
+        self, state: State, counters: dict[str, Any], tensors: dict[str, Tensor]
+    ) -> None:
+        seconds = time.monotonic() - self.began
+        manifest = {"counters": counters, "curves": state.curves, "seconds": seconds}
         with _writing(self.out):
-            write(self._part, {"run": self._stamp, "part": manifest}, tensors)
+            write(self._part, {"run": self._stamp(state), "part": manifest}, tensors)
         self.last = time.monotonic()
         if self.interrupted:
             raise KeyboardInterrupt
 
-    def read_part(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        if not self._part.is_file():
+    def read_part(self, state: State) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        manifest, tensors = read(self._part) if self._part.is_file() else ({}, {})
+        if manifest.get("run") != self._stamp(state):
             return {}, {}
-        manifest, tensors = read(self._part)
-        return (manifest["part"], tensors) if manifest.get("run") == self._stamp else ({}, {})
+        part = manifest["part"]
+        state.curves.update(part["curves"])
+        self.began -= part["seconds"]
+        return part["counters"], tensors
 
     def forget_part(self) -> None:
         self._part.unlink(missing_ok=True)
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        folder = self.out / SCRATCH.format(ranks.rank())
+        shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+        with _writing(self.out):
+            folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     @property
     def _part(self) -> Path:
         return self.out / PART.format(ranks.rank())
 
-    @property
-    def _stamp(self) -> list[Any]:
+    def _stamp(self, state: State) -> list[Any]:
+        """Return what tells the same step of the same run on as many ranks."""
         facts = [self.facts[key] for key in ("model_hash", "task", "teacher")]
-        return [_method(self.facts["recipe"]), *facts]
+        where = [state.seed, len(state.history), ranks.count()]
+        return [_method(self.facts["recipe"]), *facts, *where]
 
 
 def _prepare(keeper: _Keeper, state: State, resume: bool) -> None:

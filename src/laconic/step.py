@@ -6,9 +6,12 @@ import hashlib
 import importlib
 import itertools
 import re
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, Self
 
 import torch
@@ -324,14 +327,16 @@ class Keeper(Protocol):
     def write(self, state: State, training: dict[str, Any]) -> None:
         """Write the state and what a training loop needs to continue."""
 
-    def write_part(self, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        """Write what one of several processes needs to continue, beside the others'."""
+    def write_part(
+        self, state: State, counters: dict[str, Any], tensors: dict[str, Tensor]
+    ) -> None:
+        """Write what one of several processes needs to continue, until the step is done."""
 
-    def read_part(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return what this process has written, or nothing."""
+    def read_part(self, state: State) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return what as many processes have written in this step, or nothing."""
 
-    def forget_part(self) -> None:
-        """Delete what this process has written."""
+    def scratch(self) -> AbstractContextManager[Path]:
+        """Return an empty folder of this process, which goes in the end."""
 
 
 @dataclass
@@ -389,6 +394,13 @@ class State:
         if self.keeper is not None and self.keeper.due():
             self.keeper.write(self, training())
 
+    def scratch(self) -> AbstractContextManager[Path]:
+        """Return an empty folder for what a step keeps on disk, which goes in the end.
+
+        It lies in the run directory, where there is one; else TMPDIR says where.
+        """
+        return _temporary() if self.keeper is None else self.keeper.scratch()
+
     def rounds(self, count: int) -> Iterator[int]:
         """Yield the rounds of a loop that may contain training, resuming where it stopped.
 
@@ -401,6 +413,12 @@ class State:
             self.position[-1] = index
             yield index
         self.position.pop()
+
+
+@contextmanager
+def _temporary() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="laconic-") as folder:
+        yield Path(folder)
 
 
 class Step(Value, ABC):

@@ -6,6 +6,7 @@ import copy
 import functools
 import itertools
 import logging
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -424,6 +425,9 @@ class Keeper:
         save_checkpoint(state, training, self.path, run={})
         raise KeyboardInterrupt
 
+    def scratch(self) -> AbstractContextManager[Path]:
+        return State(nn.Identity()).scratch()
+
 
 @pytest.mark.parametrize(
     ("order", "at"),
@@ -476,6 +480,31 @@ def test_features_wait_on_disk_and_go_when_all_is_done(
     with pytest.raises(RunError, match="ZeroDivision"):
         run_step(step(3), quantised())
     assert not any(tmp_path.iterdir())
+
+
+def test_features_of_a_run_wait_in_its_directory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    out, folders = tmp_path / "run", set()
+    (out / "scratch-0" / "1").mkdir(parents=True)  # of a process that was killed
+    write = Stored._write
+
+    def watched(self: Stored, flow: Flow) -> None:
+        folders.add(self.folder)
+        assert folders > {out / "scratch-0" / "0"} or not (out / "scratch-0" / "1").exists()
+        write(self, flow)
+
+    monkeypatch.setattr(Stored, "_write", watched)
+    compress(chain(1), task(), [step(3)], teacher=chain(), out=out)
+    assert folders == {out / "scratch-0" / "0", out / "scratch-0" / "1"}
+    assert not [*out.glob("scratch*")]
+
+
+def test_a_part_that_is_done_keeps_no_state_of_its_optimiser() -> None:
+    state = quantised()
+    fittings = fittings_of(step(3), state)
+    ordering.fit_in_order(fittings, state)
+    assert [fitting.tensors() for fitting in fittings] == [{}, {}, {}]
 
 
 def test_stored_flows_come_back(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import runpy
 import signal
 import socket
@@ -19,12 +20,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from laconic import run as running
 from laconic.errors import LaconicError
 from laconic.recover import Adam, Gradient, Parallel, Reconstruct
 from laconic.recover.fitting import Fitting
 from laconic.recover.pipeline import balanced
-from laconic.run import compress
+from laconic.run import compress, read_history
 from laconic.ship import load
+from laconic.step import State
 from laconic.tasks import Task
 from laconic.weights import MovingAverage, Quantize
 
@@ -33,6 +36,7 @@ QUANTIZE = Quantize(8, activation=MovingAverage(8))
 # What is imported on the way would otherwise be imported by every process.
 PRELOADED = ["laconic.run", "laconic.report.report", "sklearn.datasets", "constriction"]
 PRELOADED += ["torch.utils.flop_counter", "torch._dynamo", "pytest"]
+STEPS, PAUSE = 40, 0.005  # updates of a part, and seconds before each
 PATIENCE = 120  # seconds for what takes a few: other work may share the cores
 
 
@@ -87,20 +91,30 @@ def hidden(model: Any) -> Tensor:
     return feature
 
 
-def child(out: str, own: str, port: str, parts: Any, steps: int, dies: int) -> None:
-    """Compress as one of two processes; leave beside the run what it has, or was refused for."""
+def child(out: str, own: str, port: str, parts: Any, steps: int, dies: int | str) -> None:
+    """Compress as one of two processes; leave beside the run what it has, or was refused for.
+
+    The second takes three times as long, and dies before an update; or both do while the network
+    that came out is measured.
+    """
     torch.set_num_threads(1)
-    update = Fitting.update
+    update, measure = Fitting.update, running._measure
     os.environ |= {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {"WORLD_SIZE": "2", "RANK": own, "LOCAL_RANK": own}
 
     def mortal(self: Fitting, flow: Any) -> Any:
         if own == "1" and self.finished == dies:
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(0.005)
+        time.sleep(PAUSE if own == "0" else 3 * PAUSE)
         return update(self, flow)
 
+    def fatal(state: State, label: str, seconds: float) -> None:
+        if label == dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        measure(state, label, seconds)
+
     Fitting.update = mortal  # type: ignore[method-assign]
+    running._measure = fatal
     asked = Reconstruct(
         parts=parts, order=Parallel(2), solve=Gradient(steps, batch=8, optimizer=Adam(1e-2))
     )
@@ -128,7 +142,9 @@ def start() -> Iterator[Start]:
         patch.setenv("OMP_WAIT_POLICY", "passive")
         forkserver.ensure_running()
 
-    def begin(out: Path, *, parts: Any = 2, steps: int = 40, dies: int = -1) -> list[BaseProcess]:
+    def begin(
+        out: Path, *, parts: Any = 2, steps: int = STEPS, dies: int | str = -1
+    ) -> list[BaseProcess]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
@@ -169,15 +185,19 @@ def test_two_processes_make_one_network_and_one_writes(start: Start, tmp_path: P
     assert near < 0.5 * far
 
 
-def test_where_one_dies_the_other_ends_and_both_resume(start: Start, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dies", [25, STEPS - 1], ids=["at work", "while the other waits for it"])
+def test_where_one_dies_the_other_ends_and_both_resume(
+    start: Start, tmp_path: Path, dies: int
+) -> None:
     out = tmp_path / "run"
-    processes = start(out, dies=25)
+    processes = start(out, dies=dies)
     assert finish(processes[1:]) == [-signal.SIGKILL]
     died = time.monotonic()
     assert finish(processes[:1]) == [2]
     assert time.monotonic() - died < 10
     told = (tmp_path / "run.0.error").read_text()
-    assert told.startswith("RunError: steps.1 (reconstruct): rank 1 has ended")
+    who = r"RunError: steps\.1 \(reconstruct\): (reconstruct: )?(rank 1|another rank) has ended"
+    assert re.match(who, told)
     assert "resume the run" in told
     kept = {path.name for path in out.glob("checkpoint-*")}
     assert kept == {"checkpoint-0.safetensors", "checkpoint-1.safetensors"}
@@ -185,6 +205,18 @@ def test_where_one_dies_the_other_ends_and_both_resume(start: Start, tmp_path: P
     assert finish(start(out, dies=2)) == [0, 0]
     assert (tmp_path / "run.0").read_text() == (tmp_path / "run.1").read_text()
     assert not [*out.glob("checkpoint-*")]
+    made = read_history(out)[0][-1]
+    assert [len(curve) for curve in made.curves.values()] == [STEPS, STEPS]
+    assert made.seconds > STEPS * PAUSE
+
+
+def test_what_was_learned_is_kept_until_it_was_measured(start: Start, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert finish(start(out, dies="reconstruct")) == [-signal.SIGKILL] * 2
+    assert {path.name for path in out.glob("checkpoint-*")} == {
+        *("checkpoint-0.safetensors", "checkpoint-1.safetensors")
+    }
+    assert finish(start(out, dies=2)) == [0, 0]
 
 
 def test_more_processes_than_parts_are_refused(start: Start, tmp_path: Path) -> None:

@@ -111,6 +111,7 @@ class Fitting:
             quantizer.eval()
         if self.descent is not None:
             self.descent.finish()
+            self.descent = None  # with what its optimiser remembers
         logger.info(
             "reconstruct: %s of %d: loss %.6g -> %.6g",
             *(self.label, self.number[1], self.first, self.last),

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -221,8 +219,8 @@ def fit_layers(state: State, scope: Scope, *, feed: Feed, solve: Solve) -> None:
     layers = fitted_layers(state, scope, feed)
     axes = read_alone(state, layers) if solve.selects else {}
     paths = [path for path in layers if path in axes or not solve.selects]
-    with tempfile.TemporaryDirectory(prefix="laconic-") as folder:
-        inflow = Inflow(state, Path(folder))
+    with state.scratch() as folder:
+        inflow = Inflow(state, folder)
         for index in state.rounds(len(paths)):
             state.checkpoint()
             path = paths[index]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,8 +32,7 @@ def data_of(fitting: Fitting) -> Data:
 def fit_in_order(fittings: Sequence[Fitting], state: State) -> None:
     """Fit one part after the other, each fed by those that are done (MREM-S).
 
-    What leaves the parts that are done is computed once and kept on disk, in a folder that goes
-    in the end, whatever happens.
+    What leaves the parts that are done is computed once and kept on disk until they are all done.
 
     Args:
         fittings: all parts.
@@ -46,13 +43,13 @@ def fit_in_order(fittings: Sequence[Fitting], state: State) -> None:
     """
     source: Source = data_of(fittings[0])
     passed = 0
-    with tempfile.TemporaryDirectory(prefix="laconic-") as folder:
+    with state.scratch() as folder:
         for index in state.rounds(len(fittings)):
             for number in range(passed, index):
                 label = f"reconstruct: what leaves part {number + 1}"
                 batches = progress(source.each(), label, len(source))
                 flows = (fittings[number].passed(flow) for flow in batches)
-                kept = Stored(Path(folder) / str(number), flows, state.device)
+                kept = Stored(folder / str(number), flows, state.device)
                 source.close()
                 source = kept
             passed = index

@@ -6,6 +6,7 @@ import itertools
 import json
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from laconic import ranks
-from laconic.errors import RecipeError, RunError
+from laconic.errors import RecipeError
 from laconic.names import below, module_of
 from laconic.recover.fitting import Fitting, fittings_of, gradient_of, parts_of
 from laconic.recover.modulewise import Turns
@@ -77,24 +78,19 @@ def fit_on_ranks(step: Reconstruct, state: State, size: int) -> None:
         RecipeError: there are more processes than parts.
         RunError: another process has ended; queues do not fit into memory.
     """
-    kept, tensors = ({}, {}) if state.keeper is None else state.keeper.read_part()
-    stamp = {"seed": state.seed, "step": len(state.history), "ranks": ranks.count()}
-    if {key: kept.get(key) for key in stamp} != stamp:
-        kept = {}
+    kept, tensors = ({}, {}) if state.keeper is None else state.keeper.read_part(state)
     plan = _plan(step, state, kept)
     fittings = fittings_of(step, state, [Part(*pair) for pair in itertools.pairwise(plan["cuts"])])
     shares = [fittings[slice(*pair)] for pair in itertools.pairwise(plan["shares"])]
     turns = Turns(fittings, shares[ranks.rank()], size)
     if kept.get("plan") == plan:
-        turns.restore(kept["counters"], tensors)
+        turns.restore(kept, tensors)
         _take_over(state, tensors)
-    _run(turns, stamp | {"plan": plan})
+    _run(turns, plan)
     for source, share in enumerate(shares):
         _exchange(share, state, source)
     for fitting in fittings:
         fitting.finish()
-    if state.keeper is not None:
-        state.keeper.forget_part()
 
 
 def _plan(step: Reconstruct, state: State, kept: Mapping[str, Any]) -> dict[str, list[int]]:
@@ -138,7 +134,7 @@ def _seconds(step: Reconstruct, state: State) -> list[float]:
     return found
 
 
-def _run(turns: Turns, stamp: dict[str, Any]) -> None:
+def _run(turns: Turns, plan: Mapping[str, list[int]]) -> None:
     """Take all turns of this process, joined to its neighbours."""
     place, last, state = ranks.rank(), ranks.count() - 1, turns.state
     # All make all groups, in the same order; each belongs to one sender and one receiver.
@@ -158,13 +154,42 @@ def _run(turns: Turns, stamp: dict[str, Any]) -> None:
         if state.keeper is not None and state.keeper.due():
             payload = turns.payload()
             tensors = payload["tensors"] | _of_parts(turns.own)
-            state.keeper.write_part(stamp | {"counters": payload["counters"]}, tensors)
+            state.keeper.write_part(state, payload["counters"] | {"plan": plan}, tensors)
     for end in ends:
         end.close()
 
 
-class Outbox:
-    """Sends flows to the next process in a thread of its own; the newest, where it is slow.
+class _End(ABC):
+    """An end of the connection to a neighbour, at work in a thread of its own."""
+
+    def __init__(self) -> None:
+        self.failure: Exception | None = None
+        self.thread = threading.Thread(target=self._guarded, daemon=True)
+        self.thread.start()
+
+    def check(self) -> None:
+        """Raise what went wrong in the thread."""
+        if self.failure is not None:
+            raise self.failure
+
+    def close(self) -> None:
+        """Wait until all is through."""
+        self.thread.join()
+        self.check()
+
+    @abstractmethod
+    def _work(self) -> None:
+        """Pass on flow after flow until the last."""
+
+    def _guarded(self) -> None:
+        try:
+            self._work()
+        except Exception as error:  # noqa: BLE001 - the main thread raises it
+            self.failure = error
+
+
+class Outbox(_End):
+    """Sends flows to the next process; the newest, where it is slow.
 
     Args:
         to: the rank of that process.
@@ -175,9 +200,7 @@ class Outbox:
         self.to, self.group = to, group
         self.waiting: deque[Flow | None] = deque(maxlen=UNDER_WAY)
         self.news = threading.Condition()
-        self.failure: RunError | None = None
-        self.thread = threading.Thread(target=self._work, daemon=True)
-        self.thread.start()
+        super().__init__()
 
     def push(self, flow: Flow | None) -> None:
         """Have a flow sent, sooner or later or never; None: it was the last."""
@@ -185,16 +208,10 @@ class Outbox:
             self.waiting.append(flow)
             self.news.notify()
 
-    def check(self) -> None:
-        """Raise what went wrong in the thread."""
-        if self.failure is not None:
-            raise self.failure
-
     def close(self) -> None:
         """Wait until all is sent."""
         self.push(None)
-        self.thread.join()
-        self.check()
+        super().close()
 
     def _next(self) -> Flow | None:
         with self.news:
@@ -202,24 +219,22 @@ class Outbox:
             return self.waiting.popleft()
 
     def _work(self) -> None:
-        try:
-            with ranks.lost(f"reconstruct: rank {self.to}"):
-                while (flow := self._next()) is not None:
-                    self._send(flow)
-                ranks.send(b"null", self.to, self.group)
-        except RunError as error:
-            self.failure = error
+        while (flow := self._next()) is not None:
+            self._send(*flattened(flow))
+        with ranks.lost(f"reconstruct: rank {self.to}"):
+            ranks.send(b"null", self.to, self.group)
 
-    def _send(self, flow: Flow) -> None:
-        form, tensors = flattened(flow)
+    def _send(self, form: Any, tensors: Mapping[str, Tensor]) -> None:
         kinds = {name: (each.shape, _kind(each)) for name, each in tensors.items()}
-        ranks.send(json.dumps([form, kinds]).encode(), self.to, self.group)
-        for each in tensors.values():
-            ranks.send_tensor(each, self.to, self.group)
+        plain = [each.detach().cpu() for each in tensors.values()]
+        with ranks.lost(f"reconstruct: rank {self.to}"):
+            ranks.send(json.dumps([form, kinds]).encode(), self.to, self.group)
+            for each in plain:
+                ranks.send_tensor(each, self.to, self.group)
 
 
-class Inbox:
-    """Fills a queue with what the process before sends, in a thread of its own.
+class Inbox(_End):
+    """Fills a queue with what the process before sends.
 
     Args:
         queue: forgets its oldest.
@@ -230,34 +245,23 @@ class Inbox:
 
     def __init__(self, queue: deque[Flow], source: int, group: Any, device: str) -> None:
         self.queue, self.source, self.group, self.device = queue, source, group, device
-        self.failure: RunError | None = None
-        self.thread = threading.Thread(target=self._work, daemon=True)
-        self.thread.start()
-
-    def check(self) -> None:
-        """Raise what went wrong in the thread."""
-        if self.failure is not None:
-            raise self.failure
-
-    def close(self) -> None:
-        """Wait until the process before has sent its last."""
-        self.thread.join()
-        self.check()
+        super().__init__()
 
     def _work(self) -> None:
-        try:
-            with ranks.lost(f"reconstruct: rank {self.source}"):
-                while (head := json.loads(ranks.receive(self.source, self.group))) is not None:
-                    self.queue.append(self._received(*head))
-        except RunError as error:
-            self.failure = error
+        while (flow := self._received()) is not None:
+            self.queue.append(flow.to(self.device))
 
-    def _received(self, form: Any, kinds: Mapping[str, tuple[list[int], str]]) -> Flow:
-        tensors = {
-            name: ranks.receive_tensor(shape, getattr(torch, kind), self.source, self.group)
-            for name, (shape, kind) in kinds.items()
-        }
-        return restored(form, tensors).to(self.device)
+    def _received(self) -> Flow | None:
+        with ranks.lost(f"reconstruct: rank {self.source}"):
+            head = json.loads(ranks.receive(self.source, self.group))
+            if head is None:
+                return None
+            form, kinds = head
+            tensors = {
+                name: ranks.receive_tensor(shape, getattr(torch, kind), self.source, self.group)
+                for name, (shape, kind) in kinds.items()
+            }
+        return restored(form, tensors)
 
 
 def _kind(tensor: Tensor) -> str:

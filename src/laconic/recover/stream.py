@@ -199,8 +199,8 @@ class Stored:
         except (OSError, SafetensorError) as error:
             raise RunError(
                 f"reconstruct: the features of batch {self.count + 1} cannot be kept in "
-                f"{self.folder} ({error}); make room, take fewer examples with task.few, or let "
-                "TMPDIR name a larger disk"
+                f"{self.folder} ({error}); make room, take fewer examples with task.few, or give a "
+                "run directory on a larger disk (TMPDIR names the place where there is none)"
             ) from error
         self.count += 1
 
