@@ -78,10 +78,30 @@ def test_quadratic_form_is_the_loss(kind: str, feed: Feed) -> None:
     expected = direct(feed, teacher, student, (first, second))
     matrix, start = matrix_of(student).detach(), matrix_of(teacher).detach()
     assert float(form(matrix)) == pytest.approx(float(expected), rel=SUMMED)
-    near = moments.quadratic(feed.mixtures(0.25)).around(start.double()).to(torch.float32)
+    near = moments.quadratic(feed.mixtures(0.25), start.double()).to(torch.float32)
     assert float(near(matrix - start)) == pytest.approx(float(expected), rel=SUMMED)
     wide = moments.quadratic(feed.mixtures(0.25))
     assert torch.autograd.gradcheck(wide, (matrix.double().requires_grad_(),))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("feed", FEEDS, ids=str)
+def test_quadratic_form_near_the_teacher(feed: Feed, dtype: torch.dtype) -> None:
+    """A loss of a hundred-thousandth of the answers' power, of numbers whose squares overflow."""
+    teacher, student, first, _ = pair("strided")
+    with torch.no_grad():
+        for own, other in zip(student.parameters(), teacher.parameters(), strict=True):
+            own.copy_(other + 0.005 * torch.randn_like(own))
+    teacher, student = teacher.to(dtype), student.to(dtype)
+    first = (300 * first).to(dtype)
+    second = first + (300 * 0.005 * torch.randn(first.shape)).to(dtype)
+    moments = Moments(teacher, student)
+    moments.add(first, second)
+    start = matrix_of(teacher).detach().double()
+    step = matrix_of(student).detach().double() - start
+    found = moments.quadratic(feed.mixtures(0.25), start)(step)
+    wide = [each.double() for each in (teacher, student, first, second)]
+    assert float(found) == pytest.approx(float(direct(feed, *wide[:2], wide[2:])), rel=SUMMED)
 
 
 def test_quadratic_form_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,9 +68,9 @@ class LayerPart:
         """Return how many input channels the layer reads."""
         return int(self.layer.weight.shape[1])
 
-    def quadratic(self, progress: float) -> Quadratic:
-        """Return the loss at this progress, in float64."""
-        return self.moments.quadratic(self.feed.mixtures(progress))
+    def quadratic(self, progress: float, start: Tensor | None = None) -> Quadratic:
+        """Return the loss at this progress, in float64; see ``Moments.quadratic``."""
+        return self.moments.quadratic(self.feed.mixtures(progress), start)
 
     @property
     def precision(self) -> torch.dtype:
@@ -80,7 +80,7 @@ class LayerPart:
 
     def around(self, start: Tensor, progress: float) -> Quadratic:
         """Return the loss as a form of the difference to a matrix, in that one's precision."""
-        return self.quadratic(progress).around(start.double()).to(start.dtype)
+        return self.quadratic(progress, start.double()).to(start.dtype)
 
     def parameters(self) -> list[nn.Parameter]:
         """Return what moves: the latent weight, the bias, and tables that are learned."""
@@ -193,7 +193,8 @@ class LayerPart:
 
     def note_loss(self) -> None:
         """Add the loss of the layer as it is now."""
-        self.note(float(self.quadratic(1.0)(self.matrix())))
+        form = self.quadratic(1.0, self.matrix())
+        self.note(form.constant / form.count)
 
     def _mask(self) -> Tensor | None:
         return mask_of(self.state.model, self.name)
@@ -305,7 +306,7 @@ def _check_feed(feed: Feed, path: str, pair: Pair) -> None:
 
 def _check_finite(moments: Moments, path: str) -> None:
     """Refuse to fit a layer to NaN or infinity."""
-    for network, sums in (("teacher", moments.teacher), ("student", moments.student)):
+    for network, sums in (("teacher", moments.teacher), ("student", moments.own)):
         if not bool(sums.isfinite().all()):
             raise RunError(
                 f"reconstruct: what enters '{path}' in the {network} holds NaN or infinity, or "

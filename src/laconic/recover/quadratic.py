@@ -46,15 +46,6 @@ class Quadratic:
         loss: Tensor = _Loss.apply(matrix, self)  # type: ignore[no-untyped-call]
         return loss
 
-    def around(self, start: Tensor) -> Quadratic:
-        """Return the loss as a form of the difference to a matrix [groups, inputs, outputs].
-
-        Near that matrix nothing cancels, whatever the precision.
-        """
-        answered = self.gram @ start
-        constant = self.constant + float(((answered - 2 * self.product) * start).sum())
-        return Quadratic(self.gram, self.product - answered, constant, self.count)
-
     def to(self, dtype: torch.dtype) -> Quadratic:
         """Return the same form in another precision."""
         gram, product = self.gram.to(dtype), self.product.to(dtype)
@@ -77,11 +68,12 @@ class _Loss(torch.autograd.Function):
 
 
 class Moments:
-    """Second moments of what enters a layer, in the teacher and in the student.
+    """Second moments of what enters a layer: A_T in the teacher, A_S in the student.
 
     A row is what one answer of the layer is computed from: a token's features or a patch of an
     image, and a 1 where there is a bias. The number of examples does not show in the size of what
-    is kept.
+    is kept. Beside A_T it is the difference ``A_S - A_T`` whose moments are kept, which may be
+    small; A_S itself where the student's layer reads fewer channels.
 
     Args:
         teacher: the teacher's layer.
@@ -90,13 +82,14 @@ class Moments:
     >>> layer = nn.Linear(2, 3)
     >>> moments = Moments(layer, layer)
     >>> moments.add(torch.ones(5, 2), torch.ones(5, 2))
-    >>> moments.rows, moments.student.shape
-    (5, torch.Size([1, 3, 3]))
+    >>> moments.rows, moments.own.shape, moments.own.sum().item()
+    (5, torch.Size([1, 3, 3]), 0.0)
     """
 
     def __init__(self, teacher: Fitted, student: Fitted) -> None:
         self.layers = teacher, student
         sizes = [_inputs(layer) for layer in self.layers]
+        self.alike = sizes[0] == sizes[1]
         groups = groups_of(student)
         device = student.weight.device
 
@@ -105,7 +98,7 @@ class Moments:
 
         self.teacher = zeros(sizes[0], sizes[0])
         self.cross = zeros(sizes[1], sizes[0])
-        self.student = zeros(sizes[1], sizes[1])
+        self.own = zeros(sizes[1], sizes[1])
         self.rows = 0
 
     def add(self, teacher: Tensor, student: Tensor, mask: Tensor | None = None) -> None:
@@ -118,8 +111,9 @@ class Moments:
         """
         both = self._rows(1, student, mask), self._rows(0, teacher, mask)
         for own, other in zip(*both, strict=True):
+            own = own - other if self.alike else own
             # Summed in double precision over pieces; within one, single is four times as fast.
-            self.student += own.transpose(1, 2) @ own
+            self.own += own.transpose(1, 2) @ own
             self.cross += own.transpose(1, 2) @ other
             self.teacher += other.transpose(1, 2) @ other
             self.rows += own.shape[1]
@@ -130,37 +124,50 @@ class Moments:
         per_example = largest * math.prod(_positions(layer, inputs))
         mask = mask if isinstance(layer, nn.Linear) else None  # others read no tokens
         for piece, kept in _pieces(inputs, mask, max(1, UNFOLDED // per_example)):
-            rows = patches(layer, piece)
+            rows = patches(layer, piece.to(torch.promote_types(piece.dtype, torch.float32)))
             yield rows if kept is None else rows[:, kept.flatten()]
 
-    def quadratic(self, terms: Sequence[Mixture]) -> Quadratic:
+    def quadratic(self, terms: Sequence[Mixture], start: Tensor | None = None) -> Quadratic:
         """Return the loss of the student's layer under the terms of a feeding rule.
 
-        With ``X = (1-b) A_T + b A_S`` and ``Y = (a A_T + (1-a) A_S) W_T``, G = X'X and P = X'Y
-        are sums of the three moments, times the term's weight.
+        A term feeds ``X = (1-b) A_T + b A_S`` and asks for ``Y = (a A_T + (1-a) A_S) W_T``. With
+        ``R = X W_0 - Y`` it is ``||X (W - W_0) + R||^2``, so G = X'X, P = -X'R and c = R'R: sums of
+        the three moments. Near W_T they are those of differences, so nothing cancels.
+
+        Args:
+            terms: of the rule.
+            start: W_0; the form is one of the difference to it [groups, inputs, outputs], float64;
+                None: 0.
         """
-        weights = matrix_of(self.layers[0]).detach().double()
-        gram = torch.zeros_like(self.student)
-        product = torch.zeros_like(self.student[..., :1]) * weights[:, :1]
-        constant = 0.0
+        theirs = matrix_of(self.layers[0]).detach().double()
+        if start is None:
+            start = theirs.new_zeros(len(theirs), self.own.shape[1], theirs.shape[2])
+        gram, product, constant = torch.zeros_like(self.own), torch.zeros_like(start), 0.0
         for term in terms:
-            own, other = term.student, term.teacher
-            gram += term.weight * self._product((own, 1 - own), (own, 1 - own))
-            product += term.weight * self._product((own, 1 - own), (1 - other, other)) @ weights
-            answers = self._product((1 - other, other), (1 - other, other))
-            constant += term.weight * float(((answers @ weights) * weights).sum())
+            fed, wrong = self._sides(term, theirs, start)
+            toward = [sum(self._moment(i, j) @ wrong[j] for j in (0, 1)) for i in (0, 1)]
+            for i in (each for each in (0, 1) if fed[each]):
+                product -= term.weight * fed[i] * toward[i]
+                for j in (each for each in (0, 1) if fed[each]):
+                    gram += term.weight * fed[i] * fed[j] * self._moment(i, j)
+            errors = sum(float((wrong[i] * toward[i]).sum()) for i in (0, 1))
+            constant += term.weight * errors
         return Quadratic(gram, product, constant, self.rows * self.layers[0].weight.shape[0])
 
-    def _product(self, left: tuple[float, float], right: tuple[float, float]) -> Tensor:
-        """Return ``(l_S A_S + l_T A_T)' (r_S A_S + r_T A_T)``, from what has a share alone."""
-        parts = {
-            (0, 0): self.student,
-            (0, 1): self.cross,
-            (1, 0): self.cross.transpose(1, 2),
-            (1, 1): self.teacher,
-        }
-        shares = {(i, j): left[i] * right[j] for i, j in parts}
-        return torch.stack([s * parts[key] for key, s in shares.items() if s]).sum(dim=0)
+    def _sides(
+        self, term: Mixture, theirs: Tensor, start: Tensor
+    ) -> tuple[tuple[float, float], tuple[Tensor, Tensor]]:
+        """Return X and R as sums of A_T and of what is kept beside it: the factors of both."""
+        a, b = term.teacher, term.student
+        if self.alike:
+            return (1.0, b), (start - theirs, b * start - (1 - a) * theirs)
+        return (0.0, 1.0), (-theirs, start)  # each is fed its own
+
+    def _moment(self, left: int, right: int) -> Tensor:
+        """Return ``A' B`` of two of: 0, A_T; 1, what is kept beside it."""
+        if left == right:
+            return self.own if left else self.teacher
+        return self.cross if left else self.cross.transpose(1, 2)
 
 
 def is_fitted(module: nn.Module | None) -> TypeGuard[Fitted]:
