@@ -405,6 +405,20 @@ def test_queues_that_do_not_fit_are_refused_at_once(monkeypatch: pytest.MonkeyPa
     with pytest.raises(RunError, match="are free; write parallel: 9"):
         run_step(step(order=Parallel(10)), state)
     assert not state.curves
+    monkeypatch.setattr(ordering, "free_memory", lambda: needed)
+    monkeypatch.setattr("laconic.ranks.beside", lambda: 2)
+    with pytest.raises(RunError, match="are free; write parallel: 5"):
+        run_step(step(order=Parallel(10)), quantised())
+
+
+def test_free_memory_is_what_a_container_leaves(tmp_path: Path) -> None:
+    assert machine._left_of_limit(tmp_path) is None
+    files = {"max": "1000\n", "current": "700\n", "stat": "anon 500\ninactive_file 150\n"}
+    for name, text in files.items():
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert machine._left_of_limit(tmp_path) == 450
+    (tmp_path / "memory.max").write_text("max\n")
+    assert machine._left_of_limit(tmp_path) is None
     assert machine.free_memory() > 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import runpy
@@ -22,8 +23,9 @@ from torch import Tensor, nn
 
 from laconic import run as running
 from laconic.errors import LaconicError
-from laconic.recover import Adam, Gradient, Parallel, Reconstruct
+from laconic.recover import Adam, Gradient, Parallel, Reconstruct, pipeline
 from laconic.recover.fitting import Fitting
+from laconic.recover.parked import parked
 from laconic.recover.pipeline import balanced
 from laconic.run import compress, read_history
 from laconic.ship import load
@@ -113,7 +115,14 @@ def child(out: str, own: str, port: str, parts: Any, steps: int, dies: int | str
             os.kill(os.getpid(), signal.SIGKILL)
         measure(state, label, seconds)
 
+    def noted(networks: Any, folder: Path) -> Any:
+        every = {"", "stem", "head", *(f"blocks.{place}" for place in range(4))}
+        held = [sorted(every & names) for names in networks.values()]
+        Path(f"{out}.{own}.held").write_text(json.dumps(held))
+        return parked(networks, folder)
+
     Fitting.update = mortal  # type: ignore[method-assign]
+    pipeline.parked = noted
     running._measure = fatal
     asked = Reconstruct(
         parts=parts, order=Parallel(2), solve=Gradient(steps, batch=8, optimizer=Adam(1e-2))
@@ -178,6 +187,9 @@ def test_two_processes_make_one_network_and_one_writes(start: Start, tmp_path: P
         *("model.safetensors", "checkpoint.safetensors", "history.json", "recipe.yaml"),
         *("run.json", "report.html", ".lock"),
     }
+    held = [json.loads((tmp_path / f"run.{rank}.held").read_text()) for rank in (0, 1)]
+    blocks = ["blocks.0", "blocks.1"], ["blocks.2", "blocks.3"]
+    assert held == [[["", *blocks[0], "stem"]] * 2, [blocks[1]] * 2], "teacher's and student's"
     found: Any = load(out / "model.safetensors", model=chain())
     far, near = (
         float((hidden(each) - hidden(chain())).square().mean()) for each in (astray(), found)

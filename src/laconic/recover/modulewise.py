@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from laconic import ranks
 from laconic.errors import RunError
 from laconic.machine import free_memory
 from laconic.names import below
@@ -185,7 +186,8 @@ def _check_memory(before: Sequence[Fitting], fed: Sequence[int], size: int) -> N
         flow = fitting.passed(flow)
         one += flow.nbytes * (fitting.number[0] + 1 in fed)
     wanted = one * size * solve.batch // len(flow.teacher)
-    free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else free_memory()
+    on_gpu = device.startswith("cuda")
+    free = torch.cuda.mem_get_info(device)[0] if on_gpu else free_memory() // ranks.beside()
     if wanted > free:
         raise RunError(
             f"reconstruct: {len(fed)} queues of {size} batches take {wanted / 2**20:.0f} MiB, and "

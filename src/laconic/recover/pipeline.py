@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from laconic import ranks
 from laconic.errors import RecipeError
 from laconic.names import below, module_of
 from laconic.recover.fitting import Fitting, fittings_of, gradient_of, parts_of
 from laconic.recover.modulewise import Turns
-from laconic.recover.parts import Part, own_blocks
+from laconic.recover.parked import parked
+from laconic.recover.parts import Part, modules_of, own_blocks
 from laconic.recover.stream import Flow, flattened, restored
 from laconic.step import State
 from laconic.tasks.task import evaluation, needed
@@ -66,8 +67,8 @@ def fit_on_ranks(step: Reconstruct, state: State, size: int) -> None:
     """Fit all parts at once, consecutive ones on each of the processes that torchrun started.
 
     Features go from process to process while all train: nobody waits, so what a part draws
-    depends on who was faster, and the numbers are not the same every time. In the end all
-    processes hold the same network.
+    depends on who was faster, and the numbers are not the same every time. While they train, a
+    process holds the weights of its own parts alone; in the end all hold the same network.
 
     Args:
         step: what is asked.
@@ -76,7 +77,8 @@ def fit_on_ranks(step: Reconstruct, state: State, size: int) -> None:
 
     Raises:
         RecipeError: there are more processes than parts.
-        RunError: another process has ended; queues do not fit into memory.
+        RunError: another process has ended; queues do not fit into memory, or weights onto the
+            disk.
     """
     kept, tensors = ({}, {}) if state.keeper is None else state.keeper.read_part(state)
     plan = _plan(step, state, kept)
@@ -86,11 +88,21 @@ def fit_on_ranks(step: Reconstruct, state: State, size: int) -> None:
     if kept.get("plan") == plan:
         turns.restore(kept, tensors)
         _take_over(state, tensors)
-    _run(turns, plan)
+    with state.scratch() as folder, parked(_held(turns.own), folder):
+        _run(turns, plan)
     for source, share in enumerate(shares):
         _exchange(share, state, source)
     for fitting in fittings:
         fitting.finish()
+
+
+def _held(own: Sequence[Fitting]) -> dict[nn.Module, set[str]]:
+    """Return both networks, each with the modules that some parts run through."""
+    first, task = own[0], own[0].task
+    batch = task.example_batch(2).to(first.state.device)
+    taught = [modules_of(each.part, first.teacher, task, batch) for each in own]
+    learned = [each.modules for each in own]
+    return {first.teacher: set().union(*taught), first.state.model: set().union(*learned)}
 
 
 def _plan(step: Reconstruct, state: State, kept: Mapping[str, Any]) -> dict[str, list[int]]:
