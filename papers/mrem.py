@@ -2,9 +2,10 @@
 
 The fine-tuned 6-layer encoder in three parts of two layers (Bai et al. 2022): weights and word
 embedding of 4 or 2 bits, activations of 8 or 4; head and pooler stay float. REM fits layer by
-layer with 500 updates each, MREM-S the three parts one after the other, MREM-P all three at once,
-here in turns in one process. QAT is the same network trained as a whole, on all examples, by the
-same losses as TernaryBERT. 2,000 updates of every part and 250, with fading teacher forcing and
+layer with 500 updates each (matrices alone: ranges of activations and the word embedding stay as
+they were found), MREM-S the three parts one after the other, MREM-P all three at once, here in
+turns in one process. QAT is the same network trained as a whole, on all examples, by the same
+losses as TernaryBERT. 2,000 updates of every part and 250, with fading teacher forcing and
 without. Scores are those of the full dev set; published figures are of BERT base on MNLI. Memory is
 measured by `benchmarks/mrem.py`.
 """

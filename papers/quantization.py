@@ -16,9 +16,9 @@ from typing import Any
 
 from common import asked, cifar10, costs, row, trained_resnet
 from encoders import fine_tuned, score
-from lowbit import BODY, Rows, joint, line, quantize, run, table, tasks, train
+from lowbit import BODY, CHECKED, Rows, joint, line, quantize, run, table, tasks, train
 
-from laconic import Label, Logits, Recipe, Train, compress
+from laconic import Label, Logits, Recipe, Train
 from laconic.recover import SGD, Recalibrate, Stop
 from laconic.step import Step
 from laconic.weights import (
@@ -112,8 +112,8 @@ def images(options: argparse.Namespace) -> Rows:
             Recalibrate(batches=50),
             learn,
         )
-        out = options.work / "lowbit" / f"resnet20-{kind.replace(' ', '-')}"
-        done = compress(model, task, Recipe(steps, precision="bfloat16"), out=out, resume=True)
+        place = f"resnet20-{kind.replace(' ', '-')}"
+        done = run(options, place, model, task, Recipe(steps, precision="bfloat16"))
         yield picture_row(label, task.main_metric, [done], score(done, task))
 
 
@@ -128,9 +128,10 @@ def picture_row(label: str, metric: str, done: list[Any], ours: float) -> dict[s
         metric="accuracy %",
         ours=ours,
         seeds=1,
+        scores={str(result.recipe.seed): ours},
         baseline=100 * first.metrics[metric],
         **costs(done),
-        note=f"{result.recipe.steps!r}",
+        note=f"{CHECKED}; {result.recipe.steps!r}",
     )
 
 
