@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import math
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -14,7 +13,6 @@ import torch.distributed as dist
 from laconic.errors import RunError
 
 __all__ = [
-    "beside",
     "count",
     "gpu",
     "joined",
@@ -90,15 +88,6 @@ def prints() -> bool:
     """
     launched = dist.is_available() and dist.is_torchelastic_launched()
     return not launched or dist.get_node_local_rank(fallback_rank=0) == 0
-
-
-def beside() -> int:
-    """Return how many processes share this machine, this one among them.
-
-    >>> beside()
-    1
-    """
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _together() else 1
 
 
 def gpu() -> str:

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
-import json
 import logging
-import shutil
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from torch import Tensor, nn
+from torch import nn
 
 from laconic import measure as measuring
 from laconic import ranks
@@ -28,26 +22,17 @@ from laconic.ledger import Measurement
 from laconic.recipe import Recipe, located
 from laconic.recover.lesson import Teachers
 from laconic.recover.objectives import Objective
+from laconic.rundir import ARTIFACT, REPORT, Keeper
 from laconic.ship.artifact import save
-from laconic.ship.checkpoint import load_checkpoint, model_hash, save_checkpoint
-from laconic.ship.container import read, write, write_file
+from laconic.ship.checkpoint import model_hash
 from laconic.ship.verification import verify
 from laconic.step import State, Step, inside, run_step
 from laconic.tasks.task import Task, device_of, explained, full_precision
 from laconic.weights.laid import baked, copied
 
-__all__ = ["Result", "check_teachers", "compress", "pick_device", "pick_precision", "read_history"]
+__all__ = ["Result", "check_teachers", "compress", "pick_device", "pick_precision"]
 
 logger = logging.getLogger(__name__)
-
-ARTIFACT = "model.safetensors"
-CHECKPOINT = "checkpoint.safetensors"
-PART = "checkpoint-{}.safetensors"  # of each rank, while the ranks share their work
-SCRATCH = "scratch-{}"  # of each rank, for what a step keeps on disk while it runs
-HISTORY = "history.json"
-RECIPE = "recipe.yaml"
-RUN = "run.json"
-REPORT = "report.html"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +99,7 @@ def compress(
 
     With a run directory, everything that happened is kept there: recipe, history, artefact,
     report, and a checkpoint from which a killed run goes on as if nothing had happened.
-    Ctrl-C writes a checkpoint first; a second one stops at once.
+    Ctrl-C, and SIGTERM, write a checkpoint first; a second one stops at once.
 
     Under torchrun every process calls it and gets the result. What runs in parallel shares its
     work among them, each on its own GPU; all else every process does by itself. The first one
@@ -162,17 +147,17 @@ def compress(
         facts["teacher"] = [model_hash(each) for each in teachers]
         keeper = None
         if out is not None:
+            keeper = state.keeper = Keeper(Path(out), facts, checkpoint_seconds)
             if ranks.leads():
-                stack.enter_context(_locked(Path(out)))
-            keeper = state.keeper = _Keeper(Path(out), facts, checkpoint_seconds)
-            _prepare(keeper, state, resume)
-            stack.enter_context(_interruptible(keeper))
+                stack.enter_context(keeper.locked())
+            keeper.prepare(state, resume)
+            stack.enter_context(keeper.interruptible())
         state.model.to(device)
         _walk(recipe, state, keeper)
         kept = None if keeper is None else keeper.out
         result = Result(state.model.eval(), tuple(state.history), recipe, task, facts, kept)
         if keeper is not None and ranks.leads():
-            _finish(result, keeper.out)
+            _finish(result, keeper)
         ranks.wait()
     return result
 
@@ -266,7 +251,7 @@ def _check_teacher(number: int, teacher: nn.Module, task: Task | None) -> None:
         task.call(teacher, batch)
 
 
-def _walk(recipe: Recipe, state: State, keeper: _Keeper | None) -> None:
+def _walk(recipe: Recipe, state: State, keeper: Keeper | None) -> None:
     """Run and measure every step that the history does not hold yet."""
     if not state.history:
         _measure(state, "original", 0.0)
@@ -287,160 +272,17 @@ def _measure(state: State, label: str, seconds: float) -> None:
     )
     state.curves = {}
     state.history.append(measured)
-    scores = ", ".join(f"{name} {value:.4f}" for name, value in measured.metrics.items())
-    logger.info("%s: %d bytes, %s (%.1f s)", label, measured.size_bytes, scores, seconds)
+    scores = [f"{name} {value:.4f}" for name, value in measured.metrics.items()]
+    facts = ", ".join([f"{measured.size_bytes} bytes", *scores])
+    logger.info("%s: %s (%.1f s)", label, facts, seconds)
 
 
-def _keep(keeper: _Keeper | None, state: State) -> None:
+def _keep(keeper: Keeper | None, state: State) -> None:
     if keeper is not None:
         keeper.began = time.monotonic()
         keeper.write(state, {})
         ranks.wait()  # what the first has written holds what all have made
         keeper.forget_part()
-
-
-class _Keeper:
-    """Writes the checkpoint, whole or not at all, when time has passed or the user asks."""
-
-    def __init__(self, out: Path, facts: dict[str, Any], seconds: float) -> None:
-        self.out, self.facts, self.seconds = out, facts, seconds
-        self.interrupted = False
-        self.last = time.monotonic()
-        # When the running step began, were it not for what came between.
-        self.began = self.last
-
-    def due(self) -> bool:
-        return self.interrupted or time.monotonic() - self.last >= self.seconds
-
-    def write(self, state: State, training: dict[str, Any]) -> None:
-        if ranks.leads():
-            self._write(state, training)
-        self.last = time.monotonic()
-        if self.interrupted:
-            raise KeyboardInterrupt
-
-    def _write(self, state: State, training: dict[str, Any]) -> None:
-        history = [measured.to_data() for measured in state.history]
-        run = {
-            "history": history,
-            "facts": self.facts,
-            "seconds": time.monotonic() - self.began,
-            "curves": state.curves,
-        }
-        with _writing(self.out):
-            save_checkpoint(state, training, self.out / CHECKPOINT, run=run)
-            write_file(self.out / HISTORY, json.dumps(history, indent=1).encode())
-
-    def write_part(
-        self, state: State, counters: dict[str, Any], tensors: dict[str, Tensor]
-    ) -> None:
-        seconds = time.monotonic() - self.began
-        manifest = {"counters": counters, "curves": state.curves, "seconds": seconds}
-        with _writing(self.out):
-            write(self._part, {"run": self._stamp(state), "part": manifest}, tensors)
-        self.last = time.monotonic()
-        if self.interrupted:
-            raise KeyboardInterrupt
-
-    def read_part(self, state: State) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        manifest, tensors = read(self._part) if self._part.is_file() else ({}, {})
-        if manifest.get("run") != self._stamp(state):
-            return {}, {}
-        part = manifest["part"]
-        state.curves.update(part["curves"])
-        self.began -= part["seconds"]
-        return part["counters"], tensors
-
-    def forget_part(self) -> None:
-        self._part.unlink(missing_ok=True)
-
-    @contextmanager
-    def scratch(self) -> Iterator[Path]:
-        folder = self.out / SCRATCH.format(ranks.rank())
-        shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
-        with _writing(self.out):
-            folder.mkdir()
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    @property
-    def _part(self) -> Path:
-        return self.out / PART.format(ranks.rank())
-
-    def _stamp(self, state: State) -> list[Any]:
-        """Return what tells the same step of the same run on as many ranks."""
-        facts = [self.facts[key] for key in ("model_hash", "task", "teacher")]
-        where = [state.seed, len(state.history), ranks.count()]
-        return [_method(self.facts["recipe"]), *facts, *where]
-
-
-def _prepare(keeper: _Keeper, state: State, resume: bool) -> None:
-    """Start a run directory, or take one up again where its checkpoint was written."""
-    path = keeper.out / CHECKPOINT
-    if path.is_file():
-        if not resume:
-            raise RunError(
-                f"{keeper.out} holds a run already; resume it, or choose another directory"
-            )
-        # Compared first: torch would refuse a network of other shapes in its own words.
-        run = _recorded(path)
-        _same_run(keeper, run["facts"])
-        load_checkpoint(state, path)
-        state.history = [Measurement.from_data(item) for item in run["history"]]
-        state.curves = run.get("curves", {})
-        keeper.began -= run["seconds"]
-    ranks.wait()  # all have read before anything is written
-    if ranks.leads():
-        _begin(keeper)
-
-
-def _begin(keeper: _Keeper) -> None:
-    with _writing(keeper.out):
-        # First what tells that the folder is that of a run.
-        write_file(keeper.out / RUN, json.dumps(keeper.facts, indent=1).encode())
-        write_file(keeper.out / RECIPE, keeper.facts["recipe"].encode())
-
-
-def _recorded(path: Path) -> dict[str, Any]:
-    """Return the facts of the run that a checkpoint holds."""
-    run = read(path)[0].get("run")
-    if not isinstance(run, dict):
-        raise RunError(f"{path} is no checkpoint of a run; choose another directory")
-    return run
-
-
-def _same_run(keeper: _Keeper, before: dict[str, Any]) -> None:
-    now = keeper.facts
-    if _method(before["recipe"]) != _method(now["recipe"]):
-        raise RunError(
-            f"{keeper.out}: was run with another recipe; resume with that one, or choose another "
-            "directory"
-        )
-    for key, name in (("model_hash", "network"), ("task", "task"), ("teacher", "teacher")):
-        if before.get(key, []) != now[key]:
-            raise RunError(
-                f"{keeper.out}: was run with another {name}; resume with that one, or choose "
-                "another directory"
-            )
-    changed = {
-        key: (before["environment"].get(key), value)
-        for key, value in now["environment"].items()
-        if before["environment"].get(key) != value
-    }
-    now["notes"] = before["notes"]
-    if changed:
-        text = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in changed.items())
-        note = f"resumed under other conditions ({text}): the bytes of the artefact may differ"
-        logger.warning(note)
-        now["notes"] = [*before["notes"], note]
-
-
-def _method(recipe: str) -> dict[str, Any]:
-    """Return a recipe's text without networks and data, which are compared by what they hold."""
-    found: dict[str, Any] = yaml.safe_load(recipe)
-    return {key: value for key, value in found.items() if key not in ("model", "task", "teacher")}
 
 
 def _facts(recipe: Recipe, model: nn.Module, task: Task | None, state: State) -> dict[str, Any]:
@@ -455,11 +297,11 @@ def _facts(recipe: Recipe, model: nn.Module, task: Task | None, state: State) ->
     }
 
 
-def _finish(result: Result, out: Path) -> None:
-    with _writing(out):
-        result.save(out / ARTIFACT)
-        result.report(out / REPORT)
-    verify(out / ARTIFACT)
+def _finish(result: Result, keeper: Keeper) -> None:
+    with keeper.writing():
+        result.save(keeper.out / ARTIFACT)
+        result.report(keeper.out / REPORT)
+    verify(keeper.out / ARTIFACT)
 
 
 def pick_device(asked: str | None) -> str:
@@ -478,8 +320,12 @@ def pick_device(asked: str | None) -> str:
     try:
         torch.empty(0, device=asked)
     except (RuntimeError, AssertionError) as error:
-        first = str(error).partition("\n")[0]
-        raise RunError(f"device '{asked}' cannot be used here ({first}); cpu always can") from None
+        kinds = "Expected one of" in str(error)  # torch goes on with all it has ever known
+        first = "there is no such kind" if kinds else str(error).partition("\n")[0]
+        raise RunError(
+            f"device '{asked}' cannot be used here ({first}); give cpu, which always can, or "
+            "cuda for a GPU"
+        ) from None
     return asked
 
 
@@ -502,104 +348,3 @@ def pick_precision(asked: str, device: str) -> str:
         processor = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         fast = kind == "cpu" and processor
     return "bfloat16" if fast else "float32"
-
-
-def read_history(out: str | Path) -> tuple[tuple[Measurement, ...], dict[str, Any]]:
-    """Return the history and the facts of a run directory.
-
-    Raises:
-        RunError: it holds no readable run.
-
-    >>> import tempfile
-    >>> from laconic.models import digits_cnn
-    >>> from laconic.structure import Prune
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     _ = compress(digits_cnn(), None, [Prune("weights", keep=0.5)], out=folder)
-    ...     history, facts = read_history(folder)
-    >>> len(history), facts["seed"]
-    (2, 0)
-    """
-    out = Path(out)
-    try:
-        history = json.loads((out / HISTORY).read_text(encoding="utf-8"))
-        facts = json.loads((out / RUN).read_text(encoding="utf-8"))
-        return tuple(Measurement.from_data(item) for item in history), facts
-    except FileNotFoundError as error:
-        raise RunError(f"{out} holds no run ({Path(error.filename).name} is missing)") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{out}: the run cannot be read ({error})") from None
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """Say what to do where the operating system refuses to write."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(
-            f"{out}: the run cannot be kept there ({error}); make room, or choose another "
-            "directory. A run that has begun goes on from its checkpoint when it is resumed"
-        ) from error
-
-
-def _check_folder(out: Path) -> None:
-    """Refuse a folder whose files a run would write over.
-
-    They are those that are not of a run, and the network of one that cannot be taken up again.
-    """
-    kept = (RECIPE, RUN, ARTIFACT, CHECKPOINT, HISTORY, REPORT)
-    there = [name for name in kept if (out / name).exists()]
-    if there and not _is_run(out / RUN):
-        raise RunError(
-            f"{out} is not the folder of a run and holds {there[0]}, which would be lost; choose "
-            "another directory"
-        )
-    if ARTIFACT in there and CHECKPOINT not in there:
-        raise RunError(
-            f"{out} holds the {ARTIFACT} of a run whose {CHECKPOINT} is gone, and it would be "
-            "lost; choose another directory"
-        )
-
-
-def _is_run(path: Path) -> bool:
-    """Return whether a file holds the facts of a run."""
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(facts, dict) and {"recipe", "model_hash"} <= facts.keys()
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    with _writing(out):
-        _check_folder(out)
-        out.mkdir(parents=True, exist_ok=True)
-        file = (out / ".lock").open("w")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"{out} is in use by another run; choose another directory") from None
-        yield
-
-
-@contextmanager
-def _interruptible(keeper: _Keeper) -> Iterator[None]:
-    """Turn the first Ctrl-C into a checkpoint at the next update; the second stops at once."""
-    before = signal.getsignal(signal.SIGINT)
-    # Signals reach the main thread alone; what ignores them, such as a background job, goes on.
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield
-        return
-
-    def ask(number: int, frame: Any) -> None:
-        keeper.interrupted = True
-        signal.signal(signal.SIGINT, before)
-        logger.warning("interrupted: writing a checkpoint; once more to stop at once")
-
-    signal.signal(signal.SIGINT, ask)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from laconic import measure as measuring
-from laconic import run
+from laconic import run, rundir
 from laconic.errors import LaconicError, RunError
 from laconic.ledger import Measurement
 from laconic.recipe import Recipe
@@ -198,34 +198,33 @@ def finish(process: BaseProcess) -> int | None:
 
 
 def artefact(out: Path) -> bytes:
-    return (out / run.ARTIFACT).read_bytes()
+    return (out / rundir.ARTIFACT).read_bytes()
 
 
 def told(out: Path) -> list[tuple[Any, ...]]:
     """Return what the history of a run says, but for times."""
-    history, _ = run.read_history(out)
+    history, _ = rundir.read_history(out)
     fields = ("step", "size_bytes", "nonzero", "macs", "metrics", "layers", "curves")
     return [tuple(getattr(measured, field) for field in fields) for measured in history]
 
 
 def check_whole(out: Path) -> None:
     """Fail if a killed run left anything half written under its own name."""
-    for name in (run.HISTORY, run.RUN):
+    for name in (rundir.HISTORY, rundir.RUN):
         if (out / name).exists():
             json.loads((out / name).read_text(encoding="utf-8"))
-    if (out / run.RECIPE).exists():
-        assert Recipe.read(out / run.RECIPE) == EVERYTHING
-    if (out / run.CHECKPOINT).exists():
-        manifest, tensors = read(out / run.CHECKPOINT)
+    if (out / rundir.RECIPE).exists():
+        assert Recipe.read(out / rundir.RECIPE) == EVERYTHING
+    if (out / rundir.CHECKPOINT).exists():
+        manifest, tensors = read(out / rundir.CHECKPOINT)
         assert tensors and manifest["run"]["facts"]["seed"] == 7
-    if (out / run.ARTIFACT).exists():
-        verify(out / run.ARTIFACT)
+    if (out / rundir.ARTIFACT).exists():
+        verify(out / rundir.ARTIFACT)
 
 
 def check_finished(out: Path) -> None:
     """Fail if a finished run lacks a file or has one too many."""
-    named = {run.ARTIFACT, run.CHECKPOINT, run.HISTORY, run.RECIPE, run.RUN, run.REPORT}
-    assert {path.name for path in out.iterdir()} == named | {".lock"}
+    assert {path.name for path in out.iterdir()} == {*rundir.FILES, ".lock"}
     check_whole(out)
 
 
@@ -309,12 +308,12 @@ def test_ctrl_c_writes_a_checkpoint_and_the_run_goes_on_from_it(
     tmp_path: Path,
 ) -> None:
     process = start(tmp_path, seconds=1e9)
-    wait_for((tmp_path / run.HISTORY).exists)  # the first checkpoint is written, training begins
+    wait_for((tmp_path / rundir.HISTORY).exists)  # the first checkpoint is written, training begins
     assert process.pid is not None
     os.kill(process.pid, signal.SIGINT)
     assert finish(process) == 130
     check_whole(tmp_path)
-    assert not (tmp_path / run.ARTIFACT).exists()
+    assert not (tmp_path / rundir.ARTIFACT).exists()
     assert finish(start(tmp_path, resume=True)) == 0
     assert artefact(tmp_path) == artefact(undisturbed(1)[0])
 
@@ -323,14 +322,14 @@ def test_a_directory_serves_one_run_at_a_time(
     start: Callable[..., BaseProcess], tmp_path: Path
 ) -> None:
     process = start(tmp_path)
-    wait_for((tmp_path / run.RECIPE).exists)
+    wait_for((tmp_path / rundir.RECIPE).exists)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGSTOP)
     with pytest.raises(RunError, match="in use by another run"):
         compress(network(), small_task(), EVERYTHING, out=tmp_path, resume=True)
     process.kill()
     finish(process)
-    with run._locked(tmp_path):
+    with rundir.Keeper(tmp_path, {}, 300).locked():
         pass
 
 
@@ -341,7 +340,7 @@ def test_a_full_disk_is_named_and_the_run_goes_on_once_there_is_room(
 ) -> None:
     """The limit holds the first checkpoint, not one with an optimiser's moments."""
     whole, _ = undisturbed(1)
-    history, _ = run.read_history(whole)
+    history, _ = rundir.read_history(whole)
     out = tmp_path / "run"
     assert finish(start(out, room=2 * history[0].size_bytes)) == 2
     message = (tmp_path / "run.error").read_text()
@@ -575,7 +574,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, poisoned: None) -> None:
 def count_moments(patch: pytest.MonkeyPatch, stop: int = 0) -> list[int]:
     """Let a run count its chances to write a checkpoint, take one of them and die there."""
     count = [0]
-    write = run._Keeper.write
+    write = rundir.Keeper.write
 
     def due(self: Any) -> bool:
         count[0] += 1
@@ -586,8 +585,8 @@ def count_moments(patch: pytest.MonkeyPatch, stop: int = 0) -> list[int]:
         if training:
             raise Stopped
 
-    patch.setattr(run._Keeper, "due", due)
-    patch.setattr(run._Keeper, "write", write_and_die)
+    patch.setattr(rundir.Keeper, "due", due)
+    patch.setattr(rundir.Keeper, "write", write_and_die)
     return count
 
 
@@ -654,10 +653,10 @@ def test_resuming_nothing_starts(tmp_path: Path, quick: None) -> None:
 
 
 def test_a_directory_that_holds_a_run_is_not_taken_by_another(stopped: Path) -> None:
-    before = (stopped / run.CHECKPOINT).read_bytes()
-    with pytest.raises(RunError, match="holds a run already; resume it, or choose another"):
+    before = (stopped / rundir.CHECKPOINT).read_bytes()
+    with pytest.raises(RunError, match=r"holds a run already; resume it .*or --resume"):
         compress(network(), small_task(), TWO, out=stopped)
-    assert (stopped / run.CHECKPOINT).read_bytes() == before
+    assert (stopped / rundir.CHECKPOINT).read_bytes() == before
 
 
 def retuned() -> nn.Module:
@@ -699,7 +698,7 @@ def test_other_conditions_are_warned_of_and_noted(
     assert f"threads {before} -> {before + 1}" in note
     assert "the bytes of the artefact may differ" in note
     assert note in caplog.messages
-    assert run.read_history(stopped)[1]["notes"] == [note]
+    assert rundir.read_history(stopped)[1]["notes"] == [note]
     again = compress(network(), small_task(), TWO, out=stopped, resume=True)
     assert again.facts["notes"][0] == note
     assert f"threads {before + 1} -> {before}" in again.facts["notes"][1]
@@ -712,7 +711,7 @@ def test_the_same_conditions_need_no_note(stopped: Path, caplog: pytest.LogCaptu
 
 
 def test_what_was_being_written_when_it_was_killed_does_not_stay(stopped: Path) -> None:
-    (stopped / f".{run.ARTIFACT}.partial").write_bytes(b"half")
+    (stopped / f".{rundir.ARTIFACT}.partial").write_bytes(b"half")
     (stopped / "notes.txt").write_text("the user's own")
     compress(network(), small_task(), TWO, out=stopped, resume=True)
     assert not list(stopped.glob(".*.partial"))
@@ -720,10 +719,10 @@ def test_what_was_being_written_when_it_was_killed_does_not_stay(stopped: Path) 
 
 
 def test_the_time_before_a_stop_counts(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    manifest, tensors = read(stopped / run.CHECKPOINT)
+    manifest, tensors = read(stopped / rundir.CHECKPOINT)
     assert 0 < manifest["run"]["seconds"] < PATIENCE
     manifest["run"]["seconds"] = 1000.0
-    write(stopped / run.CHECKPOINT, manifest, tensors)
+    write(stopped / rundir.CHECKPOINT, manifest, tensors)
     told: list[float] = []
     measured = measuring.measure(network(), curves={})
     monkeypatch.setattr(
@@ -735,7 +734,7 @@ def test_the_time_before_a_stop_counts(stopped: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("damage", ["cut short", "changed", "another file"])
 def test_a_damaged_checkpoint_is_refused(stopped: Path, damage: str) -> None:
-    path = stopped / run.CHECKPOINT
+    path = stopped / rundir.CHECKPOINT
     content = bytearray(path.read_bytes())
     if damage == "cut short":
         path.write_bytes(content[: len(content) // 2])
@@ -744,7 +743,7 @@ def test_a_damaged_checkpoint_is_refused(stopped: Path, damage: str) -> None:
         path.write_bytes(content)
     else:
         save(network(), path)
-    with pytest.raises(LaconicError, match=run.CHECKPOINT):
+    with pytest.raises(LaconicError, match=rundir.CHECKPOINT):
         compress(network(), small_task(), TWO, out=stopped, resume=True)
 
 

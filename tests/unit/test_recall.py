@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from laconic import compress, run
+from laconic import compress, rundir
 from laconic.errors import FeatureError, RecipeError
 from laconic.models.capture import Features, observe
 from laconic.recipe import Recipe
@@ -124,7 +124,7 @@ def test_an_interrupted_run_recalls_the_same(
     class Stopped(BaseException):
         pass
 
-    write = run._Keeper.write
+    write = rundir.Keeper.write
 
     def write_and_die(self: Any, state: State, training: dict[str, Any]) -> None:
         write(self, state, training)
@@ -135,11 +135,11 @@ def test_an_interrupted_run_recalls_the_same(
 
     def compressed(out: Path, **options: Any) -> bytes:
         compress(network(4, 1), images(), recipe, teacher=lent, out=out, **options)
-        return (out / run.ARTIFACT).read_bytes()
+        return (out / rundir.ARTIFACT).read_bytes()
 
     whole = compressed(tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(run._Keeper, "write", write_and_die)
+        patch.setattr(rundir.Keeper, "write", write_and_die)
         with pytest.raises(Stopped):
             compressed(tmp_path / "cut", checkpoint_seconds=0)
     assert compressed(tmp_path / "cut", resume=True) == whole

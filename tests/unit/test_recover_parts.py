@@ -8,6 +8,7 @@ import itertools
 import logging
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -406,7 +407,7 @@ def test_queues_that_do_not_fit_are_refused_at_once(monkeypatch: pytest.MonkeyPa
         run_step(step(order=Parallel(10)), state)
     assert not state.curves
     monkeypatch.setattr(ordering, "free_memory", lambda: needed)
-    monkeypatch.setattr("laconic.ranks.beside", lambda: 2)
+    monkeypatch.setattr(ordering, "ranks", SimpleNamespace(count=lambda: 2))
     with pytest.raises(RunError, match="are free; write parallel: 5"):
         run_step(step(order=Parallel(10)), quantised())
 
@@ -663,8 +664,8 @@ def test_each_part_is_told(caplog: pytest.LogCaptureFixture) -> None:
         assert [*bars] == [("reconstruct part 1 of 2", 5), ("reconstruct part 2 of 2", 5)]
         assert reporter.told.count(0) == (10 if between == 0 else 13)
         assert [line.split(": loss")[0] for line in caplog.messages[-2:]] == [
-            "reconstruct: part 1: blocks 1-2 of 2",
-            "reconstruct: part 2: blocks 3-4 of 2",
+            "reconstruct: part 1 of 2 (blocks 1-2)",
+            "reconstruct: part 2 of 2 (blocks 3-4)",
         ]
         assert {name: len(curve) for name, curve in state.curves.items()} == {
             "part 1: blocks 1-2": 5,

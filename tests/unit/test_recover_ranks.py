@@ -27,7 +27,8 @@ from laconic.recover import Adam, Gradient, Parallel, Reconstruct, pipeline
 from laconic.recover.fitting import Fitting
 from laconic.recover.parked import parked
 from laconic.recover.pipeline import balanced
-from laconic.run import compress, read_history
+from laconic.run import compress
+from laconic.rundir import read_history
 from laconic.ship import load
 from laconic.step import State
 from laconic.tasks import Task

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import laconic
 from laconic import measure as measuring
-from laconic import run
+from laconic import run, rundir
 from laconic.budget import Budget
 from laconic.errors import (
     BudgetError,
@@ -31,7 +31,8 @@ from laconic.errors import (
 from laconic.models import digits_cnn
 from laconic.recipe import Recipe
 from laconic.recover import SGD, Constant, Train
-from laconic.run import compress, pick_device, read_history
+from laconic.run import compress, pick_device
+from laconic.rundir import read_history
 from laconic.ship import container, load, verify
 from laconic.step import State, Step, Value
 from laconic.structure import Prune
@@ -39,7 +40,7 @@ from laconic.tasks import Task
 from laconic.weights import KMeans, Quantize, Ternary
 from laconic.weights.laid import laid_tensors
 
-FILES = {run.ARTIFACT, run.CHECKPOINT, run.HISTORY, run.RECIPE, run.RUN, run.REPORT, ".lock"}
+FILES = {*rundir.FILES, ".lock"}
 STEPS: list[Step] = [
     Prune("weights", keep=0.5),
     Quantize(KMeans(2)),
@@ -197,9 +198,9 @@ def test_a_run_directory_holds_all_there_is_to_know(tmp_path: Path) -> None:
     history, facts = read_history(out)
     assert history == result.history
     assert facts == result.facts
-    assert Recipe.read(out / run.RECIPE) == result.recipe
-    assert verify(out / run.ARTIFACT)
-    loaded = load(out / run.ARTIFACT, model=network())
+    assert Recipe.read(out / rundir.RECIPE) == result.recipe
+    assert verify(out / rundir.ARTIFACT)
+    loaded = load(out / rundir.ARTIFACT, model=network())
     assert same_bytes(loaded(inputs()), result.model(inputs()))
 
 
@@ -221,11 +222,11 @@ def test_with_and_without_a_directory_the_result_is_the_same(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda out: (out / run.HISTORY).unlink(), r"holds no run \(history.json is missing\)"),
-        (lambda out: (out / run.RUN).unlink(), r"holds no run \(run.json is missing\)"),
-        (lambda out: (out / run.HISTORY).write_text("[{"), "the run cannot be read"),
-        (lambda out: (out / run.HISTORY).write_text("[3]"), "the run cannot be read"),
-        (lambda out: (out / run.HISTORY).write_text('[{"step": 1}]'), "history|fields"),
+        (lambda out: (out / rundir.HISTORY).unlink(), r"holds no run \(history.json is missing\)"),
+        (lambda out: (out / rundir.RUN).unlink(), r"holds no run \(run.json is missing\)"),
+        (lambda out: (out / rundir.HISTORY).write_text("[{"), "the run cannot be read"),
+        (lambda out: (out / rundir.HISTORY).write_text("[3]"), "the run cannot be read"),
+        (lambda out: (out / rundir.HISTORY).write_text('[{"step": 1}]'), "history|fields"),
     ],
 )
 def test_a_damaged_history_is_refused(
@@ -270,7 +271,7 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         assert isinstance(caught.value.__cause__, OSError)
 
 
-@pytest.mark.parametrize("name", [run.CHECKPOINT, run.ARTIFACT, run.REPORT, run.HISTORY, run.RUN])
+@pytest.mark.parametrize("name", [name for name in rundir.FILES if name != rundir.RECIPE])
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name / "in the way").mkdir(parents=True)
     with pytest.raises(LaconicError, match=f"{tmp_path}.*{name}"):
@@ -279,7 +280,7 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> No
 
 def test_a_directory_in_use_is_refused_and_free_again_afterwards(tmp_path: Path) -> None:
     in_use = pytest.raises(RunError, match="in use by another run; choose another directory")
-    with run._locked(tmp_path), in_use:
+    with rundir.Keeper(tmp_path, {}, 300).locked(), in_use:
         compress(network(), None, [], out=tmp_path)
     compress(network(), None, [], out=tmp_path)
 
@@ -323,7 +324,7 @@ def test_a_step_that_fails_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"^steps\.1 \(train\): .* lower the learning rate"):
         compress(network(), task(), broken, out=tmp_path)
     assert [measured.step for measured in read_history(tmp_path)[0]] == ["original", "prune"]
-    assert not (tmp_path / run.ARTIFACT).exists()
+    assert not (tmp_path / rundir.ARTIFACT).exists()
     with pytest.raises(RunError, match="lower the learning rate"):
         compress(network(), task(), broken, out=tmp_path, resume=True)
 
@@ -362,8 +363,8 @@ def test_auto_looks_at_what_the_run_computes_on(
 # ------------------------------------------------------------------ Ctrl-C
 
 
-def interrupting(at: int, times: int = 1) -> Task:
-    """Return a task whose training presses Ctrl-C in its n-th update."""
+def interrupting(at: int, times: int = 1, number: int = signal.SIGINT) -> Task:
+    """Return a task whose training presses Ctrl-C, or sends a signal, in its n-th update."""
     count = [0]
     data = task()
     call = data.call
@@ -372,22 +373,23 @@ def interrupting(at: int, times: int = 1) -> Task:
         count[0] += model.training
         if count[0] == at and model.training:
             for _ in range(times):
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(number)
         return call(model, batch)
 
     data.call = press
     return data
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_writes_a_checkpoint_at_the_next_update(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, number: int
 ) -> None:
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(number)
     with caplog.at_level(logging.WARNING), pytest.raises(KeyboardInterrupt):
-        compress(network(), interrupting(4), STEPS, out=tmp_path)
-    assert signal.getsignal(signal.SIGINT) is before
+        compress(network(), interrupting(4, number=number), STEPS, out=tmp_path)
+    assert signal.getsignal(number) is before
     assert caplog.messages == ["interrupted: writing a checkpoint; once more to stop at once"]
-    counters = run.read(tmp_path / run.CHECKPOINT)[0]["counters"]
+    counters = rundir.read(tmp_path / rundir.CHECKPOINT)[0]["counters"]
     assert (counters["epoch"], counters["batch"]) == (1, 1)
     resumed = compress(network(), task(), STEPS, out=tmp_path, resume=True)
     whole = compress(network(), task(), STEPS)
@@ -398,7 +400,7 @@ def test_ctrl_c_writes_a_checkpoint_at_the_next_update(
 def test_ctrl_c_twice_stops_at_once(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         compress(network(), interrupting(4, times=2), STEPS, out=tmp_path)
-    assert run.read(tmp_path / run.CHECKPOINT)[0]["counters"] is None
+    assert rundir.read(tmp_path / rundir.CHECKPOINT)[0]["counters"] is None
 
 
 def test_ctrl_c_outside_training_stops_after_the_step(tmp_path: Path) -> None:
@@ -415,6 +417,16 @@ def test_ctrl_c_outside_training_stops_after_the_step(tmp_path: Path) -> None:
 def test_ctrl_c_without_a_directory_stops_at_once() -> None:
     with pytest.raises(KeyboardInterrupt):
         compress(network(), interrupting(1), STEPS)
+
+
+def test_a_handler_of_the_users_own_stays(tmp_path: Path) -> None:
+    seen: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    try:
+        compress(network(), interrupting(4, number=signal.SIGTERM), STEPS, out=tmp_path)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [signal.SIGTERM]
 
 
 def test_a_program_that_ignores_ctrl_c_goes_on_ignoring_it(tmp_path: Path) -> None:
@@ -465,15 +477,17 @@ def test_errors_are_laconics_own() -> None:
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     encoder = tmp_path / "encoder"
     encoder.mkdir()
-    (encoder / run.ARTIFACT).write_bytes(b"trained for weeks")
+    (encoder / rundir.ARTIFACT).write_bytes(b"trained for weeks")
     with pytest.raises(RunError, match=r"holds model\.safetensors, which would be lost"):
         compress(digits_cnn(), None, [Quantize(8)], out=encoder)
-    assert [path.name for path in encoder.iterdir()] == [run.ARTIFACT]
-    assert (encoder / run.ARTIFACT).read_bytes() == b"trained for weeks"
+    assert [path.name for path in encoder.iterdir()] == [rundir.ARTIFACT]
+    assert (encoder / rundir.ARTIFACT).read_bytes() == b"trained for weeks"
 
 
-@pytest.mark.parametrize("beside", [{}, {run.RUN: '{"wandb": 2}'}, {run.RUN: "[]"}, {run.RUN: "{"}])
-@pytest.mark.parametrize("name", [run.RECIPE, run.ARTIFACT])
+@pytest.mark.parametrize(
+    "beside", [{}, *({rundir.RUN: text} for text in ('{"wandb": 2}', "[]", "{"))]
+)
+@pytest.mark.parametrize("name", [rundir.RECIPE, rundir.ARTIFACT])
 def test_what_no_run_has_written_is_not_lost(
     tmp_path: Path, name: str, beside: dict[str, str]
 ) -> None:
@@ -488,11 +502,11 @@ def test_what_no_run_has_written_is_not_lost(
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_network_whose_checkpoint_is_gone_is_not_lost(tmp_path: Path, resume: bool) -> None:
     compress(digits_cnn(), None, [Quantize(8)], out=tmp_path)
-    (tmp_path / run.CHECKPOINT).unlink()
-    before = (tmp_path / run.ARTIFACT).read_bytes()
+    (tmp_path / rundir.CHECKPOINT).unlink()
+    before = (tmp_path / rundir.ARTIFACT).read_bytes()
     with pytest.raises(RunError, match=r"whose checkpoint\.safetensors is gone"):
         compress(digits_cnn(), None, [Quantize(4)], out=tmp_path, resume=resume)
-    assert (tmp_path / run.ARTIFACT).read_bytes() == before
+    assert (tmp_path / rundir.ARTIFACT).read_bytes() == before
 
 
 def test_a_folder_where_nothing_would_be_lost_is_taken(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from laconic import compress, load, run, save
+from laconic import compress, load, rundir, save
 from laconic.errors import FeatureError, ModelError, RunError, TaskError
 from laconic.recipe import Recipe
 from laconic.recover import (
@@ -498,14 +498,14 @@ class Stopped(BaseException):
 def stopped(
     out: Path, patch: pytest.MonkeyPatch, made: Recipe | None = None, **options: Any
 ) -> None:
-    write = run._Keeper.write
+    write = rundir.Keeper.write
 
     def write_and_die(self: Any, state: Any, training: dict[str, Any]) -> None:
         write(self, state, training)
         if training:
             raise Stopped
 
-    patch.setattr(run._Keeper, "write", write_and_die)
+    patch.setattr(rundir.Keeper, "write", write_and_die)
     steps = made or recipe(HIDDEN)
     with pytest.raises(Stopped):
         compress(network(), task(), steps, out=out, checkpoint_seconds=0, **options)
@@ -516,7 +516,7 @@ def test_a_run_goes_on_with_its_teacher_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = compress(network(), task(), recipe(HIDDEN), teacher=teacher(), out=tmp_path / "whole")
-    facts = json.loads((tmp_path / "whole" / run.RUN).read_text())
+    facts = json.loads((tmp_path / "whole" / rundir.RUN).read_text())
     assert facts["teacher"] == [model_hash(teacher())]
     out = tmp_path / "run"
     stopped(out, monkeypatch, teacher=teacher())
@@ -525,7 +525,8 @@ def test_a_run_goes_on_with_its_teacher_alone(
             compress(network(), task(), recipe(HIDDEN), teacher=other, out=out, resume=True)
     resumed = compress(network(), task(), recipe(HIDDEN), teacher=teacher(), out=out, resume=True)
     assert same(resumed.model, whole.model)
-    assert (out / run.ARTIFACT).read_bytes() == (tmp_path / "whole" / run.ARTIFACT).read_bytes()
+    files = [(folder / rundir.ARTIFACT).read_bytes() for folder in (out, tmp_path / "whole")]
+    assert files[0] == files[1]
 
 
 def test_a_run_goes_on_with_its_peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -533,7 +534,7 @@ def test_a_run_goes_on_with_its_peer(tmp_path: Path, monkeypatch: pytest.MonkeyP
     compress(network(), task(), both, teacher=teacher(), out=tmp_path / "whole")
     stopped(tmp_path / "cut", monkeypatch, made=both, teacher=teacher())
     compress(network(), task(), both, teacher=teacher(), out=tmp_path / "cut", resume=True)
-    whole, cut = (tmp_path / name / run.ARTIFACT for name in ("whole", "cut"))
+    whole, cut = (tmp_path / name / rundir.ARTIFACT for name in ("whole", "cut"))
     assert whole.read_bytes() == cut.read_bytes()
 
 

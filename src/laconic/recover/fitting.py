@@ -113,8 +113,8 @@ class Fitting:
             self.descent.finish()
             self.descent = None  # with what its optimiser remembers
         logger.info(
-            "reconstruct: %s of %d: loss %.6g -> %.6g",
-            *(self.label, self.number[1], self.first, self.last),
+            "reconstruct: part %d of %d (%s): loss %.6g -> %.6g",
+            *(*self.number, self.part.label, self.first, self.last),
         )
 
     def update(self, flow: Flow) -> Flow:

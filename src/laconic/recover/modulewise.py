@@ -167,7 +167,7 @@ class Turns:
 
 
 def _check_memory(before: Sequence[Fitting], fed: Sequence[int], size: int) -> None:
-    """Refuse queues that would not fit into the memory that is free.
+    """Refuse queues that would not fit into the memory that is free, as if all ranks shared it.
 
     Args:
         before: all parts but the last.
@@ -187,7 +187,7 @@ def _check_memory(before: Sequence[Fitting], fed: Sequence[int], size: int) -> N
         one += flow.nbytes * (fitting.number[0] + 1 in fed)
     wanted = one * size * solve.batch // len(flow.teacher)
     on_gpu = device.startswith("cuda")
-    free = torch.cuda.mem_get_info(device)[0] if on_gpu else free_memory() // ranks.beside()
+    free = torch.cuda.mem_get_info(device)[0] if on_gpu else free_memory() // ranks.count()
     if wanted > free:
         raise RunError(
             f"reconstruct: {len(fed)} queues of {size} batches take {wanted / 2**20:.0f} MiB, and "
