@@ -39,8 +39,8 @@ class Recipe(Value):
         precision: "bfloat16" runs training forwards under autocast, "auto" does where the
             processor multiplies bfloat16 fast; evaluation is always float32.
         model: one key: where the network comes from.
-        task: one key: where the data come from. Texts are read by the tokenizer in the folder of
-            ``model: {hf: folder}`` where no other is named.
+        task: one key: where the data come from, or a function that makes them. Texts are read by
+            the tokenizer in the folder of ``model: {hf: folder}`` where no other is named.
         teacher: as ``model``, or a list of such: what objectives learn from; None: the network
             before the first step.
         recall: memory such as "2 GB" for what teachers answered. They answer every training

@@ -305,8 +305,8 @@ def test_named_inputs_without_targets_are_split_too() -> None:
     loader = DataLoader(pairs, batch_size=8)  # type: ignore[arg-type]
     state.task = Task(
         loader,
-        loader,
-        loader,
+        task.test,
+        task.test,
         call=lambda model, batch: model(batch.inputs["x"]),
         loss=loss,
         metrics={"loss": lambda o, t: 0.0},

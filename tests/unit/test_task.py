@@ -14,6 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from laconic.errors import TaskError
+from laconic.run import compress
+from laconic.structure import Prune
 from laconic.tasks import Arrays, Batch, Loader, Normalize, PadCropFlip, Task, task_from_dict
 from laconic.tasks.metrics import accuracy, top5_accuracy
 from laconic.tasks.split import as_batch, map_tensors, to_float
@@ -153,6 +155,7 @@ def test_a_loader_reads_pairs_mappings_and_tensors():
     named = as_batch({"x": torch.zeros(2), "label": torch.ones(2)})
     assert list(named.inputs) == ["x"] and named.targets.sum() == 2
     assert as_batch(torch.ones(1)).targets is None
+    assert as_batch([torch.ones(1)]).inputs == (torch.ones(1),)
     batch = Batch((), torch.ones(1))
     assert as_batch(batch) is batch
     with pytest.raises(TaskError, match="yields str, not"):
@@ -254,7 +257,7 @@ def test_score_refuses_what_is_no_tensor_and_unknown_splits():
         ),
         ({}, nn.Linear(6, 3), "Linear has 3 outputs and task has 4 classes"),
         (
-            {"loss": nn.CrossEntropyLoss()},
+            {"loss": lambda outputs, targets: nn.functional.cross_entropy(outputs, targets)},
             nn.Linear(6, 4),
             r"the loss of outputs \[8, 4\] failed \(TypeError: .* with the outputs and the Batch",
         ),
@@ -270,6 +273,61 @@ def test_score_refuses_what_is_no_tensor_and_unknown_splits():
 def test_score_says_what_does_not_fit(options, network, message):
     with pytest.raises(TaskError, match=message):
         Task(pair(), pair(8), **options).score(network)
+
+
+class Converts(nn.Linear):
+    def forward(self, inputs):
+        return super().forward(inputs.to(self.weight.dtype))
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "remedy"),
+    [
+        (torch.bfloat16, torch.float32, r"call model.float\(\)"),
+        (torch.half, torch.float32, r"call model.float\(\)"),
+        (torch.float64, torch.float32, r"call model.float\(\)"),
+        (torch.float32, torch.float64, "make them float32"),
+    ],
+)
+def test_other_numbers_than_the_weights_are_named(kind, given, remedy):
+    words = [str(each).removeprefix("torch.") for each in (kind, given)]
+    message = "the network's weights are {} and the inputs {}: ".format(*words) + remedy
+    inputs, labels = pair(8)
+    loader = DataLoader(TensorDataset(inputs.to(given), labels), 4)
+    task = Task(loader, loader, loader)
+    network = nn.Linear(6, 4).to(kind)
+    with pytest.raises(TaskError, match=f"cannot be called .*; {message}, or give call="):
+        task.check(network)
+    with pytest.raises(TaskError, match=message):
+        task.score(network)
+    steps = [Prune("neurons", keep=0.5)]  # whose check runs the network in words of its own
+    with pytest.raises(TaskError, match=message):
+        compress(nn.Sequential(network, nn.Linear(4, 4).to(kind)), task, steps)
+    task.check(Converts(6, 4).to(kind))
+    task.check(nn.Linear(6, 4).to(given))
+    task.call = lambda model, batch: model(batch.inputs[0].to(kind))
+    task.check(network)
+
+
+def test_more_outputs_than_classes_are_said_once(caplog):
+    task = Task(pair(), pair(8))
+    for _ in range(2):
+        task.score(nn.Linear(6, 7))
+        task.few(total=4).score(nn.Linear(6, 7))
+    task.score(nn.Linear(6, 4))
+    (line,) = caplog.messages
+    assert line.startswith("Linear has 7 outputs and task has 4 classes, so some outputs are never")
+    assert line.endswith("give classes= with every label")
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [nn.CrossEntropyLoss(), nn.MSELoss, nn.functional.cross_entropy, "cross_entropy"],
+    ids=["module", "class", "function", "word"],
+)
+def test_a_loss_of_torch_is_told_what_a_task_calls(loss):
+    with pytest.raises(TaskError, match="function of the outputs and the Batch, such as loss=lam"):
+        Task(pair(), pair(8), loss=loss)
 
 
 def test_evaluation_restores_modes_after_an_error():
@@ -337,10 +395,76 @@ def test_describe_is_json():
     assert Task(pair(), pair(8)).classes == ("0", "1", "2", "3")
 
 
-@pytest.mark.parametrize("given", [torch.zeros(8, 2), (torch.zeros(8, 2),) * 3])
+@pytest.mark.parametrize("given", [[torch.zeros(8, 2)], (torch.zeros(8, 2),) * 3])
 def test_from_arrays_wants_pairs(given):
     with pytest.raises(TaskError, match=r"train: \w+ is not a pair.*\(inputs, targets\)"):
         Task.from_arrays(given, torch.arange(8))
+
+
+class Sums(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(6, 4)
+
+    def forward(self, x, scale):
+        return self.line(x) * scale[:, None]
+
+
+def test_arrays_may_be_named():
+    inputs, labels = pair(40)
+    named = {"x": inputs, "scale": np.arange(40, dtype=np.uint8)}
+    task = Task.from_arrays((named, labels), (named, labels))
+    again = Task.from_arrays({**named, "labels": labels}, {**named, "label": labels.numpy()})
+    network = Sums()
+    outputs = network(inputs, torch.arange(40)).detach()
+    assert task.score(network) == again.score(network)
+    assert task.score(network)["accuracy"] == accuracy(outputs, labels)
+    (batch,) = task.test.batches(40, seed=1)
+    assert torch.equal(batch.inputs["x"], inputs[batch.index])
+    assert torch.equal(batch.inputs["scale"], batch.index.to(torch.uint8))  # fed as they are
+    assert torch.equal(batch.targets, labels[batch.index])
+    assert len(task.few(total=3).train) == 3 and len(task.train.subset([1, 2])) == 2
+
+
+@pytest.mark.parametrize(
+    ("named", "options", "message"),
+    [
+        (
+            {"x": torch.zeros(4, 2), "y": torch.zeros(3)},
+            {},
+            "train: inputs are of {'x': 4, 'y': 3}",
+        ),
+        ({}, {}, "train: inputs are of no examples"),
+        ({"x": ["a"] * 4}, {}, "train: inputs 'x' are <U1, not numbers"),
+        ({"x": torch.full((4,), float("nan"))}, {}, "train: inputs 'x' hold 4 NaN"),
+        ({"x": torch.zeros(5, 2)}, {}, "train: there are 5 inputs and 4 targets"),
+        ({"x": torch.zeros(4, 2)}, {"normalize": ((0.5,), (1,))}, r"named \(x\).*a single tensor"),
+        ({"x": torch.zeros(4, 2)}, {"augment": PadCropFlip()}, r"named \(x\), and augment= and"),
+    ],
+)
+def test_named_arrays_that_cannot_be_used_are_refused(named, options, message):
+    with pytest.raises(TaskError, match=message):
+        Task.from_arrays((named, [0, 1, 0, 1]), (named, [0, 1, 0, 1]), **options)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([pair(8)], r"train: list is no DataLoader; wrap a data set in one, DataLoader\(data, "),
+        (TensorDataset(*pair(8)), "train: TensorDataset is no DataLoader"),
+        (pair(8), r"train: tuple is no DataLoader.* or give arrays to Task.from_arrays"),
+        (DataLoader([]), "train: the DataLoader yields no batch"),
+    ],
+)
+def test_from_loaders_says_what_it_takes(given, message):
+    with pytest.raises(TaskError, match=message):
+        Task.from_loaders(given, DataLoader(TensorDataset(*pair(8))))
+
+
+def test_a_list_of_whole_batches_is_wrapped_as_told():
+    batches = DataLoader([pair(8), pair(4)], batch_size=None)
+    task = Task.from_loaders(batches, batches, batches)
+    assert [batch.size for batch in task.train.batches(99)] == [8, 4]
 
 
 def test_from_loaders_takes_a_reader():
@@ -376,7 +500,10 @@ def test_targets_may_be_values_with_another_loss():
         ("data", pair(), "train: str is not data; give a DataLoader"),
         ((torch.zeros(1, 2), [0]), (torch.zeros(1, 2), [0]), "train: 1 example cannot be divided"),
         (DataLoader([]), pair(), "train: the DataLoader yields no batch"),
-        (DataLoader([torch.zeros(2)]), pair(), "batches have no targets"),
+        (DataLoader([torch.zeros(2)]), pair(), "train: the examples have no targets.* validate="),
+        (pair(), torch.zeros(8, 6), "test: the examples have no targets.*only training examples"),
+        (pair(), DataLoader(torch.zeros(8, 6)), "test: the examples have no targets"),
+        (pair()[0], (pair()[0],) * 3, "test: tuple is not a pair; give every split as"),
     ],
 )
 def test_a_task_refuses_data_that_cannot_be_used(train, test, message):

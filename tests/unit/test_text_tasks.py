@@ -18,7 +18,7 @@ from torch import nn
 
 from laconic.cli.shared import task_of
 from laconic.errors import MissingExtra, TaskError
-from laconic.recover import AdamW, Train
+from laconic.recover import AdamW, Logits, Train
 from laconic.ship import save
 from laconic.step import State, run_step
 from laconic.tasks import Batch, Task, Texts, accuracy, read_glue, task_from_dict, tokenizer_of
@@ -303,7 +303,7 @@ def test_a_folder_with_a_damaged_tokenizer_is_refused(tmp_path):
 
 def test_without_the_library_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tokenizers", None)
-    with pytest.raises(MissingExtra, match=r"laconic\[hf\]"):
+    with pytest.raises(MissingExtra, match=r"pip install '\.\[hf\]'"):
         tokenizer_of(b"{}")
 
 
@@ -418,20 +418,100 @@ def test_few_examples_of_texts():
     assert len(list(few.train.batches(4, seed=0))) == 2
 
 
+ALONE = {
+    "texts": sentences(),
+    "texts without a label": [(text, None) for text in sentences()],
+    "mappings": [{"text": text} for text in sentences()],
+    "table": {"text": sentences(), "idx": list(range(50))},
+}
+
+
+@pytest.mark.parametrize("given", ALONE.values(), ids=ALONE)
+def test_training_texts_may_be_without_labels(given):
+    task = Task.from_texts(given, rows(), plain_tokenizer(), validate=rows(8), max_length=16)
+    assert not task.train.labelled and len(task.train) == 50 and task.classes == ("0", "1")
+    listed = Texts(sentences(), range(50), as_tokenizer(plain_tokenizer(), max_length=16))
+    for batch, other in zip(task.train.batches(8, seed=1), listed.batches(8, seed=1), strict=True):
+        assert batch.targets is None and torch.equal(batch.index, other.index)
+        assert torch.equal(batch.inputs["input_ids"], other.inputs["input_ids"])
+    assert len(task.few(total=7).train) == 7
+    assert json.loads(json.dumps(task.describe())) == task.describe()
+    with pytest.raises(TaskError, match="the batches have no targets"):
+        task.train.targets()
+    with pytest.raises(TaskError, match="label reads targets, and the training examples of task"):
+        Train().check(Mean(2), task)
+    network = Mean(2)
+    Train(Logits()).check(network, task)
+    before = network.head.weight.clone()
+    run_step(Train(Logits(), batch=8), State(network, task, teacher=(Mean(2),)))
+    assert not torch.equal(network.head.weight, before)
+
+
+PAIRS = [("good film", "bad film", "no"), ("film", "a film", "yes")] * 4
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        pairs(),
+        [(*pair, None) for pair in pairs()],
+        {"sentence1": sentences(), "sentence2": sentences(50, seed=1)},
+        [{"premise": one, "hypothesis": other} for one, other in pairs()],
+    ],
+    ids=["pairs", "pairs without a label", "table", "mappings"],
+)
+def test_training_pairs_may_be_without_labels(given):
+    task = Task.from_texts(given, PAIRS, plain_tokenizer(), validate=PAIRS)
+    assert not task.train.labelled and task.classes == ("no", "yes")
+    (batch,) = task.train.batches(50)
+    expected = as_tokenizer(plain_tokenizer()).encode_batch(pairs())
+    assert batch.inputs["input_ids"].tolist() == [e.ids for e in expected]
+
+
+def test_values_are_a_regression_without_labels_in_train_too():
+    values = [(text, len(text) / 7) for text in sentences(8)]
+    task = Task.from_texts(sentences(), values, plain_tokenizer(), validate=values)
+    assert task.loss is squared_error and list(task.metrics) == ["pearson", "spearman"]
+
+
+def test_a_table_may_be_a_list_of_mappings():
+    listed = [{"text": text, "label": label} for text, label in rows()]
+    task = Task.from_texts(listed, listed, plain_tokenizer())
+    wanted = Task.from_texts(rows(), rows(), plain_tokenizer())
+    assert_same(list(task.test.batches(8)), list(wanted.test.batches(8)))
+    named = [{"review": text, "kind": label} for text, label in rows()]
+    alone = [{"review": text} for text, _ in rows()]
+    task = Task.from_texts(
+        alone, named, plain_tokenizer(), validate=named, columns=("review", "kind")
+    )
+    assert not task.train.labelled and task.test.labelled
+
+
+def test_label_names_come_from_test_where_train_has_none():
+    data = table(Columns)
+    data.features["label"] = ClassLabel()
+    alone = Columns(text=sentences())
+    task = Task.from_texts(alone, data, plain_tokenizer(), validate=data)
+    assert task.classes == ("negative", "positive")
+
+
 BAD_ROWS = [
     ("text", "train: str is no data; give a list"),
     (3, "train: int is no data"),
     ([], "train: there is no example"),
-    (["only text"], "train: example 0, 'only text', is not"),
-    ([("a", 0), ("a",)], "train: example 1, .* is not"),
+    (["only text"], "train: the texts have no labels.* give validate="),
+    ([("a", 0), ("a",)], r"train: example 1, \('a',\), has no label; only training examples may"),
+    ([("a", 0), 3], r"train: example 1, 3, is not \(text, label\)"),
+    ([("a", "b", "c", 0)], r"train: example 0, .* is not \(text, label\)"),
     ([("a", 0), ("", 1)], "train: example 1: the text '' is empty"),
     ([("a", 0), (float("nan"), 1)], "train: example 1: nan is not a text"),
     ([("a", 0.5), ("a", float("nan"))], "train: the label of example 1 is nan"),
-    ([("a", 0), ("a", None)], "train: labels are NoneType, int"),
+    ([("a", 0), ("a", None)], "train: example 1, .* has no label; .* and then all of them"),
     ([("a", 0), ("a", "yes")], "train: labels are int, str"),
     ([("a", [1]), ("a", [1, 2])], "train: labels are list"),
     ([("a", -1), ("a", 0)], "train: label -1"),
-    ({"text": ["a", "b"]}, "train: which of the columns text are text and label"),
+    ({"text": ["a", "b"]}, r"train: the texts have no labels.* columns=\(text, label\)"),
+    ({"words": ["a"], "label": [0]}, "train: which of the columns words, label are text and"),
     ({"text": ["a", "b"], "label": [0]}, "train: there are 2 texts and 1 targets"),
 ]
 
@@ -451,6 +531,12 @@ def test_data_that_cannot_be_used_are_refused(data, message):
         ({"text": ["a"], "label": ["no"]}, {"columns": ("txt", "label")}, "did you mean 'text'"),
         ({"text": ["a"], "label": ["no"]}, {"columns": ("label",)}, "must name one or two texts"),
         ({"text": ["a"], "label": ["no"]}, {"columns": "ab"}, "must name one or two texts"),
+        (["a"], {}, "test: example 0, .* has no label; only training examples may be without"),
+        ([("a", None)], {}, "test: example 0, .* has no label"),
+        ({"text": ["a"]}, {}, "test: which of the columns text are text and label"),
+        ([], {}, "test: there is no example"),
+        ([("a", "no")], {"validate": ["a", "b"]}, "validate: example 0, .* has no label"),
+        ([{"text": "a", "label": "no"}, {"text": "a"}], {}, "test: example 1, .* has no label"),
     ],
 )
 def test_splits_that_do_not_belong_together_are_refused(test, options, message):
@@ -754,6 +840,35 @@ def test_the_broken_lines_of_the_official_qqp_are_left_out(tmp_path, caplog):
     lines[:5] = ["7\t8\n"] * 5
     with pytest.raises(TaskError, match=r"dev.tsv:5: 2 columns instead of 6"):
         read(tmp_path, "QQP", header + "".join(lines))
+
+
+UNLABELLED = {
+    "SST-2": "sentence\n" + "the film was never dull\n" * 5,
+    "CoLA": "index\tsentence\n" + "3\tthe film was never dull\n" * 5,
+    "MRPC": "#1 String\t#2 String\n" + 'he said "good\tgood\n' * 5,
+    "STS-B": "sentence1\tsentence2\n" + "good film\tbad film\n" * 5,
+}
+
+
+@pytest.mark.parametrize("name", UNLABELLED)
+def test_a_training_file_may_be_without_labels(tmp_path, name):
+    folder = glue_folder(tmp_path, name, ("dev.tsv", "held.tsv"))
+    (folder / "texts.tsv").write_text(UNLABELLED[name])
+    saved(tmp_path / "bert")
+    line = {"glue": name, "train": "texts", "validate": "held", "tokenizer": "bert"}
+    task = task_from_dict(line, base=tmp_path)
+    assert not task.train.labelled and len(task.train) == 5
+    whole = Task.from_glue(folder, plain_tokenizer(), train="held", validate="held")
+    ids = [each.example_batch(1).inputs["input_ids"].tolist() for each in (task, whole)]
+    assert ids[0] == ids[1]
+    assert task.describe()["classes"] == whole.describe()["classes"]
+    assert len(task_from_dict(line | {"few": {"total": 3}}, base=tmp_path).train) == 3
+    with pytest.raises(TaskError, match=r"train: .* no targets.*give validate="):
+        task_from_dict(line | {"validate": None}, base=tmp_path)
+    for part in ("test", "validate"):
+        with pytest.raises(TaskError, match=r"texts.tsv:1: no column .*only training examples "):
+            task_from_dict(line | {part: "texts"}, base=tmp_path)
+    assert read_glue(folder / "texts.tsv", unlabelled=True)[1] is None
 
 
 def test_damaged_and_missing_files_are_refused(tmp_path):

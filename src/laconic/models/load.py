@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
-import inspect
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +15,7 @@ from torch.nn.utils import parametrize
 from laconic.errors import ModelError, nearest
 from laconic.models.notes import noted
 from laconic.names import MANIFEST
+from laconic.own import anchored_own, call_own, colon_hint, is_own, plain_own
 
 __all__ = [
     "anchored_model",
@@ -116,7 +115,8 @@ def load_model(spec: Mapping[str, Any] | str, *, base: Path = Path()) -> nn.Modu
 
     Args:
         spec: the name of a model, and its options.
-        base: folder of the recipe; a relative path starts there.
+        base: folder of the recipe; a relative path starts there, and a function's module is
+            looked for there first.
 
     Raises:
         ModelError: an unknown model or option, a module that cannot be imported, or weights that
@@ -146,12 +146,18 @@ def load_model(spec: Mapping[str, Any] | str, *, base: Path = Path()) -> nn.Modu
         )
     arguments = dict(options or {})
     weights = arguments.pop("weights", None)
-    model = _custom(name, arguments) if ":" in str(name) else _call(_builder(name), name, arguments)
+    if is_own(name):
+        return _weighted(_custom(str(name), arguments, base), str(name), base, weights)
+    if hint := colon_hint(name):
+        raise ModelError(f"no model is called '{name}'{hint}")
+    model = _call(_builder(name), name, arguments)
     return _weighted(model, str(name), base, weights)
 
 
 def anchored_model(spec: dict[str, Any] | str, base: Path) -> dict[str, Any] | str:
-    """Return a ``model:`` line that says the same wherever it stands: its paths are absolute.
+    """Return a ``model:`` line that says the same wherever it stands.
+
+    Its paths are absolute, and a function's module comes with its folder.
 
     Args:
         spec: as for ``load_model``, which takes it.
@@ -161,10 +167,10 @@ def anchored_model(spec: dict[str, Any] | str, base: Path) -> dict[str, Any] | s
     {'resnet20': {'weights': '/nets/a.safetensors'}}
     """
     if isinstance(spec, str):
-        return spec
+        return anchored_own(spec, base) if is_own(spec) else spec
     paths = {"weights", "hf"}
     return {
-        key: _anchored(value, base)
+        anchored_own(key, base) if is_own(key) else key: _anchored(value, base)
         if key in paths
         else value | {"weights": _anchored(value["weights"], base)}
         if isinstance(value, dict) and "weights" in value
@@ -279,24 +285,11 @@ def _call(function: Callable[..., nn.Module], name: str, arguments: Mapping[str,
     return function(**arguments)
 
 
-def _custom(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    module_name, _, function_name = name.partition(":")
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-        inspect.signature(function).bind(**arguments)
-    except (ImportError, ValueError) as error:
-        raise ModelError(
-            f"model: '{module_name}' of {name!r} cannot be imported ({error}); install it or put "
-            "its folder on PYTHONPATH"
-        ) from error
-    except (AttributeError, TypeError) as error:
-        raise ModelError(
-            f"model: {name!r} cannot be called with {dict(arguments)} ({error}); name a function "
-            "that returns an nn.Module, and its arguments"
-        ) from error
-    model = function(**arguments)
+def _custom(name: str, arguments: Mapping[str, Any], base: Path) -> nn.Module:
+    model = call_own("model", name, arguments, base=base, refusal=ModelError)
     if not isinstance(model, nn.Module):
         raise ModelError(f"model: {name!r} returned {type(model).__name__}, not an nn.Module")
     # laconic:load notes how the network of a file is built again, and what was edited of it.
-    ours = module_name.partition(".")[0] == "laconic"
-    return model if ours else noted(model, {"custom": name})
+    plain = plain_own(name)
+    ours = plain.partition(":")[0].partition(".")[0] == "laconic"
+    return model if ours else noted(model, {"custom": plain})

@@ -213,6 +213,7 @@ class Mutual(Taught):
     """
 
     positional: ClassVar[tuple[str, ...]] = ("temperature",)
+    needs_targets: ClassVar[bool] = True
 
     temperature: Annotated[float, Field(gt=0)] = 1.0
 

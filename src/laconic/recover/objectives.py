@@ -52,7 +52,10 @@ class Objective(Value, ABC):
 
     Attributes:
         weight: factor of this term.
+        needs_targets: whether it reads the targets of training examples.
     """
+
+    needs_targets: ClassVar[bool] = False
 
     weight: Annotated[float, Field(ge=0)] = 1.0
 
@@ -202,6 +205,8 @@ class Label(Objective):
     >>> Label(weight=0.5)
     Label(weight=0.5)
     """
+
+    needs_targets: ClassVar[bool] = True
 
     def __call__(
         self,

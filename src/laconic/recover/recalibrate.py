@@ -124,9 +124,8 @@ def _equal_sized(batches: Iterable[Batch]) -> Iterator[Batch]:
     """Yield the batches, but none smaller than the first: each counts the same."""
     full = None
     for batch in batches:
-        size = None if batch.targets is None else len(batch.targets)
-        full = size if full is None else full
-        if size == full:
+        full = batch.size if full is None else full
+        if batch.size == full:
             yield batch
 
 

@@ -20,8 +20,8 @@ from laconic.recover.lesson import Lesson
 from laconic.recover.objectives import Label, Objective
 from laconic.recover.optimize import AdamW, Optimizer, Stop
 from laconic.recover.penalties import Penalty
-from laconic.step import Count, During, State, Step, derive
-from laconic.tasks.task import needed
+from laconic.step import Count, During, State, Step, derive, inside
+from laconic.tasks.task import labelled, needed
 from laconic.weights.laid import copied
 from laconic.weights.quantizer import Quantizer
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["Train"]
 
 logger = logging.getLogger(__name__)
+
+WITHOUT = "an objective that learns from the teacher alone, such as logits"
 
 
 class Train(Step):
@@ -69,9 +71,12 @@ class Train(Step):
     during: tuple[During, ...] = ()
 
     def check(self, model: nn.Module, task: Task | None, earlier: tuple[Step, ...] = ()) -> None:
-        """Refuse to train without a task, nothing, or with the wrong optimiser."""
+        """Refuse to train without a task or its targets, nothing, or with the wrong optimiser."""
         super().check(model, task, earlier)
         needed(task, "train needs data")
+        for each in inside(self.objective, Objective):
+            if each.needs_targets:
+                labelled(task, f"train: {each.name} reads targets", WITHOUT)
         if not parameters_of(model, self.scope.select(model)):
             raise ScopeError(f"'{self.scope}' selects no module with parameters to train")
         if not earlier:

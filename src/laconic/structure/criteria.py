@@ -13,7 +13,7 @@ from laconic.curvature import LossFunction, diagonal_fisher, diagonal_hutchinson
 from laconic.errors import RecipeError
 from laconic.step import Count, State, Step, Value, members
 from laconic.structure.elements import Matrices, gather, matrices
-from laconic.tasks.task import needed
+from laconic.tasks.task import labelled, needed
 from laconic.weights.laid import mask_of, owner
 from laconic.weights.slopes import (
     Per,
@@ -117,10 +117,12 @@ class Criterion(Value, ABC):
     Attributes:
         ranks: what it can rank, of "weights", "channels", "heads", "neurons" and "hidden".
         needs_data: whether it scores on batches of the task.
+        needs_targets: whether it reads their targets, for the loss.
     """
 
     ranks: ClassVar[tuple[str, ...]] = PRUNABLE
     needs_data: ClassVar[bool] = False
+    needs_targets: ClassVar[bool] = False
 
     def check(self, task: Task | None, axes: str = "weights") -> None:
         """Refuse, before any work, what this criterion cannot rank, or a task that cannot serve.
@@ -131,12 +133,15 @@ class Criterion(Value, ABC):
 
         Raises:
             RecipeError: it cannot rank these; the criteria that can are named.
-            TaskError: the criterion needs batches of data and there is no task.
+            TaskError: the criterion needs batches of data and there is no task, or their targets
+                and there are none.
         """
         if axes not in self.ranks:
             raise self.misfit(axes)
         if self.needs_data:
             needed(task, f"{self.name} needs batches")
+        if self.needs_targets:
+            labelled(task, f"{self.name} reads targets", "a criterion without, such as magnitude")
 
     def misfit(self, axes: str) -> RecipeError:
         """Return the error that says what this criterion ranks, and what ranks these."""
@@ -297,6 +302,7 @@ class Taylor(Criterion):
     """
 
     needs_data: ClassVar[bool] = True
+    needs_targets: ClassVar[bool] = True
 
     batches: Count = 8
     batch: Count = 64
@@ -351,6 +357,7 @@ class Hessian(Criterion):
     """
 
     needs_data: ClassVar[bool] = True
+    needs_targets: ClassVar[bool] = True
 
     batches: Count = 8
     batch: Count = 64

@@ -15,7 +15,7 @@ from torch import nn
 from laconic.budget import knapsack
 from laconic.progress import progress
 from laconic.step import Count, State, Value
-from laconic.tasks.task import needed
+from laconic.tasks.task import labelled, needed
 from laconic.weights.laid import Laid, swap_
 
 if TYPE_CHECKING:
@@ -148,8 +148,10 @@ class MeasuredGain(Gain, ABC):
     by: Literal["metric", "loss"] = "metric"
 
     def check(self, task: Task | None) -> None:
-        """Refuse to run without a task."""
+        """Refuse to run without a task, or with examples that cannot be scored."""
         needed(task, f"{self.name} scores the network with each part ternary")
+        if self.split == "train":
+            labelled(task, f"{self.name} scores examples of train", "split: validate")
 
     def measured(self, state: State, parts: Sequence[Part]) -> list[float]:
         """Return u_i >= 0 of every part."""

@@ -82,6 +82,7 @@ class HeadImportance(AxisCriterion):
 
     ranks: ClassVar[tuple[str, ...]] = ("heads",)
     needs_data: ClassVar[bool] = True
+    needs_targets: ClassVar[bool] = True
 
     batches: Count = 8
     batch: Count = 64
@@ -122,6 +123,7 @@ class NeuronImportance(AxisCriterion):
 
     ranks: ClassVar[tuple[str, ...]] = ("neurons",)
     needs_data: ClassVar[bool] = True
+    needs_targets: ClassVar[bool] = True
 
     batches: Count = 8
     batch: Count = 64

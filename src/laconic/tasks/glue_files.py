@@ -17,8 +17,8 @@ __all__ = ["TASKS", "Layout", "Rows", "class_names", "find_glue", "glue_name", "
 
 logger = logging.getLogger(__name__)
 
-# Texts, each a tuple of one or two, and labels: places of classes, or values.
-Rows = tuple[list[tuple[str, ...]], list[int | float]]
+# Texts, each a tuple of one or two, and labels: places of classes, or values; None: there are none.
+Rows = tuple[list[tuple[str, ...]], list[int | float] | None]
 
 SUFFIXES = (".tsv", ".tsv.gz", ".txt", ".txt.gz")
 # The first file found counts. GLUE keeps its test labels to itself: dev is the test split.
@@ -140,16 +140,24 @@ def find_glue(folder: Path, part: str, stem: str | None = None) -> Path:
     return found
 
 
-def read_glue(path: Path, name: str | None = None, *, classes: Sequence[str] | None = None) -> Rows:
+def read_glue(
+    path: Path,
+    name: str | None = None,
+    *,
+    classes: Sequence[str] | None = None,
+    unlabelled: bool = False,
+) -> Rows:
     """Return the texts and labels of one file, tab-separated and without quoting.
 
     Args:
         path: the file, UTF-8, plain or gzipped.
         name: of the GLUE task; None: the name of the file's folder.
         classes: the names of the labels in another order.
+        unlabelled: a header that names the texts and no label is that of a file without labels.
 
     Returns:
-        For each line its texts, and its label: the place in ``classes``, or a value.
+        For each line its texts, and its label: the place in ``classes``, or a value; None where
+        the file has no labels.
 
     Raises:
         TaskError: the file cannot be read, a column is missing, a line has another number of
@@ -162,12 +170,13 @@ def read_glue(path: Path, name: str | None = None, *, classes: Sequence[str] | N
     name = glue_name(path.parent, name)
     known = class_names(name, classes)
     texts, labels = [], []
-    for number, parts, label in _whole_rows(path, _lines(path), TASKS[name]):
+    for number, parts, label in _whole_rows(path, _lines(path), TASKS[name], unlabelled):
         texts.append(tuple(parts))
-        labels.append(_label(label, known, f"{path}:{number}"))
+        if label is not None:
+            labels.append(_label(label, known, f"{path}:{number}"))
     if not texts:
         raise TaskError(f"{path}: no example; the file is empty")
-    return texts, labels
+    return texts, labels or None
 
 
 def class_names(name: str, classes: Sequence[str] | None) -> tuple[str, ...]:
@@ -212,35 +221,41 @@ def _lines(path: Path) -> list[str]:
     return lines
 
 
-def _columns(path: Path, line: str, layout: Layout) -> tuple[list[int], tuple[int, ...], int]:
-    """Return positions of texts and label, allowed numbers of columns, the first line of data."""
+def _columns(
+    path: Path, line: str, layout: Layout, unlabelled: bool
+) -> tuple[list[int], tuple[int, ...], int]:
+    """Return positions of texts and label, allowed numbers of columns, the first line of data.
+
+    A label that is not there has the position -1.
+    """
     head = line.split("\t")
     wanted = (*layout.texts, layout.label)
     found = [next((head.index(name) for name in names if name in head), -1) for names in wanted]
-    if min(found) >= 0:
+    if min(found[:-1] if unlabelled else found) >= 0:
         return found, (len(head),), 1
     if max(found) < 0 and len(head) in layout.widths:
         return list(layout.bare), layout.widths, 0
     missing = wanted[found.index(-1)]
-    shown = ", ".join(head)[:SHOWN]
+    shown, names = ", ".join(head)[:SHOWN], ", ".join(name for name, *_ in wanted)
     raise TaskError(
         f"{path}:1: no column '{' or '.join(missing)}'; the first line is '{shown}': give the "
-        "official file with its header"
+        f"official file with its header, or head your own with {names}, a tab between them (only "
+        "training examples may be without the label)"
     )
 
 
 def _whole_rows(
-    path: Path, lines: Sequence[str], layout: Layout
-) -> Iterator[tuple[int, list[str], str]]:
+    path: Path, lines: Sequence[str], layout: Layout, unlabelled: bool
+) -> Iterator[tuple[int, list[str], str | None]]:
     """Yield line number, texts and label of every line that is whole."""
-    places, widths, first = _columns(path, lines[0], layout)
+    places, widths, first = _columns(path, lines[0], layout, unlabelled)
     broken = []
     for number, line in enumerate(lines[first:], first + 1):
         row = line.split("\t")
         wrong = _problem(row, places, widths)
         if not wrong:
-            *texts, label = (row[place] for place in places)
-            yield number, texts, label
+            label = None if places[-1] < 0 else row[places[-1]]
+            yield number, [row[place] for place in places[:-1]], label
             continue
         broken.append(number)
         if not layout.lenient or len(broken) > max(1, MOST_BROKEN * len(lines)):

@@ -30,10 +30,12 @@ __all__ = [
     "Loader",
     "Normalize",
     "Split",
+    "as_arrays",
     "as_batch",
     "as_split",
     "as_tensor",
     "map_tensors",
+    "required",
     "tensors_in",
     "to_float",
 ]
@@ -49,7 +51,7 @@ class Batch:
     Attributes:
         inputs: a tuple for ``model(*inputs)``, a mapping for ``model(**inputs)``, or anything
             else for ``model(inputs)``; tensors are [batch, ...].
-        targets: labels or values [batch, ...]; None where there are none.
+        targets: labels or values [batch, ...]; None where the examples have none.
         index: which examples these are [batch], the same number for the same example in every
             epoch; None: they were augmented, or it is not known.
 
@@ -115,7 +117,8 @@ def as_batch(item: Any) -> Batch:
     """Return a Batch from what a DataLoader yields.
 
     A pair or longer tuple holds the inputs and, last, the targets; a mapping holds the targets
-    under ``labels``, ``label``, ``targets`` or ``target``; a tensor is one input.
+    under ``labels``, ``label``, ``targets`` or ``target``. A tensor, a tuple of one and a mapping
+    without these names are inputs alone: the targets are None.
 
     Raises:
         TaskError: any other kind of item.
@@ -131,8 +134,8 @@ def as_batch(item: Any) -> Batch:
         found = next((key for key in TARGET_KEYS if key in item), None)
         inputs = {key: value for key, value in item.items() if key != found}
         return Batch(inputs, None if found is None else item[found])
-    if isinstance(item, (tuple, list)) and len(item) >= 2:
-        return Batch(tuple(item[:-1]), item[-1])
+    if isinstance(item, (tuple, list)) and item:
+        return Batch(tuple(item[:-1]), item[-1]) if len(item) > 1 else Batch(tuple(item))
     raise TaskError(
         f"the DataLoader yields {type(item).__name__}, not (inputs, targets), a mapping or a "
         "tensor; give Loader(loader, read=function from an item to a Batch)"
@@ -197,6 +200,7 @@ class Split(ABC):
     Attributes:
         normalize: how inputs were normalised, where that is known.
         in_memory: the targets of all examples can be had at once, for checks.
+        labelled: the examples have targets; if not, those of every batch are None.
 
     >>> isinstance(Arrays(torch.zeros(2, 1), torch.zeros(2)), Split)
     True
@@ -204,6 +208,7 @@ class Split(ABC):
 
     normalize: Normalize | None = None
     in_memory: bool = False
+    labelled: bool = True
 
     @abstractmethod
     def __len__(self) -> int:
@@ -235,7 +240,11 @@ class Split(ABC):
 
     @abstractmethod
     def targets(self) -> Tensor:
-        """Return the targets of all examples, in order [examples, ...]."""
+        """Return the targets of all examples, in order [examples, ...].
+
+        Raises:
+            TaskError: they have none.
+        """
 
     def batch_count(self, size: int) -> int:
         """Return how many batches one epoch has."""
@@ -266,8 +275,9 @@ class Arrays(Split):
     """Examples in memory; images stay uint8 and are converted per batch.
 
     Args:
-        inputs: tensor or array [examples, ...]; images uint8 [examples, channels, height, width].
-        targets: labels (integers) or values (floats) [examples, ...].
+        inputs: tensor or array [examples, ...]; images uint8 [examples, channels, height, width];
+            or a mapping of such, for a network with named inputs, which are fed as they are.
+        targets: labels (integers) or values (floats) [examples, ...]; None: there are none.
         augment: changes the inputs of a batch, drawing from the generator it is given.
         normalize: Normalize, or (mean, std) of each channel in 0..1 units.
 
@@ -284,25 +294,31 @@ class Arrays(Split):
     def __init__(
         self,
         inputs: Any,
-        targets: Any,
+        targets: Any = None,
         *,
         augment: Augment | None = None,
         normalize: Normalize | tuple[Sequence[float], Sequence[float]] | None = None,
     ) -> None:
-        self.inputs = as_tensor(inputs, "inputs")
-        self.labels = as_tensor(targets, "targets")
-        if self.labels.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.bool):
-            self.labels = self.labels.long()
-        if len(self.inputs) != len(self.labels):
+        self.inputs: Tensor | dict[str, Tensor] = _fed(inputs)
+        self.labels = None if targets is None else _answers(targets)
+        self.labelled = self.labels is not None
+        count = len(next(tensors_in(self.inputs)))
+        if self.labels is not None and count != len(self.labels):
             raise TaskError(
-                f"there are {len(self.inputs)} inputs and {len(self.labels)} targets; "
+                f"there are {count} inputs and {len(self.labels)} targets; "
                 "each example needs one of both"
             )
         if normalize is not None and not isinstance(normalize, Normalize):
             normalize = Normalize(*(tuple(values) for values in normalize))
-        _check_channels(self.inputs, normalize)
+        if isinstance(self.inputs, Tensor):
+            _check_channels(self.inputs, normalize)
+        elif augment is not None or normalize is not None:
+            raise TaskError(
+                f"inputs are named ({', '.join(self.inputs)}), and augment= and normalize= are of "
+                "a single tensor; change the arrays beforehand, or use a DataLoader"
+            )
         self.normalize, self.augment = normalize, augment
-        self.index = torch.arange(len(self.inputs))
+        self.index = torch.arange(count)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -321,14 +337,24 @@ class Arrays(Split):
         if seed is not None:
             order = order[torch.randperm(len(order), generator=generator_of(seed, "order", epoch))]
         for number in range(start, self.batch_count(size)):
-            chosen = order[number * size : (number + 1) * size].to(self.inputs.device)
-            inputs = self.inputs.index_select(0, chosen).to(device)
-            targets = self.labels.index_select(0, chosen.to(self.labels.device)).to(device)
-            index: Tensor | None = chosen
+            chosen = order[number * size : (number + 1) * size]
+            batch = self._chosen(chosen, device)
+            inputs, index = batch.inputs, batch.index
             if seed is not None and self.augment is not None:
                 inputs = self.augment(inputs, generator_of(seed, "augment", epoch, number))
                 index = None
-            yield Batch((to_float(inputs, self.normalize),), targets, index)
+            if isinstance(inputs, Tensor):
+                inputs = (to_float(inputs, self.normalize),)
+            yield Batch(inputs, batch.targets, index)
+
+    def _chosen(self, index: Tensor, device: str | torch.device) -> Batch:
+        """Return examples as they are stored."""
+
+        def taken(tensor: Tensor) -> Tensor:
+            return tensor.index_select(0, index.to(tensor.device)).to(device)
+
+        targets = None if self.labels is None else taken(self.labels)
+        return Batch(map_tensors(taken, self.inputs), targets, index)
 
     def subset(self, index: Sequence[int]) -> Arrays:
         """Return the examples at these positions; the arrays are shared, not copied."""
@@ -342,8 +368,9 @@ class Arrays(Split):
         return self._replaced(augment=None)
 
     def targets(self) -> Tensor:
-        """Return the targets of all examples, in order [examples, ...]."""
-        return self.labels[self.index.to(self.labels.device)]
+        """Return the targets of all examples, in order; see Split."""
+        labels = required(self.labels)
+        return labels[self.index.to(labels.device)]
 
     def _replaced(self, **fields: Any) -> Arrays:
         other = object.__new__(type(self))
@@ -360,11 +387,11 @@ class Loader(Split):
     from other generators (``random``, numpy) breaks it. Skipped batches are made and dropped.
 
     Args:
-        loader: yields pairs, mappings or whatever ``read`` understands.
+        loader: yields pairs, mappings, inputs alone or whatever ``read`` understands.
         read: from an item of the loader to a Batch.
 
     Raises:
-        TaskError: the loader yields nothing, or its first batch cannot be read.
+        TaskError: it is no DataLoader, it yields nothing, or its first batch cannot be read.
 
     >>> pairs = torch.utils.data.TensorDataset(torch.zeros(10, 2), torch.arange(10))
     >>> len(Loader(DataLoader(pairs, batch_size=4, shuffle=True)))
@@ -372,9 +399,17 @@ class Loader(Split):
     """
 
     def __init__(self, loader: DataLoader[Any], *, read: Callable[[Any], Batch] = as_batch) -> None:
+        if not isinstance(loader, DataLoader):
+            raise TaskError(
+                f"{type(loader).__name__} is no DataLoader; wrap a data set in one, "
+                "DataLoader(data, batch_size=32), or a list of whole batches, "
+                "DataLoader(batches, batch_size=None), or give arrays to Task.from_arrays"
+            )
         self.loader, self.read = loader, read
-        if next(self.batches(1), None) is None:
+        first = next(self.batches(1), None)
+        if first is None:
             raise TaskError("the DataLoader yields no batch; it needs at least one example")
+        self.labelled = first.targets is not None
 
     def __len__(self) -> int:
         size = self.loader.batch_size
@@ -436,10 +471,9 @@ class Loader(Split):
         return Loader(self._like(kept, shuffle=shuffle), read=self.read)
 
     def targets(self) -> Tensor:
-        """Return the targets of all examples, in order [examples, ...]."""
+        """Return the targets of all examples, in order; see Split."""
         ordered = Loader(self._like(self._dataset(), shuffle=False), read=self.read)
-        pieces = [batch.targets for batch in ordered.batches(1)]
-        return torch.cat([piece for piece in pieces if piece is not None])
+        return torch.cat([required(batch.targets) for batch in ordered.batches(1)])
 
     def _dataset(self) -> Any:
         plain = isinstance(self.loader.sampler, (RandomSampler, SequentialSampler))
@@ -464,7 +498,7 @@ class Loader(Split):
 
 
 def as_split(value: Any, name: str) -> Split:
-    """Return a Split from a Split, a DataLoader or a pair (inputs, targets).
+    """Return a Split from a Split, a DataLoader or arrays (see as_arrays).
 
     Args:
         value: what the user gave.
@@ -479,8 +513,8 @@ def as_split(value: Any, name: str) -> Split:
     try:
         if isinstance(value, DataLoader):
             value = Loader(value)
-        elif isinstance(value, tuple) and len(value) == 2:
-            value = Arrays(*value)
+        elif isinstance(value, tuple | Mapping | Tensor | np.ndarray):
+            value = as_arrays(value)
     except TaskError as error:
         raise TaskError(f"{name}: {error}") from error
     if not isinstance(value, Split):
@@ -489,6 +523,48 @@ def as_split(value: Any, name: str) -> Split:
             "give a DataLoader, a pair (inputs, targets) or a Split"
         )
     return value
+
+
+def as_arrays(value: Any, **options: Any) -> Arrays:
+    """Return Arrays from a pair (inputs, targets), or from inputs alone.
+
+    Args:
+        value: a pair; a tensor or an array, which are inputs alone; or a mapping of such, which
+            holds the targets, if there are any, where a DataLoader's batch does (see as_batch).
+        **options: what Arrays takes besides.
+
+    Raises:
+        TaskError: another kind of value, or data that cannot be used.
+
+    >>> as_arrays(np.zeros((3, 2))).labelled, as_arrays({"x": [1.0], "label": [1]}).labelled
+    (False, True)
+    """
+    if isinstance(value, Tensor | np.ndarray):
+        return Arrays(value, **options)
+    if isinstance(value, Mapping):
+        whole = as_batch(value)
+        return Arrays(whole.inputs, whole.targets, **options)
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise TaskError(
+            f"{type(value).__name__} is not a pair; give every split as (inputs, targets)"
+        )
+    return Arrays(*value, **options)
+
+
+def required(targets: Tensor | None) -> Tensor:
+    """Return targets that there must be.
+
+    Raises:
+        TaskError: there are none.
+
+    >>> required(torch.tensor([1]))
+    tensor([1])
+    """
+    if targets is None:
+        raise TaskError(
+            "the batches have no targets, which loss and metrics need; yield (inputs, targets)"
+        )
+    return targets
 
 
 def as_tensor(value: Any, name: str) -> Tensor:
@@ -515,6 +591,25 @@ def as_tensor(value: Any, name: str) -> Tensor:
     if not tensor.ndim or not len(tensor):
         raise TaskError(f"{name} of shape {tuple(tensor.shape)} hold no example; give at least one")
     return _finite(tensor, name)
+
+
+def _fed(inputs: Any) -> Tensor | dict[str, Tensor]:
+    """Return inputs in memory, one tensor or several by their names, all of one length."""
+    if not isinstance(inputs, Mapping):
+        return as_tensor(inputs, "inputs")
+    named = {str(name): as_tensor(value, f"inputs '{name}'") for name, value in inputs.items()}
+    lengths = {name: len(tensor) for name, tensor in named.items()}
+    if len(set(lengths.values())) != 1:
+        raise TaskError(
+            f"inputs are of {lengths or 'no'} examples; give one or more arrays of one length"
+        )
+    return named
+
+
+def _answers(targets: Any) -> Tensor:
+    labels = as_tensor(targets, "targets")
+    small = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.bool)
+    return labels.long() if labels.dtype in small else labels
 
 
 def _finite(tensor: Tensor, name: str) -> Tensor:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import hashlib
 import inspect
+import logging
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,15 +19,17 @@ from torch.nn.utils import parametrize
 
 from laconic.errors import LaconicError, TaskError, nearest
 from laconic.step import generator_of
+from laconic.tasks.checks import check_labels, check_loss, check_targets
 from laconic.tasks.metrics import Metric, accuracy, as_values
 from laconic.tasks.split import (
-    Arrays,
     Augment,
     Batch,
     Loader,
     Split,
+    as_arrays,
     as_batch,
     as_split,
+    required,
     tensors_in,
 )
 
@@ -39,8 +42,12 @@ __all__ = [
     "explained",
     "full_precision",
     "hold_out",
+    "labelled",
+    "needed",
     "squared_error",
 ]
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validate", "test")
 # Which text of a pair a token belongs to: not every text model distinguishes them.
@@ -73,7 +80,7 @@ def cross_entropy(outputs: Tensor, batch: Batch) -> Tensor:
     >>> cross_entropy(torch.zeros(1, 2), Batch((), torch.tensor([0])))
     tensor(0.6931)
     """
-    return F.cross_entropy(outputs, _required(batch.targets))
+    return F.cross_entropy(outputs, required(batch.targets))
 
 
 def squared_error(outputs: Tensor, batch: Batch) -> Tensor:
@@ -87,31 +94,37 @@ def squared_error(outputs: Tensor, batch: Batch) -> Tensor:
     >>> squared_error(torch.tensor([[1.0], [2.0]]), Batch((), torch.tensor([0.0, 4.0])))
     tensor(2.5000)
     """
-    targets = _required(batch.targets)
+    targets = required(batch.targets)
     return F.mse_loss(as_values(outputs, targets), targets)
 
 
 class Task:
     """What a network is for: data, how a batch becomes a call, loss and metrics.
 
-    Each split is a DataLoader, a pair (inputs, targets) of tensors or arrays, or a Split.
+    Each split is a DataLoader, a pair (inputs, targets) of tensors or arrays, or a Split. That of
+    training may be without targets, inputs alone, for steps that need none: they learn from the
+    teacher's answers, or only look at what flows through the network. The targets of its batches
+    are None, and steps that read them are refused before any work.
 
     Args:
         train: examples to learn from.
         test: examples only looked at to report.
         validate: examples that choose the best checkpoint; None: 5 % of ``train``, never
-            augmented and always the same ones (see hold_out).
+            augmented and always the same ones (see hold_out). Needed where ``train`` has no
+            targets.
         call: (model, batch) -> outputs; by default ``model(*inputs)``.
         loss: (outputs, batch) -> mean over the batch, a scalar; cross entropy by default.
         metrics: name -> function of (outputs, targets) of a whole split; the first one decides
             which checkpoint is best, so higher must be better. Accuracy, 0 to 1, by default.
-        classes: names of the labels; None: "0", "1", ... up to the largest label in ``train``.
+        classes: names of the labels; None: "0", "1", ... up to the largest label in ``train``
+            and ``validate``.
         name: what the data are called in runs and reports.
         tokenizer: what turned texts into the inputs, as the bytes of a tokenizer.json; it
             travels in the artefact, as the names of the labels do.
 
     Raises:
-        TaskError: data are empty, misshapen, not finite, or labels are out of range.
+        TaskError: data are empty, misshapen, not finite or without targets, labels are out of
+            range, or ``loss`` takes something else.
 
     >>> task = Task((torch.rand(40, 2), torch.arange(40) % 2), (torch.rand(4, 2), [0, 1, 0, 1]))
     >>> len(task.train), len(task.validate), sorted(task.score(nn.Linear(2, 2)))
@@ -140,10 +153,13 @@ class Task:
                 f"{name}: metrics are {metrics!r}; give name -> function, the main one first"
             )
         self.metrics = dict(metrics)
+        check_loss(loss, name)
+        check_targets(parts)
         self.classes = tuple(str(label) for label in classes or ())
         self.drawn: tuple[int, ...] | None = None
+        self._told: set[tuple[str, int]] = set()
         if loss is cross_entropy or self.classes:
-            self.classes = _check_labels(parts, self.classes)
+            self.classes = check_labels(parts, self.classes)
         self.train, self.test = parts["train"], parts["test"].plain()
         if "validate" in parts:
             self.validate = parts["validate"].plain()
@@ -153,9 +169,9 @@ class Task:
     @classmethod
     def from_arrays(
         cls,
-        train: tuple[Any, Any],
-        test: tuple[Any, Any],
-        validate: tuple[Any, Any] | None = None,
+        train: Any,
+        test: Any,
+        validate: Any = None,
         *,
         augment: Augment | None = None,
         normalize: Any = None,
@@ -163,11 +179,14 @@ class Task:
     ) -> Task:
         """Return a Task over pairs (inputs, targets) in memory.
 
+        Inputs are an array, or a mapping of arrays for a network with named inputs. Instead of a
+        pair there may be one mapping, with the targets under "labels" or "label".
+
         Args:
             train: inputs [examples, ...], images uint8 [examples, channels, height, width], and
-                targets [examples].
-            test: the same.
-            validate: the same; None: 5 % of ``train``.
+                targets [examples]; or an array of inputs alone.
+            test: the same, with targets.
+            validate: the same, with targets; None: 5 % of ``train``.
             augment: of training batches; see Arrays.
             normalize: (mean, std) per channel in 0..1 units; see Arrays.
             **options: what Task takes besides.
@@ -179,7 +198,7 @@ class Task:
         """
         given = {"train": train, "test": test, "validate": validate}
         splits: dict[str, Any] = {
-            name: _arrays(pair, name, augment=augment, normalize=normalize)
+            name: _named(name, as_arrays, pair, augment=augment, normalize=normalize)
             for name, pair in given.items()
             if pair is not None
         }
@@ -198,10 +217,10 @@ class Task:
         """Return a Task over the user's own DataLoaders.
 
         Args:
-            train: a DataLoader.
+            train: a DataLoader; its batches may be inputs alone.
             test: a DataLoader.
             validate: a DataLoader; None: 5 % of the training data set.
-            read: from what the loaders yield to a Batch.
+            read: from what the loaders yield to a Batch (see laconic.tasks.split.as_batch).
             **options: what Task takes besides.
 
         >>> data = torch.utils.data.TensorDataset(torch.rand(40, 2), torch.arange(40) % 2)
@@ -209,8 +228,13 @@ class Task:
         >>> len(Task.from_loaders(loader, loader).train)
         38
         """
-        held = None if validate is None else Loader(validate, read=read)
-        return cls(Loader(train, read=read), Loader(test, read=read), held, **options)
+        given = {"train": train, "test": test, "validate": validate}
+        splits: dict[str, Any] = {
+            name: _named(name, Loader, loader, read=read)
+            for name, loader in given.items()
+            if loader is not None
+        }
+        return cls(**splits, **options)
 
     @classmethod
     def from_texts(
@@ -219,19 +243,21 @@ class Task:
         """Return a Task over texts: named inputs, padded to the longest of each batch.
 
         Each split is a list of (text, label) or (text, second text, label), or a table with
-        named columns: a mapping of lists, a data set of Hugging Face, a data frame. Labels are
-        names, whole numbers from 0, or other numbers; those are values, trained with the squared
-        error and judged by Pearson's and Spearman's correlation.
+        named columns: a mapping of lists, a list of mappings, a data set of Hugging Face, a data
+        frame. Labels are names, whole numbers from 0, or other numbers; those are values, trained
+        with the squared error and judged by Pearson's and Spearman's correlation.
 
         Args:
-            train: examples to learn from.
+            train: examples to learn from; without labels: texts, pairs of them where the
+                examples of ``test`` are pairs, or a table without the label's column.
             test: examples only looked at to report.
             tokenizer: a folder of Hugging Face or its tokenizer.json, a ``tokenizers.Tokenizer``,
                 or a fast tokenizer of transformers.
             max_length: tokens of one example, special ones included.
-            **options: ``validate`` (5 % of ``train`` by default); ``columns``, names of the text
-                columns and, last, of the label; ``padding`` ("longest" or "max_length") and
-                ``multiple`` (1) as in laconic.tasks.as_tokenizer; and what Task takes besides.
+            **options: ``validate`` (5 % of ``train`` by default, where that has labels);
+                ``columns``, names of the text columns and, last, of the label; ``padding``
+                ("longest" or "max_length") and ``multiple`` (1) as in
+                laconic.tasks.as_tokenizer; and what Task takes besides.
 
         Raises:
             TaskError: texts are empty or no texts, labels unknown or not finite, columns missing.
@@ -316,6 +342,8 @@ class Task:
                 classes; the network, the loss or a metric failed, as its cause.
         """
         part, where = self.split(split), torch.device(device or device_of(model))
+        if not part.labelled:
+            raise TaskError(f"{split}: the examples have no targets; score another split")
         outputs, targets, total, count = [], [], 0.0, 0
         with full_precision(model):
             for piece in part.any_order(batch, device=where):
@@ -323,7 +351,7 @@ class Task:
                 total += self._loss(answer, piece) * len(answer)
                 count += len(answer)
                 outputs.append(answer)
-                targets.append(_required(piece.targets))
+                targets.append(required(piece.targets))
         everything, truth = torch.cat(outputs), torch.cat(targets)
         scores = {}
         for name, metric in self.metrics.items():
@@ -338,9 +366,10 @@ class Task:
         """Return the outputs for a batch in float32, or say why there are none."""
         given = list(tensors_in(batch.inputs))
         shapes = ", ".join(f"{[*tensor.shape]} {tensor.dtype}" for tensor in given)
+        advice = "give data that fit it, or the task call=(model, batch) -> outputs"
         with explained(
             f"{self.name}: the network cannot be called with inputs {shapes}",
-            "give data that fit it, or the task call=(model, batch) -> outputs",
+            _other_numbers(model, batch) or advice,
         ):
             answer = self.call(model, batch)
         if not isinstance(answer, Tensor):
@@ -348,12 +377,25 @@ class Task:
                 f"{self.name}: the model returns {type(answer).__name__}, not a tensor; "
                 "give the task call=lambda model, batch: the tensor of outputs"
             )
-        if self.loss is cross_entropy and answer.ndim > 1 and answer.shape[1] < len(self.classes):
-            raise TaskError(
-                f"{type(model).__name__} has {answer.shape[1]} outputs and {self.name} has "
-                f"{len(self.classes)} classes; give the network an output for each"
-            )
+        if self.loss is cross_entropy and answer.ndim > 1 and self.classes:
+            self._compare(answer.shape[1], model)
         return answer.float()
+
+    def _compare(self, outputs: int, model: nn.Module) -> None:
+        """Refuse a network with fewer outputs than classes; say once where it has more."""
+        network, classes = type(model).__name__, len(self.classes)
+        if outputs < classes:
+            raise TaskError(
+                f"{network} has {outputs} outputs and {self.name} has {classes} classes; give the "
+                "network an output for each"
+            )
+        if outputs > classes and (network, outputs) not in self._told:
+            self._told.add((network, outputs))
+            logger.warning(
+                "%s has %d outputs and %s has %d classes, so some outputs are never right; if "
+                "labels are missing, give classes= with every label",
+                *(network, outputs, self.name, classes),
+            )
 
     def _loss(self, outputs: Tensor, batch: Batch) -> float:
         with explained(
@@ -374,8 +416,8 @@ class Task:
             seed: of the draw.
 
         Raises:
-            TaskError: both or neither given, there are not so many examples, or the targets are
-                values, which have no classes.
+            TaskError: both or neither given, there are not so many examples, or there are no
+                classes: the targets are values, or there are none.
 
         >>> task = Task((torch.rand(40, 2), torch.arange(40) % 2), (torch.rand(2, 2), [0, 1]))
         >>> task.few(per_class=3).train.targets().bincount()
@@ -386,6 +428,8 @@ class Task:
         if total is not None:
             drawn = _draw(torch.arange(len(self.train)), total, generator_of(seed, "few"), "train")
         else:
+            if not self.train.labelled:
+                raise TaskError("few: train has no targets to choose classes by; give total=")
             labels = self.train.targets()
             if labels.is_floating_point():
                 raise TaskError(f"{self.name}: values have no classes to draw from; give total=")
@@ -430,7 +474,8 @@ class Task:
         """Refuse a network that the examples cannot be fed to, as far as it says.
 
         Raises:
-            TaskError: it knows fewer tokens, has places for fewer, or has other classes.
+            TaskError: it knows fewer tokens, has places for fewer, has other classes, or weights
+                in another precision than the inputs, which it does not convert.
         """
         config: Any = getattr(model, "config", None)
         outputs = getattr(config, "num_labels", None)
@@ -447,6 +492,10 @@ class Task:
             )
         for name in SPLITS:
             self.split(name).check(model)
+        batch = self.example_batch().to(device_of(model))
+        if _other_numbers(model, batch):
+            with full_precision(model):
+                self._outputs(model, batch)  # some networks convert what they are given
 
     def describe(self) -> dict[str, Any]:
         """Return what a run records of this task: JSON-able, without the data."""
@@ -468,6 +517,7 @@ def hold_out(train: Split, *, seed: int = 0) -> tuple[Split, Split]:
     Raises:
         TaskError: fewer than two examples, or examples that cannot be chosen.
 
+    >>> from laconic.tasks import Arrays
     >>> rest, held = hold_out(Arrays(torch.zeros(100, 1), torch.zeros(100)))
     >>> len(rest), len(held)
     (95, 5)
@@ -534,13 +584,10 @@ def _accepted(model: nn.Module, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
     return {name: value for name, value in inputs.items() if name != OPTIONAL}
 
 
-def _arrays(pair: tuple[Any, Any], name: str, **options: Any) -> Arrays:
-    if not isinstance(pair, tuple | list) or len(pair) != 2:
-        raise TaskError(
-            f"{name}: {type(pair).__name__} is not a pair; give every split as (inputs, targets)"
-        )
+def _named(name: str, make: Callable[..., Split], given: Any, **options: Any) -> Split:
+    """Return the split that is made of what was given; say which one it is where that fails."""
     try:
-        return Arrays(*pair, **options)
+        return make(given, **options)
     except TaskError as error:
         raise TaskError(f"{name}: {error}") from error
 
@@ -580,35 +627,6 @@ def _draw(positions: Tensor, count: int, generator: torch.Generator, where: str)
     return drawn
 
 
-def _check_labels(parts: Mapping[str, Split], classes: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names of the labels, given or counted, once every label is in range."""
-    labels = {name: _labels(part, name) for name, part in parts.items()}
-    if not classes and all(part.in_memory for part in parts.values()):
-        largest = max(int(labels[name].max()) for name in labels if name != "test")
-        classes = tuple(str(label) for label in range(largest + 1))
-    for name, values in labels.items():
-        low, high = int(values.min()), int(values.max())
-        if low < 0 or (classes and high >= len(classes)):
-            wrong = low if low < 0 else high
-            known = f"0 to {len(classes) - 1}" if classes else "0 and above"
-            raise TaskError(
-                f"{name}: label {wrong} (example {int((values == wrong).nonzero()[0, 0])}) is out "
-                f"of range; labels are {known}: repair it, or give classes= with every label"
-            )
-    return classes
-
-
-def _labels(split: Split, name: str) -> Tensor:
-    # Examples outside memory may be many and slow: the first batch stands for all.
-    labels = _required(split.targets() if split.in_memory else next(split.batches(1)).targets)
-    if labels.is_floating_point() or labels.is_complex():
-        raise TaskError(
-            f"{name}: labels are {labels.dtype}, not integers; convert them, or give loss= and "
-            "metrics= for targets that are values"
-        )
-    return labels
-
-
 def needed(task: Task | None, why: str) -> Task:
     """Return the task that something needs.
 
@@ -624,9 +642,40 @@ def needed(task: Task | None, why: str) -> Task:
     return task
 
 
-def _required(targets: Tensor | None) -> Tensor:
-    if targets is None:
+def labelled(task: Task | None, why: str, instead: str) -> Task:
+    """Return the task whose training examples have targets, which something reads.
+
+    Args:
+        task: of a state, or None.
+        why: what reads them, for what.
+        instead: what to take where there are none.
+
+    Raises:
+        TaskError: there is no task, or its training examples have no targets.
+
+    >>> pair = (torch.zeros(40, 2), torch.arange(40) % 2)
+    >>> labelled(Task(pair, pair), "train reads labels", "learn from logits").name
+    'task'
+    """
+    found = needed(task, why)
+    if not found.train.labelled:
         raise TaskError(
-            "the batches have no targets, which loss and metrics need; yield (inputs, targets)"
+            f"{why}, and the training examples of {found.name} have no targets; give some that "
+            f"have, or {instead}"
         )
-    return targets
+    return found
+
+
+def _other_numbers(model: nn.Module, batch: Batch) -> str:
+    """Return what to do where weights and inputs are floats of other kinds, or nothing."""
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    given = {each.dtype for each in tensors_in(batch.inputs) if each.is_floating_point()}
+    if own is None or not given or own in given:
+        return ""
+    kinds = ", ".join(sorted(_word(each) for each in given))
+    remedy = "call model.float()" if torch.float32 in given else f"make them {_word(own)}"
+    return f"the network's weights are {_word(own)} and the inputs {kinds}: {remedy}, or give call="
+
+
+def _word(kind: torch.dtype) -> str:
+    return str(kind).removeprefix("torch.")

@@ -57,7 +57,8 @@ def glue(
         tokenizer: the folder of a Hugging Face model, or its tokenizer.json.
         max_length: tokens of one example, special ones included.
         name: of the task; the folder's own name by default.
-        train: file of the training examples; train or train_subset by default.
+        train: file of the training examples; train or train_subset by default. It may be without
+            the column of the labels, and then ``validate`` is needed.
         test: file of the test split, such as dev_mismatched; dev, dev_matched or heldout_subset
             by default.
         validate: file that chooses the best checkpoint; 5 % of train by default.
@@ -86,7 +87,9 @@ def glue(
     if validate is not None:
         files["validate"] = find_glue(path, "validate", validate)
     splits = {
-        part: _split(part, *read_glue(file, name, classes=classes), coder)
+        part: _split(
+            part, *read_glue(file, name, classes=classes, unlabelled=part == "train"), coder
+        )
         for part, file in files.items()
     }
     return _task(
@@ -121,17 +124,28 @@ def texts(
     ('no', 'yes')
     """
     coder = as_tokenizer(tokenizer, max_length=max_length, padding=padding, multiple=multiple)
-    given = {"train": train, "test": test, "validate": validate}
-    tables = {part: _table(data, part, columns) for part, data in given.items() if data is not None}
-    labels = {part: found for part, (_, found) in tables.items()}
-    named = tuple(str(each) for each in classes or _named_classes(train, columns) or ())
+    given = {"test": test, "validate": validate, "train": train}
+    tables: dict[str, tuple[list[Any], list[Any] | None]] = {}
+    for part, data in given.items():
+        if data is not None:
+            tables[part] = _table(data, part, columns, like=tables.get("test"))
+    labels = {part: found for part, (_, found) in tables.items() if found is not None}
+    if labels.keys() == {"test"}:
+        raise TaskError(
+            "train: the texts have no labels, so none of them can be held out to choose the best "
+            "checkpoint; give validate= with labels, or columns=(text, label) to name them"
+        )
+    named = classes or _named_classes(train, columns) or _named_classes(test, columns) or ()
+    named = tuple(str(each) for each in named)
     targets, named = _targets(labels, named)
-    splits = {part: _split(part, rows, targets[part], coder) for part, (rows, _) in tables.items()}
+    splits = {
+        part: _split(part, rows, targets.get(part), coder) for part, (rows, _) in tables.items()
+    }
     return _task(splits, coder, classes=named, **options)
 
 
 def _task(splits: Mapping[str, Any], coder: Any, **options: Any) -> Task:
-    if splits["train"].labels.is_floating_point():
+    if splits["test"].labels.is_floating_point():
         options = {
             "loss": squared_error,
             "metrics": {"pearson": pearson, "spearman": spearman},
@@ -146,14 +160,33 @@ def _split(part: str, rows: Sequence[Any], targets: Any, coder: Any) -> Texts:
         raise TaskError(f"{part}: {error}") from error
 
 
-def _table(data: Any, part: str, columns: Sequence[str] | None) -> tuple[list[Any], list[Any]]:
-    """Return the texts and the labels of rows, or of a table with named columns."""
+def _table(
+    data: Any, part: str, columns: Sequence[str] | None, *, like: tuple[list[Any], Any] | None
+) -> tuple[list[Any], list[Any] | None]:
+    """Return the texts and the labels of rows, or of a table; without labels None for them.
+
+    Args:
+        data: what the user gave.
+        part: "train", "test" or "validate".
+        columns: names of texts and, last, of the label.
+        like: the texts and labels of test, which say how many texts an example has.
+    """
+    if isinstance(data, list | tuple) and data and all(isinstance(row, Mapping) for row in data):
+        data = {name: [row.get(name) for row in data] for name in data[0]}
     names = _column_names(data)
     if names is None:
-        return _rows(data, part)
-    chosen = _chosen(names, part, columns)
-    *texts, labels = ([*data[name]] for name in chosen)
-    return list(zip(*texts, strict=True)), labels
+        rows, labels = _rows(data, part, len(like[0][0]) if like and like[0] else 1)
+    else:
+        texts, label = _chosen(names, part, columns)
+        rows = list(zip(*([*data[name]] for name in texts), strict=True))
+        labels = [None] * len(rows) if label is None else [*data[label]]
+    missing = [number for number, each in enumerate(labels) if each is None]
+    if missing and (part != "train" or len(missing) < len(labels)):
+        raise TaskError(
+            f"{part}: example {missing[0]}, {rows[missing[0]]!r:.{SHOWN}}, has no label; only "
+            "training examples may be without, and then all of them"
+        )
+    return rows, None if missing else labels
 
 
 def _column_names(data: Any) -> list[str] | None:
@@ -165,39 +198,54 @@ def _column_names(data: Any) -> list[str] | None:
     return list(data) if isinstance(data, Mapping) else None
 
 
-def _chosen(names: Sequence[str], part: str, columns: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the names of the columns of texts and, last, of labels."""
+def _chosen(
+    names: Sequence[str], part: str, columns: Sequence[str] | None
+) -> tuple[tuple[str, ...], str | None]:
+    """Return the names of the columns of texts and that of labels, which train may lack."""
+    optional = part == "train"
     if columns is not None:
-        missing = next((name for name in columns if name not in names), None)
         if isinstance(columns, str) or len(columns) not in (2, 3):
             raise TaskError(f"columns {columns!r} must name one or two texts and, last, the label")
-        if missing is not None:
+        *texts, label = columns
+        missing = next((name for name in columns if name not in names), None)
+        if missing is not None and not (optional and missing == label):
             raise TaskError(f"{part}: there is no column '{missing}'{nearest(missing, names)}")
-        return tuple(columns)
-    texts = next((wanted for wanted in TEXT_COLUMNS if set(wanted) <= set(names)), None)
-    label = next((wanted for wanted in LABEL_COLUMNS if wanted in names), None)
-    if texts is None or label is None:
+        return tuple(texts), label if missing is None else None
+    found = next((wanted for wanted in TEXT_COLUMNS if set(wanted) <= set(names)), None)
+    named = next((wanted for wanted in LABEL_COLUMNS if wanted in names), None)
+    if found is None or (named is None and not optional):
         raise TaskError(
             f"{part}: which of the columns {', '.join(map(str, names))[:SHOWN]} are text and "
             "label? Give columns=(text, label) or columns=(text, second text, label)"
         )
-    return (*texts, label)
+    return found, named
 
 
-def _rows(data: Any, part: str) -> tuple[list[Any], list[Any]]:
+def _rows(data: Any, part: str, count: int) -> tuple[list[Any], list[Any]]:
+    """Return the texts of rows and their labels, None for a row without one.
+
+    Args:
+        data: what the user gave.
+        part: "train", "test" or "validate".
+        count: a row of so many items is texts alone.
+    """
     if isinstance(data, str | bytes) or not isinstance(data, Iterable):
         raise TaskError(
             f"{part}: {type(data).__name__} is no data; give a list of (text, label) or "
             "(text, second text, label), or a table with named columns"
         )
-    rows = list(data)
-    for number, row in enumerate(rows):
-        if not isinstance(row, tuple | list) or len(row) not in (2, 3):
+    texts, labels = [], []
+    for number, row in enumerate(data):
+        items = (row,) if isinstance(row, str) else row
+        if not isinstance(items, tuple | list) or len(items) not in (1, 2, 3):
             raise TaskError(
                 f"{part}: example {number}, {row!r:.{SHOWN}}, is not (text, label) or "
                 "(text, second text, label)"
             )
-    return [tuple(row[:-1]) for row in rows], [row[-1] for row in rows]
+        alone = len(items) in (1, count)
+        texts.append(tuple(items if alone else items[:-1]))
+        labels.append(None if alone else items[-1])
+    return texts, labels
 
 
 def _named_classes(data: Any, columns: Sequence[str] | None) -> Sequence[str] | None:
@@ -205,8 +253,8 @@ def _named_classes(data: Any, columns: Sequence[str] | None) -> Sequence[str] | 
     features = getattr(data, "features", None)
     if not isinstance(features, Mapping):
         return None
-    label = _chosen(list(features), "train", columns)[-1]
-    return getattr(features[label], "names", None)
+    _, label = _chosen(list(features), "train", columns)
+    return None if label is None else getattr(features[label], "names", None)
 
 
 def _targets(

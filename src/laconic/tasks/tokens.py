@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from laconic.errors import MissingExtra, TaskError, nearest
 from laconic.progress import progress
 from laconic.step import generator_of
-from laconic.tasks.split import Batch, Split, as_tensor
+from laconic.tasks.split import Batch, Split, as_tensor, required
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -52,7 +52,7 @@ class Texts(Split):
 
     Args:
         texts: strings, or pairs of strings.
-        targets: labels (integers) or values (floats) [examples].
+        targets: labels (integers) or values (floats) [examples]; None: there are none.
         tokenizer: as as_tokenizer or tokenizer_of return it.
 
     Raises:
@@ -71,10 +71,11 @@ class Texts(Split):
     in_memory = True
 
     def __init__(self, texts: Sequence[Any], targets: Any, tokenizer: Tokenizer) -> None:
-        self.labels = as_tensor(targets, "targets")
-        if not self.labels.is_floating_point():
+        self.labels = None if targets is None else as_tensor(targets, "targets")
+        self.labelled = self.labels is not None
+        if self.labels is not None and not self.labels.is_floating_point():
             self.labels = self.labels.long()
-        if len(texts) != len(self.labels):
+        if self.labels is not None and len(texts) != len(self.labels):
             raise TaskError(
                 f"there are {len(texts)} texts and {len(self.labels)} targets; each example "
                 "needs one of both"
@@ -130,8 +131,8 @@ class Texts(Split):
         return other
 
     def targets(self) -> Tensor:
-        """Return the targets of all examples, in order [examples]."""
-        return self.labels[self.index]
+        """Return the targets of all examples, in order; see Split."""
+        return required(self.labels)[self.index]
 
     def check(self, model: nn.Module) -> None:
         """Refuse a network of another vocabulary, or with places for fewer tokens.
@@ -182,7 +183,7 @@ class Texts(Split):
             "attention_mask": real.long(),
             "token_type_ids": torch.where(real, self.types[places], 0).long(),
         }
-        return Batch(inputs, self.labels[chosen], chosen)
+        return Batch(inputs, None if self.labels is None else self.labels[chosen], chosen)
 
 
 def as_tokenizer(

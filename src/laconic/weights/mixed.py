@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from laconic.errors import ModelError, ScopeError
 from laconic.models.families import blocks_path
 from laconic.step import Count, State, Step
-from laconic.tasks.task import needed
+from laconic.tasks.task import labelled, needed
 from laconic.weights.laid import lay_each, weights_of
 from laconic.weights.representation import Representation
 from laconic.weights.slopes import drawn, eigenvalues, losses, probe
@@ -117,8 +117,9 @@ class MixedPrecision(Step):
     iterations: Count = 30
 
     def check(self, model: nn.Module, task: Task | None, earlier: tuple[Step, ...] = ()) -> None:
-        """Refuse to run without a task, and a scope with fewer than two blocks."""
+        """Refuse to run without a task or its targets, and a scope with fewer than two blocks."""
         needed(task, f"{self.name} needs batches")
+        labelled(task, f"{self.name} reads targets", "quantize without looking at the loss")
         self._blocks(model)
 
     def represented(self, model: nn.Module) -> list[tuple[Representation, Mapping[str, Tensor]]]:
