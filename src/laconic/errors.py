@@ -114,7 +114,9 @@ class MissingExtra(LaconicError, ImportError):
     """An optional package is needed and not installed."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"'{package}' is not installed; run: pip install 'laconic[{extra}]'")
+        super().__init__(
+            f"'{package}' is not installed; in the clone of laconic run: pip install '.[{extra}]'"
+        )
 
 
 def nearest(word: str, options: Iterable[str], *, otherwise: Iterable[str] = ()) -> str:

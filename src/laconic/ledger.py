@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -16,6 +17,7 @@ __all__ = [
     "LedgerRow",
     "Measurement",
     "Table",
+    "excess_text",
     "factor_text",
     "ledger",
     "ledger_table",
@@ -84,8 +86,8 @@ class Measurement:
         table_bytes: codebooks, scales and the coders' tables.
         dense_bytes: numbers stored as they are.
         header_bytes: manifest and listing.
-        nominal_bits: bits of every code and float parameter, positions and tables ignored, as
-            papers count: 32 / bits / density.
+        nominal_bits: codes alone, as papers count: bits of every code and float parameter,
+            positions and tables ignored.
         macs: multiply-accumulates of one example; None where there is no task.
         bit_operations: of one example (see costs.bit_operations).
         latency_ms: median of a forward of one example.
@@ -165,13 +167,13 @@ def _check_fields(kind: type, data: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class LedgerRow:
-    """What one step of a run contributed, nominally and on disk.
+    """What one step of a run contributed: to its codes alone, and to the file.
 
     Attributes:
         step: label.
-        predicted: factor of the step: nominal bits before / after.
-        measured: the same on disk: file size before / after.
-        predicted_total: the product of the predicted factors so far.
+        nominal: factor of the codes alone: nominal bits before / after.
+        measured: factor of the file: its size before / after.
+        nominal_total: the product of the nominal factors so far.
         measured_total: first file size / this one.
         size_bytes: of the artefact.
         index_share, table_share: of the file, 0 to 1.
@@ -186,9 +188,9 @@ class LedgerRow:
     """
 
     step: str
-    predicted: float
+    nominal: float
     measured: float
-    predicted_total: float
+    nominal_total: float
     measured_total: float
     size_bytes: int
     index_share: float
@@ -202,8 +204,8 @@ class LedgerRow:
 def ledger(history: Sequence[Measurement]) -> list[LedgerRow]:
     """Return what each step contributed: their factors multiply to the factor of all.
 
-    ``predicted = 32 / (bits * density)`` counts codes alone; ``measured`` counts the file with
-    positions, tables and header, so the two columns show what the papers' count leaves out.
+    ``nominal = 32 / (bits * density)`` counts codes alone, as papers do; ``measured`` counts the
+    file with positions, tables and header, so the two show what the papers' count leaves out.
 
     Args:
         history: at least the uncompressed network, first.
@@ -214,9 +216,9 @@ def ledger(history: Sequence[Measurement]) -> list[LedgerRow]:
     return [
         LedgerRow(
             step=now.step,
-            predicted=before.nominal_bits / max(now.nominal_bits, 1),
+            nominal=before.nominal_bits / max(now.nominal_bits, 1),
             measured=before.size_bytes / now.size_bytes,
-            predicted_total=history[0].nominal_bits / max(now.nominal_bits, 1),
+            nominal_total=history[0].nominal_bits / max(now.nominal_bits, 1),
             measured_total=history[0].size_bytes / now.size_bytes,
             size_bytes=now.size_bytes,
             index_share=now.index_bytes / now.size_bytes,
@@ -258,10 +260,10 @@ def ledger_table(history: Sequence[Measurement]) -> Table:
     columns = {
         "Step": [row.step for row in rows],
         "Size": [size_text(row.size_bytes) for row in rows],
-        "Predicted": [factor_text(row.predicted) for row in rows],
-        "Measured": [factor_text(row.measured) for row in rows],
-        "Predicted, all": [factor_text(row.predicted_total) for row in rows],
-        "Measured, all": [factor_text(row.measured_total) for row in rows],
+        "Codes alone": [factor_text(row.nominal) for row in rows],
+        "File": [factor_text(row.measured) for row in rows],
+        "Codes alone, all": [factor_text(row.nominal_total) for row in rows],
+        "File, all": [factor_text(row.measured_total) for row in rows],
         "Index": [f"{row.index_share:.1%}" for row in rows],
         "Tables": [f"{row.table_share:.1%}" for row in rows],
         "Parameters": [f"{row.parameters:,}" for row in rows],
@@ -299,6 +301,25 @@ def factor_text(factor: float) -> str:
     """
     digits = 2 if factor < 9.995 else 1 if factor < 99.95 else 0
     return f"{factor:.{digits}f}x"
+
+
+def excess_text(exceeded: Mapping[str, float]) -> str:
+    """Return by how much a budget is exceeded, as ``Budget.exceeded_by`` found it.
+
+    >>> excess_text({"size_bytes": 1_070_000.0, "macs": 40.5})
+    '1.07 MB (1.02 MiB) in size, 41 in macs'
+    """
+    return ", ".join(_excess(field, amount) for field, amount in exceeded.items())
+
+
+def _excess(field: str, amount: float) -> str:
+    text = f"{math.ceil(amount):,}"
+    if field.endswith("_bytes"):
+        text = size_text(math.ceil(amount))
+    elif field.endswith("_ms"):
+        text = f"{amount:.3g} ms"
+    quantity = re.sub("^peak_|_(bytes|ms)$", "", field)
+    return f"{text} in {quantity.replace('_', ' ')}"
 
 
 def _metric_texts(values: Sequence[float | None]) -> list[str]:

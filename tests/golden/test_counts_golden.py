@@ -325,12 +325,12 @@ def chained(bits: int | None, survivors: int) -> Measurement:
 def test_chaining_table(bits: int | None, survivors: int, factor: str) -> None:
     """Factors of the papers, 32 / (bits * density): 4 bit, 15.65 % kept, both with 6 bit."""
     row = ledger([chained(None, 20_000), chained(bits, survivors)])[-1]
-    assert f"{row.predicted_total:.2f}" == factor
+    assert f"{row.nominal_total:.2f}" == factor
 
 
 def test_chaining_is_the_product_of_the_stages() -> None:
     rows = ledger([chained(None, 20_000), chained(None, 3130), chained(6, 3130)])
-    assert f"{rows[1].predicted * rows[2].predicted:.2f}" == "34.08"
-    assert rows[2].predicted_total == pytest.approx(rows[1].predicted * rows[2].predicted)
+    assert f"{rows[1].nominal * rows[2].nominal:.2f}" == "34.08"
+    assert rows[2].nominal_total == pytest.approx(rows[1].nominal * rows[2].nominal)
     # On disk, positions of the survivors are not free.
-    assert rows[2].measured_total < rows[2].predicted_total
+    assert rows[2].measured_total < rows[2].nominal_total

@@ -3,8 +3,10 @@
 import json
 import logging
 import math
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ from rich.text import Text
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
-from laconic import run as running
+from laconic import rundir
 from laconic.cli import app, demo
 from laconic.cli.contents import catalogue, file_manifest
 from laconic.cli.output import Output, _fitting, jsonable
+from laconic.cli.own_code import own_code
 from laconic.cli.predict import predict, trainings
 from laconic.errors import FeatureError, RunError
 from laconic.models import digits_cnn, load_model
@@ -37,7 +40,7 @@ from laconic.ship import save
 from laconic.ship.checkpoint import model_hash
 from laconic.ship.container import read, write
 from laconic.step import State, run_step
-from laconic.structure import Prune
+from laconic.structure import Embedding, Factorize, Prune
 from laconic.tasks import Task
 from laconic.weights import Gobo, MinMax, Product, Quantize, Symmetric
 
@@ -102,7 +105,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def artefact(folder: Path) -> Path:
-    return folder / "run" / running.ARTIFACT
+    return folder / "run" / rundir.ARTIFACT
 
 
 # -- help, hints and options ----------------------------------------------------------------------
@@ -213,6 +216,8 @@ def test_list_explains_a_name() -> None:
     assert "max_length" in laconic("list", "glue").stdout
     assert "- factorize: svd" in laconic("list", "factorize").stdout
     assert "quantize:" in laconic("list", "ternarybert").stdout
+    assert "stop: {patience: ...}" in laconic("list", "train").stdout
+    assert laconic("list", "prune").stdout.count("required") == 2
     assert refused("list", "prun") == "there is nothing called 'prun'; did you mean 'prune'?"
 
 
@@ -237,7 +242,7 @@ def test_compress_keeps_everything_in_its_folder_and_says_where(folder: Path) ->
     kept = {path.name for path in (folder / "run").iterdir()}
     assert {"model.safetensors", "report.html", "history.json", "recipe.yaml", "run.json"} <= kept
     said = (folder / "said.txt").read_text(encoding="utf-8")
-    size = (folder / "run" / running.ARTIFACT).stat().st_size
+    size = (folder / "run" / rundir.ARTIFACT).stat().st_size
     for word in ("original", "prune", "quantize", "train", "model.safetensors", "report.html"):
         assert word in said
     assert f"{size / 1000:.2f}"[:3] in said
@@ -269,10 +274,48 @@ def test_a_shipped_recipe_asks_for_what_it_is_run_on() -> None:
     said = refused("compress", "q8bert", "--check")
     assert said == (
         "the recipe 'q8bert' leaves open what it is run on; give, with paths of your own, "
-        "--model '{hf: path/to/fine-tuned-encoder}' --task '{glue: path/to/SST-2, max_length: 128}'"
+        "--model '{hf: path/to/fine-tuned-encoder}' --task '{glue: path/to/SST-2, max_length: "
+        "128}'; --task may be left out where no step needs data"
     )
     said = refused("compress", "q8bert", "--check", "--model", "digits_cnn")
     assert said.endswith("own, --task '{glue: path/to/SST-2, max_length: 128}'")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a tiny encoder of Hugging Face."""
+    transformers = pytest.importorskip("transformers", reason="encoders need transformers")
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 12}
+    config = transformers.BertConfig(**sizes, num_hidden_layers=1, vocab_size=20)
+    path = tmp_path_factory.mktemp("encoder")
+    transformers.BertForSequenceClassification(config).save_pretrained(path)
+    return path
+
+
+def test_a_recipe_whose_steps_need_no_data_runs_without(encoder: Path, tmp_path: Path) -> None:
+    words = ("compress", "gobo", "--model", f"{{hf: {encoder}}}", "--device", "cpu")
+    found = laconic(*words, "--check")
+    assert found.exit_code == 0
+    assert found.stdout.splitlines()[:2] == ["no task: nothing is scored", "gobo fits: quantize"]
+    found = laconic(*words, "--out", tmp_path / "run")
+    assert found.exit_code == 0
+    assert "no task: nothing is scored" in found.stdout
+    kept = Recipe.read(tmp_path / "run" / rundir.RECIPE)
+    assert kept.task is None and kept.steps == Recipe.read("gobo").steps
+
+
+def test_a_recipe_whose_steps_need_data_asks_for_them(encoder: Path) -> None:
+    said = refused("compress", "q8bert", "--check", "--model", f"{{hf: {encoder}}}")
+    assert said == (
+        "the recipe 'q8bert' leaves open what it is run on; give, with paths of your own, "
+        "--task '{glue: path/to/SST-2, max_length: 128}'"
+    )
+
+
+def test_a_network_is_no_recipe(artefact: Path) -> None:
+    said = refused("compress", artefact)
+    assert said.startswith(f"{artefact} is no recipe, which is a text (YAML or JSON); ")
+    assert f"--model '{{\"laconic:load\": {{path: {artefact}}}}}'" in said
 
 
 def test_a_compressed_network_is_no_state_dict(artefact: Path) -> None:
@@ -285,7 +328,10 @@ def test_a_folder_with_a_run_is_not_overwritten_but_can_be_resumed(
 ) -> None:
     before = artefact.read_bytes()
     words = ("compress", folder / "recipe.yaml", "--out", folder / "run", "--device", "cpu")
-    assert "holds a run already" in refused(*words)
+    assert refused(*words) == (
+        f"{folder / 'run'} holds a run already; resume it (resume=True, or --resume), or choose "
+        "another directory"
+    )
     assert laconic(*words, "--resume").exit_code == 0
     assert artefact.read_bytes() == before
     assert "another recipe" in refused(*words, "--resume", "--set", "seed=5")
@@ -327,10 +373,15 @@ def test_a_budget_that_is_exceeded_is_exit_code_one(folder: Path, tmp_path: Path
         "budget=size <= 1 kB",
     )
     said = refused(*words, "--out", tmp_path / "run", code=1)
-    assert said.splitlines()[-1].startswith("the budget 'size <= 1 kB' is exceeded: size_bytes by ")
+    assert said.splitlines()[-1].startswith("the budget 'size <= 1 kB' is exceeded by 163.")
+    assert said.endswith(" KiB) in size")
     assert (tmp_path / "run" / "model.safetensors").is_file()
+    report = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "Budget: exceeded by 163." in report
     said = refused(*words, "--check", code=1)
-    assert said.startswith("the budget 'size <= 1 kB' will be exceeded: size_bytes by ")
+    assert said.startswith("the budget 'size <= 1 kB' will be exceeded by 163.")
+    met = laconic(*words[:-1], "budget=size <= 1 MB", "--check")
+    assert "the budget 'size <= 1 MB' will be met" in met.stdout
 
 
 def test_check_predicts_and_leaves_nothing_behind(
@@ -345,12 +396,15 @@ def test_check_predicts_and_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
     text = laconic("compress", folder / "recipe.yaml", "--check").stdout
     assert "recipe fits: prune, quantize, train" in text
-    assert "Expect a file about" in text
+    heads = "Step Predicted size Codes alone, all File, all Updates Training"
+    assert heads in [" ".join(line.split()) for line in text.splitlines()]
+    assert "Predicted: a file about" in text
+    assert "(codes alone, as papers count: 26.1x)" in text
 
 
 def test_the_predicted_size_is_near_the_one_that_comes_out(folder: Path) -> None:
     rows = answer("compress", folder / "recipe.yaml", "--check")["rows"]
-    history, _ = running.read_history(folder / "run")
+    history, _ = rundir.read_history(folder / "run")
     for row, measured in zip(rows, history, strict=True):
         assert row["nominal_bytes"] == pytest.approx(measured.nominal_bits / 8, rel=1e-3)
         assert row["size_bytes"] == pytest.approx(measured.size_bytes, rel=0.05)
@@ -392,32 +446,30 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 
 
 def test_a_device_that_is_not_there_is_refused(folder: Path, tmp_path: Path) -> None:
-    words = ("compress", folder / "recipe.yaml", "--out", tmp_path / "run", "--device", "gpu7")
-    assert "device 'gpu7' cannot be used here" in refused(*words)
+    words = ("compress", folder / "recipe.yaml", "--out", tmp_path / "run", "--device", "gpu")
+    assert refused(*words) == (
+        "device 'gpu' cannot be used here (there is no such kind); give cpu, which always can, or "
+        "cuda for a GPU"
+    )
+    assert "device 'cuda:99' cannot be used here" in refused(*words[:-1], "cuda:99")
 
 
 def test_an_interrupt_says_how_to_go_on(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*arguments: Any, out: Path, **options: Any) -> None:
+        if out.name == "begun":
+            (out / rundir.CHECKPOINT).touch()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(running, "compress", interrupted)
-    words = (
-        "compress",
-        folder / "recipe.yaml",
-        "--out",
-        tmp_path,
-        "--set",
-        "seed=1",
-        "--device",
-        "cpu",
-    )
-    assert refused(*words, code=130) == "stopped before anything was done"
-    (tmp_path / running.CHECKPOINT).touch()
-    assert refused(*words, code=130) == (
-        f"stopped; go on with: laconic compress {folder / 'recipe.yaml'} --out {tmp_path} "
-        "--resume --set seed=1 --device cpu"
+    monkeypatch.setattr("laconic.run.compress", interrupted)
+    (tmp_path / "begun").mkdir()
+    given = ("--set", "seed=1", "--device", "cpu")
+    words = ("compress", folder / "recipe.yaml", "--out")
+    assert refused(*words, tmp_path, *given, code=130) == "stopped before anything was done"
+    assert refused(*words, tmp_path / "begun", *given, code=130) == (
+        f"stopped; go on with: laconic compress {folder / 'recipe.yaml'} --out "
+        f"{tmp_path / 'begun'} --resume --set seed=1 --device cpu"
     )
 
 
@@ -426,7 +478,7 @@ def test_an_interrupt_says_how_to_go_on(
 
 def test_measure_of_a_run_is_its_ledger(folder: Path) -> None:
     text = laconic("measure", folder / "run").stdout.splitlines()
-    assert text[0].split()[:2] == ["Step", "Size"]
+    assert " ".join(text[0].split())[:53] == "Step Size Codes alone File Codes alone, all File, all"
     assert [line.split()[0] for line in text[1:]] == ["original", "prune", "quantize", "train"]
     history = answer("measure", folder / "run")["history"]
     assert [measured["step"] for measured in history] == ["original", "prune", "quantize", "train"]
@@ -441,7 +493,7 @@ def test_measure_of_a_file_counts_its_bytes(artefact: Path, folder: Path) -> Non
     assert found["ratio"] > 4
     assert "metrics" not in found
     scored = answer("measure", artefact, "--task", f"{{npz: {folder / 'digits.npz'}}}")
-    history, _ = running.read_history(folder / "run")
+    history, _ = rundir.read_history(folder / "run")
     assert scored["metrics"] == pytest.approx(dict(history[-1].metrics))
     assert scored["macs"] == history[-1].macs
     assert (
@@ -515,15 +567,45 @@ def test_show_and_measure_say_how_wide_everything_is(tmp_path: Path) -> None:
     save(network, path)
     found = answer("show", path)
     assert found["widths"] == {"weights": [3, 8], "embeddings": [2], "activations": [6]}
+    assert found["represented"] == {"weights": [7, 7], "embeddings": [1, 3]}
     rounded = {row["name"]: row for row in found["activations"]}
     operands = rounded.pop("encoder.layer.0.attention.self")
     assert sorted(operands["places"]) == ["key", "probabilities", "query", "value"]
     assert len(rounded) == 6 and all(row["places"] == ["input"] for row in rounded.values())
     assert {row["activation"] for row in rounded.values()} == {"MinMax(6)"}
-    words = "3/8-2-6 (weights-embeddings-activations)"
+    words = "3/8-2-6 (weights-embeddings-activations), of 1 of 3 embeddings; the others are floats"
     assert words in laconic("show", path).stdout and words in laconic("measure", path).stdout
     assert "key, probabilities, query, value" in laconic("show", path).stdout
     assert "defaults" not in laconic("show", path).stdout
+
+
+def test_a_patch_convolution_is_no_embedding(tmp_path: Path) -> None:
+    """Tables of rows are embeddings, and so are the parts that took the place of one."""
+    transformers = pytest.importorskip("transformers", reason="encoders need transformers")
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 12}
+    images = transformers.ViTConfig(**sizes, num_hidden_layers=1, image_size=8, patch_size=4)
+    texts = transformers.BertConfig(**sizes, num_hidden_layers=1, vocab_size=200)
+    path, found = tmp_path / "model.safetensors", []
+    for network, steps in (
+        (transformers.ViTModel(images), [Quantize(4, scope="*patch_embeddings*")]),
+        (
+            transformers.BertModel(texts),
+            [
+                Factorize(Embedding(4), scope="*.word_embeddings"),
+                Quantize(4, embedding=8, scope="*.word_embeddings.*"),
+            ],
+        ),
+    ):
+        for step in steps:
+            step.apply(State(network))
+        save(network, path)
+        found.append(answer("show", path))
+        words = laconic("show", path).stdout
+    assert found[0]["widths"] == {"weights": [4], "activations": [32]}
+    assert found[0]["represented"] == {"weights": [1, 10]}
+    assert found[1]["widths"] == {"weights": [32], "embeddings": [4, 8], "activations": [32]}
+    assert found[1]["represented"] == {"weights": [0, 7], "embeddings": [2, 4]}
+    assert "32-4/8-32 (weights-embeddings-activations), of 2 of 4 embeddings; the others" in words
 
 
 def test_a_plain_network_without_embeddings_has_two_widths(tmp_path: Path) -> None:
@@ -557,10 +639,20 @@ def test_logits_under_other_threads_are_not_compared_and_it_is_said(artefact: Pa
         found = laconic("verify", artefact, "--logits", "--threads", threads + 1)
     finally:
         torch.set_num_threads(threads)
-    assert found.exit_code == 0
-    assert (
-        f"logits were not compared: logits were stored with {{'threads': {threads}" in found.stdout
+    assert found.exit_code == 3
+    assert "5 decoded weights match" in found.stdout
+    there, here = ("1 thread" if n == 1 else f"{n} threads" for n in (threads, threads + 1))
+    assert found.stderr.strip() == (
+        f"the logits were not compared: those of the file come from {there}, not from {here} as "
+        "here; compare under the same conditions"
     )
+
+
+def test_a_file_without_logits_cannot_be_compared(tmp_path: Path) -> None:
+    save(digits_cnn(), tmp_path / "x.safetensors")
+    said = refused("verify", tmp_path / "x.safetensors", "--logits", code=3)
+    assert said == "the logits were not compared: the file holds no probe"
+    assert laconic("verify", tmp_path / "x.safetensors").exit_code == 0
 
 
 def test_a_damaged_file_is_refused(artefact: Path, tmp_path: Path) -> None:
@@ -578,9 +670,76 @@ def test_a_file_that_is_not_there_is_refused(command: str, tmp_path: Path) -> No
     assert refused(command, path) == f"{path}: no such file"
 
 
+def test_a_report_is_of_a_folder(artefact: Path) -> None:
+    assert refused("report", artefact) == (
+        f"{artefact} is a file; give the folder of a run, such as {artefact.parent}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "text"), [("--task", "{npz: x.npz}"), ("--model", "digits_cnn")]
+)
+def test_a_run_is_measured_on_its_own_data(option: str, text: str, artefact: Path) -> None:
+    run = artefact.parent
+    said = refused("measure", run, option, text)
+    assert said.startswith(f"{run} is a run, whose measurements are made already; {option} is for")
+    assert f"laconic measure {artefact} {option} " in said
+
+
 @pytest.mark.parametrize("command", ["measure", "report"])
 def test_a_folder_without_a_run_is_refused(command: str, tmp_path: Path) -> None:
     assert refused(command, tmp_path) == f"{tmp_path} holds no run (history.json is missing)"
+
+
+@pytest.fixture(scope="module")
+def stopped(folder: Path) -> Path:
+    """Return the folder of a run that was stopped after its first step."""
+    step = Quantize.apply
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    Quantize.apply = interrupted  # type: ignore[method-assign]
+    try:
+        words = ("compress", folder / "recipe.yaml", "--out", folder / "stopped")
+        assert laconic(*words, "--device", "cpu").exit_code == 130
+    finally:
+        Quantize.apply = step  # type: ignore[method-assign]
+    return folder / "stopped"
+
+
+@pytest.mark.parametrize("words", [("measure",), ("report",), ("report", "--terminal")])
+def test_a_run_that_was_stopped_is_unfinished(words: tuple[str, ...], stopped: Path) -> None:
+    recipe = stopped / rundir.RECIPE
+    again = ("compress", str(recipe), "--out", str(stopped), "--resume")
+    said = (
+        f"{stopped} is unfinished: 1 of 3 steps are done; where it was stopped, it goes on with: "
+        f"laconic {' '.join(again)}"
+    )
+    command, *options = words
+    assert laconic(command, stopped, *options).stdout.splitlines()[-1] == said
+    assert answer(command, stopped, *options)["unfinished"] == said
+    if command == "report" and not options:
+        page = (stopped / rundir.REPORT).read_text(encoding="utf-8")
+        assert "Unfinished: 1 of 3 steps are done." in page
+
+
+def test_a_stopped_run_goes_on_as_it_is_told(stopped: Path, artefact: Path, tmp_path: Path) -> None:
+    shutil.copytree(stopped, tmp_path / "run")
+    words = laconic("measure", tmp_path / "run").stdout.splitlines()[-1].partition("laconic ")[2]
+    assert laconic(*words.split()).exit_code == 0
+    assert (tmp_path / "run" / rundir.ARTIFACT).read_bytes() == artefact.read_bytes()
+    assert answer("measure", tmp_path / "run")["unfinished"] == ""
+    assert "unfinished" not in laconic("measure", tmp_path / "run").stdout
+
+
+def test_a_run_of_python_goes_on_in_python(stopped: Path, tmp_path: Path) -> None:
+    shutil.copytree(stopped, tmp_path / "run")
+    facts = json.loads((tmp_path / "run" / rundir.RUN).read_text(encoding="utf-8"))
+    facts["recipe"] = "steps: [train, train]"
+    (tmp_path / "run" / rundir.RUN).write_text(json.dumps(facts), encoding="utf-8")
+    said = laconic("measure", tmp_path / "run").stdout.splitlines()[-1]
+    assert said.endswith(f"compress(..., out='{tmp_path / 'run'}', resume=True)")
 
 
 # -- errors ---------------------------------------------------------------------------------------
@@ -632,6 +791,122 @@ app(["spill"])
     assert said == b""
 
 
+OWN = """\
+import threading
+
+import torch
+from torch import nn
+
+
+def boom(width=3):
+    raise ValueError("my own bug")
+
+
+def misused():
+    return nn.Linear("a", 3)
+
+
+def leaves():
+    raise SystemExit
+
+
+def on_meta():
+    with torch.device("meta"):
+        return nn.Linear(2, 3)
+
+
+def script():
+    return torch.jit.trace(nn.Linear(2, 3), torch.ones(1, 2))
+
+
+def lazy():
+    return nn.Sequential(nn.LazyLinear(3))
+
+
+def locked():
+    made = nn.Linear(2, 3)
+    made.lock = threading.Lock()
+    return made
+"""
+MODULES = {
+    "own_works": OWN,
+    "own_syntax": "x = 1\ndef f(:\n",
+    "own_key": "x = 1\n{}['y']\n",
+    "own_value": "x = 1\nint('zz')\n",
+    "own_attribute": "x = 1\nx.nothing\n",
+    "own_import": "x = 1\nimport nothing_there\n",
+}
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Put a user's own modules where Python looks, and forget them afterwards."""
+    for name, text in MODULES.items():
+        (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    yield
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("own_works:boom", "ValueError: my own bug (own_works.py, line 8)"),
+        ("own_works:leaves", "SystemExit (own_works.py, line 16)"),
+        ("own_syntax:f", "SyntaxError: invalid syntax (own_syntax.py, line 2)"),
+        ("own_key:f", "KeyError: 'y' (own_key.py, line 2)"),
+        ("own_value:f", "ValueError: invalid literal for int() with base 10: 'zz' (own_value.py, "),
+        ("own_attribute:f", "AttributeError: 'int' object has no attribute 'nothing' (own_attribu"),
+        ("own_import:f", "ModuleNotFoundError: No module named 'nothing_there' (own_import.py, "),
+    ],
+)
+@pytest.mark.usefixtures("own")
+def test_what_the_users_own_code_raises_is_a_sentence(name: str, said: str, folder: Path) -> None:
+    words = ("compress", folder / "recipe.yaml", "--check")
+    assert refused(*words, "--model", name).startswith(f"model: '{name}' raised {said}")
+    assert refused(*words, "--teacher", name).startswith(f"teacher: '{name}' raised {said}")
+    assert refused(*words, "--task", name).startswith(f"task: '{name}' raised {said}")
+    assert refused("measure", "x", "--model", name).startswith(f"model: '{name}' raised {said}")
+
+
+@pytest.mark.usefixtures("own")
+def test_the_place_is_the_users_where_a_package_refuses_what_it_is_given(folder: Path) -> None:
+    said = refused("compress", folder / "recipe.yaml", "--model", "{'own_works:misused': {}}")
+    assert said.startswith("model: 'own_works:misused' raised TypeError: ")
+    assert said.endswith("(own_works.py, line 12)")
+
+
+@pytest.mark.usefixtures("own")
+def test_the_traceback_of_own_code_is_shown_on_demand(folder: Path) -> None:
+    words = ("compress", folder / "recipe.yaml", "--model", "own_works:boom", "--debug")
+    assert 'raise ValueError("my own bug")' in laconic(*words).stderr
+
+
+def test_a_bug_of_laconic_goes_through_where_no_own_code_is_named() -> None:
+    for line in ("digits_cnn", {"hf": "folder"}, {"laconic:load": {"path": "x"}}):
+        with pytest.raises(ZeroDivisionError), own_code("model", line):
+            raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("on_meta", "'weight' of Linear is on the device 'meta' and holds no numbers; load its"),
+        ("script", "TopLevelTracedModule is TorchScript, whose layers cannot be changed; give"),
+        ("lazy", "'0.weight' of Sequential has no shape yet; call the network once, on an example"),
+        ("locked", "Linear cannot be copied (TypeError: cannot pickle '_thread.lock' object); "),
+    ],
+)
+@pytest.mark.usefixtures("own")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:Lazy modules")
+def test_a_network_that_cannot_be_worked_on_is_a_sentence(
+    name: str, said: str, folder: Path
+) -> None:
+    words = ("compress", folder / "recipe.yaml", "--check", "--model", f"own_works:{name}")
+    assert refused(*words).startswith(f"model: {said}")
+
+
 def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     from laconic.cli import contents
 
@@ -652,10 +927,10 @@ def test_the_demonstration_takes_new_empty_and_its_own_folders(tmp_path: Path) -
         if name == "empty":
             path.mkdir()
         demo._claim(path)
-        (path / running.CHECKPOINT).touch()
+        (path / rundir.CHECKPOINT).touch()
         (path / "notes.txt").touch()
         demo._claim(path)
-        assert not (path / running.CHECKPOINT).exists()
+        assert not (path / rundir.CHECKPOINT).exists()
         assert (path / "notes.txt").exists()
 
 
@@ -669,13 +944,13 @@ def test_the_demonstration_ends_well(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_demonstration_leaves_other_folders_and_files_alone(tmp_path: Path) -> None:
-    (tmp_path / running.CHECKPOINT).touch()
+    (tmp_path / rundir.CHECKPOINT).touch()
     file = tmp_path / "file"
     file.touch()
     for path in (tmp_path, file):
         with pytest.raises(RunError, match="is not a demonstration's; give another --out"):
             demo._claim(path)
-    assert (tmp_path / running.CHECKPOINT).exists()
+    assert (tmp_path / rundir.CHECKPOINT).exists()
 
 
 LESSON = """\
@@ -692,7 +967,7 @@ def test_teachers_come_from_the_recipe_or_the_command_line(folder: Path) -> None
     recipe.write_text(LESSON, encoding="utf-8")
     save_file(digits_cnn().state_dict(), other)
     answer("compress", recipe, "--out", folder / "taught")
-    facts = json.loads((folder / "taught" / running.RUN).read_text(encoding="utf-8"))
+    facts = json.loads((folder / "taught" / rundir.RUN).read_text(encoding="utf-8"))
     weighed = load_model({"digits_cnn": {"weights": str(other)}})
     assert len(facts["teacher"]) == 2 and facts["teacher"][1] == model_hash(weighed)
     assert answer("compress", recipe, "--check")["seconds"] > 0

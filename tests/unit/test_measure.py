@@ -493,12 +493,12 @@ def test_budgets_read_measurements(history: list[Measurement]) -> None:
 def test_factors_of_the_steps_multiply(history: list[Measurement]) -> None:
     rows = ledger(history)
     assert [row.step for row in rows] == ["original", "prune", "quantize"]
-    for total, factor in (("measured_total", "measured"), ("predicted_total", "predicted")):
+    for total, factor in (("measured_total", "measured"), ("nominal_total", "nominal")):
         product = math.prod(getattr(row, factor) for row in rows)
         assert getattr(rows[-1], total) == pytest.approx(product, rel=1e-12)
-    assert rows[0].measured == rows[0].predicted == 1.0
+    assert rows[0].measured == rows[0].nominal == 1.0
     assert rows[-1].measured_total == history[0].size_bytes / history[-1].size_bytes
-    assert rows[1].predicted == (325 * 32) / ((100 + 125) * 32)
+    assert rows[1].nominal == (325 * 32) / ((100 + 125) * 32)
 
 
 def test_shares_of_the_file(history: list[Measurement]) -> None:
@@ -515,7 +515,7 @@ def test_the_table_says_what_the_ledger_says(history: list[Measurement]) -> None
     row = ledger(history)[-1]
     assert last["Step"] == "quantize"
     assert last["Size"] == size_text(row.size_bytes)
-    assert last["Measured, all"] == factor_text(row.measured_total)
+    assert last["File, all"] == factor_text(row.measured_total)
     assert last["Accuracy"] == f"{100 * row.metrics['accuracy']:.2f}%"
     assert last["Parameters"] == "325"
     assert last["Time"] == "1.5 s"

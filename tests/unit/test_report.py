@@ -383,6 +383,52 @@ def test_headline_names_sizes_factor_and_scores() -> None:
     assert "stayed at 95.00%" in page([before, before], FACTS)
 
 
+def test_what_papers_count_is_told_by_one_name() -> None:
+    before = measurement("original", (layer(),), nominal_bits=64_000)
+    after = measurement("prune", (squeezed(),), nominal_bits=2_000)
+    said = " ".join(Reader(page([before, after], FACTS)).text)
+    assert f"Counted by codes alone, as papers do, the factor is 32.0{TIMES}." in said
+    titles = [one.title for one in ledger_columns([before, after]) if one.group == "So far"]
+    assert titles == ["codes alone", "file"]
+    assert "predicted" not in said.lower()
+
+
+def budgeted(text: str, steps: int = 1) -> dict[str, Any]:
+    return {**FACTS, "recipe": f"budget: {text}\nsteps: [{', '.join(['train'] * steps)}]\n"}
+
+
+@pytest.mark.parametrize(
+    ("budget", "verdict"),
+    [
+        ("size <= 50 kB", "Budget: met (size <= 50 kB)."),
+        ("size <= 40 kB", "Budget: exceeded by 1.00 kB (0.98 KiB) in size (size <= 40 kB)."),
+        ("macs <= 0.5x", "Budget: exceeded by 3,200 in macs (macs <= 0.5x)."),
+        ("latency <= 0.2 ms", "Budget: exceeded by 0.05 ms in latency (latency <= 0.2 ms)."),
+    ],
+)
+def test_the_verdict_on_the_budget_stands_where_people_look(budget: str, verdict: str) -> None:
+    runs = [
+        measurement(step, (layer(),), size_bytes=size, macs=6400)
+        for step, size in (("original", 164_000), ("prune", 41_000))
+    ]
+    assert verdict in Reader(page(runs, budgeted(budget))).text
+    assert verdict in printed(runs, budgeted(budget), 120)
+
+
+def test_a_budget_on_what_was_not_measured_is_not_judged() -> None:
+    runs = [measurement("original", (layer(),), macs=None)]
+    text = printed(runs, budgeted("macs <= 1 M", steps=0), 200)
+    assert "Budget: not known; the budget limits macs, which was not measured" in text
+
+
+def test_a_run_that_is_not_finished_is_not_judged() -> None:
+    text = Reader(page(history(2), budgeted("size <= 1 kB", steps=3))).text
+    assert "Unfinished: 1 of 3 steps are done." in text
+    assert not any(line.startswith("Budget") for line in text)
+    done = printed(history(3), FACTS, 100)
+    assert "Unfinished" not in done and "Budget" not in done
+
+
 def test_a_dotted_name_breaks_at_its_dots_alone() -> None:
     assert ">encoder.<wbr>layer.<wbr>0.<wbr>attention" in page(history(2, 1), FACTS)
 
@@ -398,8 +444,8 @@ def test_ledger_shows_every_step_with_its_factors_and_costs() -> None:
     runs = history(4)
     columns = {(one.group, one.title or one.unit): one.cells for one in ledger_columns(runs)}
     sizes = [one.size_bytes for one in runs]
-    assert columns["So far", "measured"][-1] == f"{sizes[0] / sizes[-1]:.1f}{TIMES}"
-    assert columns["This step", "measured"][0] == f"1.00{TIMES}"
+    assert columns["So far", "file"][-1] == f"{sizes[0] / sizes[-1]:.1f}{TIMES}"
+    assert columns["This step", "file"][0] == f"1.00{TIMES}"
     assert columns["One example", "latency"] == ("0.25",) * 4
     assert columns["", "Time"] == ("12.0",) * 4
     shown = [float(cell.replace(",", "")) for cell in columns["File size", "kB"]]

@@ -16,9 +16,9 @@ import typer
 from laconic.cli.output import Output
 from laconic.errors import LaconicError
 
-__all__ = ["DONE", "EXCEEDED", "STOPPED", "Debug", "Json", "Quiet", "app", "command"]
+__all__ = ["DONE", "EXCEEDED", "STOPPED", "UNCOMPARED", "Debug", "Json", "Quiet", "app", "command"]
 
-DONE, EXCEEDED, REFUSED, STOPPED = 0, 1, 2, 130
+DONE, EXCEEDED, REFUSED, UNCOMPARED, STOPPED = 0, 1, 2, 3, 130
 
 app = typer.Typer(
     name="laconic",

@@ -15,7 +15,7 @@ import typer
 from laconic.cli.command import DONE, EXCEEDED, STOPPED, command
 from laconic.cli.output import Output
 from laconic.cli.shared import Threads, tell_ledger, use
-from laconic.errors import RecipeError
+from laconic.errors import RecipeError, TaskError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -113,39 +113,50 @@ def compress(
     """Run a recipe on a network.
 
     What it makes is kept in a folder: model.safetensors, which is the network, report.html,
-    history.json and recipe.yaml. Ctrl-C writes a checkpoint there, from which --resume goes on.
+    history.json and recipe.yaml. Ctrl-C, or SIGTERM, writes a checkpoint there, from which
+    --resume goes on.
 
     Paths in a recipe start at its folder, those of --model, --task and --teacher at yours.
 
-    Exit code: 0; 1 where the result exceeds the recipe's budget; 2 where something is wrong.
+    Exit code: 0; 1 where the result exceeds the recipe's budget; 2 where something is wrong; 130
+    after Ctrl-C.
     """
+    from laconic.run import pick_device
+
     use(threads)
     given = {"model": model, "task": task, "teacher": teacher}
     settings = [
         *(changes or ()),
         *(f"{key}={text}" for key, text in given.items() if text is not None),
     ]
+    computed_on = pick_device(device)
     job = _read(recipe, settings)
+    if job.task is None:
+        output.note("no task: nothing is scored")
     if check:
-        return _check(output, job, device)
-    from laconic import run
-
+        return _check(output, job, computed_on)
     where = out or Path("runs") / job.name
     try:
-        with output.working():
-            result = run.compress(
-                job.model,
-                job.task,
-                job.recipe,
-                teacher=job.teachers or None,
-                out=where,
-                resume=resume,
-                device=device,
-            )
+        result = _run(output, job, out=where, resume=resume, device=computed_on)
     except KeyboardInterrupt:
         output.error(_how_to_resume(recipe, where, settings, device=device, threads=threads))
         return STOPPED
     return _tell(output, result)
+
+
+def _run(output: Output, job: _Job, *, out: Path, resume: bool, device: str) -> Result:
+    from laconic.run import compress as run
+
+    with output.working():
+        return run(
+            job.model,
+            job.task,
+            job.recipe,
+            teacher=job.teachers or None,
+            out=out,
+            resume=resume,
+            device=device,
+        )
 
 
 @dataclass(frozen=True)
@@ -160,32 +171,51 @@ class _Job:
 
 
 def _read(name: str, settings: Sequence[str]) -> _Job:
-    import torch
-
-    from laconic.models import load_model
+    from laconic.cli.own_code import own_code
     from laconic.recipe import Recipe, find_recipe
-    from laconic.step import derive
     from laconic.tasks import task_from_dict
 
     path = find_recipe(name)
+    _refuse_networks(path)
     recipe = Recipe.read(path, changes=settings)
     if recipe.model is None:
         raise RecipeError(f"{path}: no network is named; add a 'model:' line, or give --model")
-    _refuse_placeholders(path, recipe)
+    left_open = _left_open(path, recipe)
+    if left_open.keys() - {"task"}:
+        raise _asking(path, left_open)
     # What was given whole on the command line is meant from where the user stands.
     given = {setting.partition("=")[0].strip() for setting in settings}
     bases = {key: Path() if key in given else path.parent for key in ("model", "task", "teacher")}
-    with torch.random.fork_rng(devices=[]):
-        # A network without trained weights is drawn: by the recipe's seed, as everything is.
-        torch.manual_seed(derive(recipe.seed, "model"))
-        model = load_model(recipe.model, base=bases["model"])
-        teachers = tuple(load_model(each, base=bases["teacher"]) for each in recipe.teacher or ())
+    model, *teachers = _networks(recipe, bases)
+    if left_open:
+        recipe = _without_task(recipe, model, _asking(path, left_open))
     folder = recipe.model.get("hf") if isinstance(recipe.model, dict) else None
     tokenizer = None if folder is None else bases["model"].absolute() / str(folder)
     task = None
     if recipe.task is not None:
-        task = task_from_dict(recipe.task, base=bases["task"], tokenizer=tokenizer)
-    return _Job(path.stem, _anchored(recipe, bases), model, task, teachers)
+        with own_code("task", recipe.task):
+            task = task_from_dict(recipe.task, base=bases["task"], tokenizer=tokenizer)
+    return _Job(path.stem, _anchored(recipe, bases), model, task, tuple(teachers))
+
+
+def _networks(recipe: Recipe, bases: Mapping[str, Path]) -> list[nn.Module]:
+    """Return the network of a recipe, then its teachers."""
+    import torch
+
+    from laconic.cli.own_code import own_code, refuse_unusable
+    from laconic.models import load_model
+    from laconic.step import derive
+
+    lines = [("model", recipe.model or ""), *(("teacher", line) for line in recipe.teacher or ())]
+    found = []
+    with torch.random.fork_rng(devices=[]):
+        # A network without trained weights is drawn: by the recipe's seed, as everything is.
+        torch.manual_seed(derive(recipe.seed, "model"))
+        for key, line in lines:
+            with own_code(key, line):
+                found.append(load_model(line, base=bases[key]))
+    refuse_unusable(found[0])
+    return found
 
 
 def _anchored(recipe: Recipe, bases: Mapping[str, Path]) -> Recipe:
@@ -203,19 +233,48 @@ def _anchored(recipe: Recipe, bases: Mapping[str, Path]) -> Recipe:
     return recipe.model_copy(update=named)
 
 
-def _refuse_placeholders(path: Path, recipe: Recipe) -> None:
-    """Refuse a shipped recipe whose networks and data the user has yet to name."""
+def _refuse_networks(path: Path) -> None:
+    """Refuse a file that is no text, such as a network."""
+    try:
+        path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise RecipeError(
+            f"{path} is no recipe, which is a text (YAML or JSON); to go on from a network, name a "
+            f"recipe and give --model '{{\"laconic:load\": {{path: {path}}}}}'"
+        ) from None
+
+
+def _left_open(path: Path, recipe: Recipe) -> dict[str, str]:
+    """Return what a shipped recipe leaves the user to name: its key -> the option for it."""
     from laconic.recipe import shipped_recipes
 
     if path not in shipped_recipes().values():
-        return
+        return {}
     lines = {key: getattr(recipe, key) for key in ("model", "task", "teacher")}
-    if missing := [key for key, line in lines.items() if PLACEHOLDER in str(line)]:
-        words = " ".join(f"--{key} '{_written(lines[key])}'" for key in missing)
-        raise RecipeError(
-            f"the recipe '{path.stem}' leaves open what it is run on; give, with paths of your "
-            f"own, {words}"
-        )
+    return {
+        key: f"--{key} '{_written(line)}'"
+        for key, line in lines.items()
+        if PLACEHOLDER in str(line)
+    }
+
+
+def _asking(path: Path, left_open: Mapping[str, str]) -> RecipeError:
+    """Return the error that asks for what a recipe leaves open."""
+    unsure = len(left_open) > 1 and "task" in left_open
+    return RecipeError(
+        f"the recipe '{path.stem}' leaves open what it is run on; give, with paths of your own, "
+        f"{' '.join(left_open.values())}"
+        f"{'; --task may be left out where no step needs data' if unsure else ''}"
+    )
+
+
+def _without_task(recipe: Recipe, model: nn.Module, refusal: RecipeError) -> Recipe:
+    """Return a recipe without the task that it leaves open, unless a step needs one."""
+    try:
+        recipe.check(model, None)
+    except TaskError:
+        raise refusal from None
+    return recipe.model_copy(update={"task": None})
 
 
 def _written(line: Any) -> str:
@@ -226,14 +285,11 @@ def _written(line: Any) -> str:
     return str(yaml.safe_dump(data, default_flow_style=True, width=math.inf)).strip()
 
 
-def _check(output: Output, job: _Job, device: str | None) -> int:
+def _check(output: Output, job: _Job, device: str) -> int:
     from laconic.cli.predict import predict
-    from laconic.run import pick_device
 
     job.recipe.check(job.model, job.task)
-    found = predict(
-        job.recipe, job.model, job.task, device=pick_device(device), teachers=job.teachers
-    )
+    found = predict(job.recipe, job.model, job.task, device=device, teachers=job.teachers)
     steps = ", ".join(step.name for step in job.recipe.steps)
     output.line(f"{job.name} fits: {steps}")
     output.event("result", **dataclasses.asdict(found), seconds=found.seconds)
@@ -244,24 +300,19 @@ def _check(output: Output, job: _Job, device: str | None) -> int:
 def _tell_prediction(output: Output, found: Prediction) -> None:
     from laconic.ledger import factor_text, size_text
 
-    first, last = found.rows[0], found.rows[-1]
+    first = found.rows[0]
+    codes = [factor_text(first.nominal_bytes / row.nominal_bytes) for row in found.rows]
+    files = [factor_text(first.size_bytes / row.size_bytes) for row in found.rows]
     rows = [
-        (
-            row.step,
-            size_text(row.nominal_bytes),
-            factor_text(first.nominal_bytes / row.nominal_bytes),
-            size_text(row.size_bytes),
-            f"{row.updates:,}",
-            _about(row.seconds),
-        )
-        for row in found.rows
+        (row.step, size_text(row.size_bytes), *factors, f"{row.updates:,}", _about(row.seconds))
+        for row, *factors in zip(found.rows, codes, files, strict=True)
     ]
+    columns = ("Step", "Predicted size", "Codes alone, all", "File, all", "Updates", "Training")
     output.line()
-    output.table(("Step", "Codes alone", "Smaller", "File", "Updates", "Training"), rows)
+    output.table(columns, rows)
     output.line(
-        f"\nExpect a file about {factor_text(first.size_bytes / last.size_bytes)} smaller "
-        f"(papers would count {factor_text(first.nominal_bytes / last.nominal_bytes)}) "
-        f"after about {_about(found.seconds)} of training."
+        f"\nPredicted: a file about {files[-1]} smaller (codes alone, as papers count: "
+        f"{codes[-1]}), after about {_about(found.seconds)} of training."
     )
 
 
@@ -274,17 +325,17 @@ def _about(seconds: float) -> str:
 
 def _tell(output: Output, result: Result) -> int:
     """Print what a run gave, and return the exit code."""
-    from laconic import run
     from laconic.ledger import factor_text, ledger, size_text
+    from laconic.rundir import ARTIFACT, REPORT
 
     out = result.out or Path()
-    size = (out / run.ARTIFACT).stat().st_size
+    size = (out / ARTIFACT).stat().st_size
     ratio = result.history[0].size_bytes / size
     exceeded = result.exceeded()
     output.event(
         "result",
-        artefact=out / run.ARTIFACT,
-        report=out / run.REPORT,
+        artefact=out / ARTIFACT,
+        report=out / REPORT,
         size_bytes=size,
         ratio=ratio,
         exceeded=exceeded,
@@ -292,23 +343,27 @@ def _tell(output: Output, result: Result) -> int:
     )
     tell_ledger(output, result.history)
     shown = f"{size_text(size)}, {factor_text(ratio)} smaller"
-    output.line(f"\nnetwork  {out / run.ARTIFACT}  {shown}")
-    output.line(f"report   {out / run.REPORT}")
+    output.line(f"\nnetwork  {out / ARTIFACT}  {shown}")
+    output.line(f"report   {out / REPORT}")
     return _budget(output, result.recipe, exceeded, "is")
 
 
 def _budget(output: Output, recipe: Recipe, exceeded: dict[str, float], when: str) -> int:
-    if not exceeded:
+    from laconic.ledger import excess_text
+
+    if recipe.budget is None:
         return DONE
-    amounts = ", ".join(f"{field} by {amount:,.6g}" for field, amount in exceeded.items())
-    output.error(f"the budget '{recipe.budget}' {when} exceeded: {amounts}")
+    if not exceeded:
+        output.line(f"the budget '{recipe.budget}' {when} met")
+        return DONE
+    output.error(f"the budget '{recipe.budget}' {when} exceeded by {excess_text(exceeded)}")
     return EXCEEDED
 
 
 def _how_to_resume(
     recipe: str, out: Path, settings: Sequence[str], *, device: str | None, threads: int | None
 ) -> str:
-    from laconic.run import CHECKPOINT
+    from laconic.rundir import CHECKPOINT
 
     if not (out / CHECKPOINT).is_file():
         return "stopped before anything was done"

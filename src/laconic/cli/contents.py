@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterable
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laconic.errors import ArtifactError, LaconicError, nearest
+from laconic.names import module_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,6 +28,7 @@ __all__ = [
     "file_analyses",
     "file_costs",
     "file_manifest",
+    "represented",
     "tensor_rows",
     "widths",
 ]
@@ -33,8 +37,7 @@ __all__ = [
 BATCH = 32
 WIDTHS = (2, 4, 8)
 FLOAT = 32.0
-# What an embedding is called: a file says names and not kinds.
-EMBEDDING = "embedding"
+WEIGHTS, EMBEDDINGS = "weights", "embeddings"
 PLURALS = {"criterion": "criteria", "during": "during", "ghosts": "ghosts"}
 CODERS = {
     "packed": "each in its own number of bits",
@@ -216,22 +219,44 @@ def activation_rows(manifest: Manifest) -> list[dict[str, Any]]:
 def widths(manifest: Manifest) -> dict[str, list[float]]:
     """Return the widths of codes of weights, embeddings and activations: W-E-A.
 
-    Each ascending, of what is represented or rounded; [32] where nothing is. Embeddings are told
-    by their names, and left out of a network that has none.
+    Each ascending, of what is represented or rounded; [32] where nothing is. Embeddings are left
+    out of a network that has none.
 
     Args:
         manifest: of an artefact.
     """
-    names = [*manifest.tensors, *itertools.chain(*manifest.dense.values())]
-    coded = {name: _width(entry) for name, entry in manifest.tensors.items()}
-    found = {
-        "weights": {width for name, width in coded.items() if EMBEDDING not in name},
-        "embeddings": {width for name, width in coded.items() if EMBEDDING in name},
-        "activations": {float(row["bits"]) for row in activation_rows(manifest)},
-    }
-    if not any(EMBEDDING in name for name in names):
-        del found["embeddings"]
+    found: dict[str, set[float]] = {kind: set() for kind in represented(manifest)}
+    for name, entry in manifest.tensors.items():
+        found[_kind(name, entry.shape)].add(_width(entry))
+    found["activations"] = {float(row["bits"]) for row in activation_rows(manifest)}
     return {kind: sorted(each) or [FLOAT] for kind, each in found.items()}
+
+
+def represented(manifest: Manifest) -> dict[str, tuple[int, int]]:
+    """Return of how many weights and embeddings there are codes, and how many there are.
+
+    Args:
+        manifest: of an artefact.
+    """
+    coded = Counter(_kind(name, entry.shape) for name, entry in manifest.tensors.items())
+    every = coded + Counter(
+        _kind(name, shape)
+        for dtype, shapes in manifest.dense.items()
+        for name, shape in shapes.items()
+        if "float" in dtype and len(shape) > 1
+    )
+    kinds = (WEIGHTS, EMBEDDINGS) if EMBEDDINGS in every else (WEIGHTS,)
+    return {kind: (coded[kind], every[kind]) for kind in kinds}
+
+
+def _kind(name: str, shape: Sequence[int]) -> str:
+    """Return whether a tensor is of weights or of embeddings; a file says names, not kinds.
+
+    An embedding is a table of rows whose module is called so, or took the place of one that is.
+    """
+    module = [part for part in module_of(name).split(".") if not part.isdigit()]
+    table = len(shape) == 2 and re.search("embeddings?$", module[-1] if module else "")
+    return EMBEDDINGS if table else WEIGHTS
 
 
 def _width(entry: TensorEntry) -> float:
@@ -263,13 +288,14 @@ def file_costs(path: Path, *, model: nn.Module | None, task: Task | None) -> dic
     from laconic import costs
     from laconic.ship import load
 
-    network = load(path, model=model)
+    network, manifest = load(path, model=model), file_manifest(path)
     parameters = list(network.parameters())
     plain = costs.float_bytes(network)
     parts = bytes_by_part(path)
     size = sum(parts.values())
     found: dict[str, Any] = {
-        "widths": widths(file_manifest(path)),
+        "widths": widths(manifest),
+        "represented": represented(manifest),
         "size_bytes": size,
         **{f"{part}_bytes": amount for part, amount in parts.items()},
         "float_bytes": plain,

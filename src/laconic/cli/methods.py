@@ -112,8 +112,9 @@ def _fields(kind: type[Value]) -> tuple[dict[str, Any], dict[str, str]]:
         if isinstance(default, Value) and _is_group(default):
             inner, inner_meanings = _fields(type(default))
             defaults.pop(name)
-            defaults |= {f"{name}.{key}": value for key, value in inner.items()}
-            meanings |= {f"{name}.{key}": text for key, text in inner_meanings.items()}
+            nested = {key: f"{name}: {{{key}: ...}}" for key in inner}
+            defaults |= {nested[key]: value for key, value in inner.items()}
+            meanings |= {nested[key]: inner_meanings.get(key, "") for key in inner}
     return defaults, meanings
 
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from laconic.cli.command import DONE, command
+from laconic.cli.command import DONE, UNCOMPARED, command
 from laconic.cli.output import Output
 from laconic.cli.shared import Threads, network_of, reserved, task_of, tell_ledger, use
+from laconic.errors import LaconicError, RunError
 
 if TYPE_CHECKING:
     from laconic.cli.methods import Method
+    from laconic.ledger import Measurement
 
 __all__ = ["analyse", "list_", "measure", "report", "schema", "show", "verify"]
 
@@ -48,18 +52,48 @@ def measure(
     """
     use(threads)
     if target.is_dir():
-        from laconic.run import read_history
-
-        history, _ = read_history(target)
-        output.event("result", history=[measured.to_data() for measured in history])
-        tell_ledger(output, history)
-        return DONE
+        return _measure_run(output, target, {"--task": task, "--model": model})
     from laconic.cli.contents import file_costs
 
     found = file_costs(target, model=network_of(model), task=task_of(task, target))
     output.event("result", **found)
     output.table(("Cost", "Amount"), _cost_rows(found))
     return DONE
+
+
+def _measure_run(output: Output, run: Path, given: Mapping[str, str | None]) -> int:
+    """Show what was measured of a run, on the data that it was made with."""
+    from laconic.rundir import ARTIFACT, read_history
+
+    history, facts = read_history(run)
+    for option, text in given.items():
+        if text is not None:
+            words = ["laconic", "measure", str(run / ARTIFACT), option, text]
+            raise LaconicError(
+                f"{run} is a run, whose measurements are made already; {option} is for its file: "
+                f"{shlex.join(words)}"
+            )
+    open_end = _open_end(run, history, facts)
+    data = [measured.to_data() for measured in history]
+    output.event("result", history=data, unfinished=open_end)
+    tell_ledger(output, history)
+    if open_end:
+        output.line(f"\n{open_end}")
+    return DONE
+
+
+def _open_end(run: Path, history: Sequence[Measurement], facts: Mapping[str, Any]) -> str:
+    """Return how far a run came that is not finished, and how it goes on; empty: it is."""
+    from laconic.report.summary import recipe_data, unfinished
+    from laconic.rundir import RECIPE
+
+    left = unfinished(history, facts)
+    if not left:
+        return ""
+    words = ["laconic", "compress", str(run / RECIPE), "--out", str(run), "--resume"]
+    from_python = "model" not in recipe_data(facts)
+    again = f"compress(..., out={str(run)!r}, resume=True)" if from_python else shlex.join(words)
+    return f"{run} is unfinished: {left}; where it was stopped, it goes on with: {again}"
 
 
 @command("analyse model.safetensors --task digits --out analysis.html")
@@ -114,16 +148,22 @@ def report(
     It is one HTML file that needs no other.
     """
     from laconic.report import report as reporting
-    from laconic.run import REPORT, read_history
+    from laconic.rundir import REPORT, read_history
 
+    if run.is_file():
+        raise RunError(f"{run} is a file; give the folder of a run, such as {run.parent}")
     history, facts = read_history(run)
+    open_end = _open_end(run, history, facts)
     if terminal:
-        output.event("result", history=[measured.to_data() for measured in history], facts=facts)
+        data = [measured.to_data() for measured in history]
+        output.event("result", history=data, facts=facts, unfinished=open_end)
         output.show(reporting.terminal(history, facts))
-        return DONE
-    path = reporting.write_report(history, facts, out or run / REPORT)
-    output.event("result", report=path)
-    output.line(str(path))
+    else:
+        path = reporting.write_report(history, facts, out or run / REPORT)
+        output.event("result", report=path, unfinished=open_end)
+        output.line(str(path))
+    if open_end:
+        output.line(open_end)
     return DONE
 
 
@@ -142,6 +182,7 @@ def show(output: Output, file: Artefact) -> int:
         "size_bytes": sum(parts.values()),
         "bytes": parts,
         "widths": contents.widths(manifest),
+        "represented": contents.represented(manifest),
         "tensors": rows,
         "activations": contents.activation_rows(manifest),
     }
@@ -150,7 +191,7 @@ def show(output: Output, file: Artefact) -> int:
     output.line(f"\nbuilder   {json.dumps(_brief(manifest.builder))}")
     versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
     output.line(f"versions  {versions}")
-    output.line(f"widths    {_width_words(found['widths'])}\n")
+    output.line(f"widths    {_width_words(found)}\n")
     columns = ("Weight", "Shape", "Representation", "Coders", "Codes", "Index", "Tables")
     words = ("Shape", "Representation", "Coders")
     output.table(columns, [_tensor_cells(row) for row in rows], text=words, spare=("Coders",))
@@ -176,6 +217,8 @@ def verify(
 
     Its checksum, the hash of every decoded weight and, if asked, logits. Logits can be compared
     where threads, torch and processor are those of the writing.
+
+    Exit code: 0; 2 where something does not match; 3 where logits could not be compared.
     """
     use(threads)
     from laconic.ledger import size_text
@@ -185,8 +228,11 @@ def verify(
     output.event("result", **dataclasses.asdict(found))
     size = size_text(found.size_bytes)
     output.line(f"{file}  {size}  checksum and {found.tensors} decoded weights match")
+    if logits and not found.logits:
+        output.error(f"the logits were not compared: {found.note}")
+        return UNCOMPARED
     if logits:
-        output.line(found.note if found.logits else f"logits were not compared: {found.note}")
+        output.line(found.note)
     return DONE
 
 
@@ -229,7 +275,8 @@ def _explain(output: Output, method: Method) -> None:
     output.line(f"{method.name}  ({method.family})\n")
     output.line(f"{method.prose}\n")
     if method.fields:
-        output.table(("Field", "Default", ""), method.fields, text=("Default", ""))
+        rows = [(name, default or "required", text) for name, default, text in method.fields]
+        output.table(("Field", "Default", ""), rows, text=("Default", ""))
         output.line()
 
 
@@ -288,10 +335,16 @@ def _brief(builder: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _width_words(widths: dict[str, list[float]]) -> str:
-    """Return widths as papers write them: 2/4-8-8 (weights-embeddings-activations)."""
+def _width_words(found: dict[str, Any]) -> str:
+    """Return widths as papers write them: 2/4-8-8 (weights-embeddings-activations).
+
+    Where some of a kind have codes and some have none, so many of them.
+    """
+    widths, counts = found["widths"], found["represented"]
     shown = ("/".join(f"{bits:g}" for bits in each) for each in widths.values())
-    return f"{'-'.join(shown)} ({'-'.join(widths)})"
+    some = [f"{n} of {m} {kind}" for kind, (n, m) in counts.items() if 0 < n < m]
+    of = f", of {' and '.join(some)}; the others are floats" if some else ""
+    return f"{'-'.join(shown)} ({'-'.join(widths)}){of}"
 
 
 def _tensor_cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -305,7 +358,7 @@ def _cost_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     """Return costs as people read them: sizes in MB and MiB, counts with commas."""
     from laconic.ledger import factor_text, size_text
 
-    rows = [("widths", _width_words(found["widths"]))]
+    rows = [("widths", _width_words(found))]
     for name, value in {**found, **found.get("metrics", {})}.items():
         if name.endswith("_bytes"):
             rows.append((name.removesuffix("_bytes").replace("_", " "), size_text(value)))
@@ -313,6 +366,6 @@ def _cost_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
             rows.append(("smaller than its own floats", factor_text(value)))
         elif name == "latency_ms":
             rows.append(("latency", f"{value:.3g} ms"))
-        elif name not in ("metrics", "widths"):
+        elif name not in ("metrics", "represented", "widths"):
             rows.append((name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}"))
     return rows

@@ -22,8 +22,8 @@ __all__ = ["Threads", "network_of", "reserved", "task_of", "tell_ledger", "use"]
 
 # What a narrow terminal does without, first to last.
 SPARE = (
-    *("Parameters", "Tables", "Index", "Predicted", "Measured"),
-    *("Non-zero", "Time", "Predicted, all"),
+    *("Parameters", "Tables", "Index", "Codes alone", "File"),
+    *("Non-zero", "Time", "Codes alone, all"),
 )
 
 Threads = Annotated[
@@ -64,9 +64,12 @@ def network_of(text: str | None) -> nn.Module | None:
     """
     if text is None:
         return None
+    from laconic.cli.own_code import own_code
     from laconic.models import load_model
 
-    return load_model(_yaml("--model", text), base=Path())
+    line = _yaml("--model", text)
+    with own_code("model", line):
+        return load_model(line, base=Path())
 
 
 def task_of(text: str | None, file: Path) -> Task | None:
@@ -81,12 +84,14 @@ def task_of(text: str | None, file: Path) -> Task | None:
     """
     if text is None:
         return None
+    from laconic.cli.own_code import own_code
     from laconic.ship.content import inputs_of
     from laconic.tasks import task_from_dict, tokenizer_of
 
     own = inputs_of(file).get("tokenizer")
-    reader = None if own is None else tokenizer_of(own)
-    return task_from_dict(_yaml("--task", text), base=Path(), tokenizer=reader)
+    reader, line = None if own is None else tokenizer_of(own), _yaml("--task", text)
+    with own_code("task", line):
+        return task_from_dict(line, base=Path(), tokenizer=reader)
 
 
 def _yaml(option: str, text: str) -> Any:

@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element
 from laconic.ledger import Layer, Measurement, size_text
 from laconic.report.charts import Mark, bar, curve, histogram, stacked_bar, tradeoff
 from laconic.report.markup import details, document, legend, section, table
-from laconic.report.summary import Tile, headline, sentences, tiles
+from laconic.report.summary import Tile, headline, sentences, tiles, verdict
 from laconic.report.svg import breakable, node
 from laconic.report.tables import (
     LOSS,
@@ -65,12 +65,14 @@ def page(history: Sequence[Measurement], facts: Mapping[str, Any]) -> str:
 
 def _header(history: Sequence[Measurement], facts: Mapping[str, Any]) -> Element:
     chain = [node("li", None, node("span", None, name)) for name in step_names(history)]
+    judged = verdict(history, facts)
     return node(
         "header",
         None,
         node("p", {"class": "kicker"}, "Laconic report"),
         node("h1", None, headline(history, facts)),
         node("p", {"class": "lead"}, sentences(history, facts)),
+        *([node("p", {"class": "lead"}, judged)] if judged else []),
         node("ol", {"class": "chain", "aria-label": "Steps"}, *chain),
         node("dl", {"class": "tiles"}, *map(_tile, tiles(history))),
     )
@@ -92,9 +94,9 @@ def _tile(tile: Tile) -> Element:
 def _ledger(history: Sequence[Measurement]) -> Element:
     return section(
         "What every step gained",
-        "Predicted counts the bits of codes and float parameters alone, as papers do; measured "
-        "compares files on disk, with positions, tables and header. The factors of the steps "
-        "multiply to the factor so far.",
+        "Codes alone counts the bits of codes and float parameters, as papers do; file compares "
+        "what is on disk, with positions, tables and header. The factors of the steps multiply "
+        "to the factor so far.",
         table(ledger_columns(history), "Ledger of the steps"),
         kind="ledger",
     )

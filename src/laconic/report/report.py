@@ -13,7 +13,7 @@ from laconic.ledger import Measurement
 from laconic.report.analyse import Analysis
 from laconic.report.analysis import analysis_page
 from laconic.report.page import page
-from laconic.report.summary import headline, sentences
+from laconic.report.summary import headline, sentences, verdict
 from laconic.report.tables import (
     SHARE_GROUP,
     SIZE_GROUPS,
@@ -114,6 +114,7 @@ def terminal(history: Sequence[Measurement], facts: Mapping[str, Any]) -> Group:
     from rich.text import Text
 
     _check(history)
+    judged = verdict(history, facts)
     step, *rest = ledger_columns(history)
     sizes = [column for column in rest if column.group in SIZE_GROUPS]
     shares = [column for column in rest if column.group == SHARE_GROUP]
@@ -123,6 +124,7 @@ def terminal(history: Sequence[Measurement], facts: Mapping[str, Any]) -> Group:
     return Group(
         Text(headline(history, facts), style="bold"),
         Text(sentences(history, facts)),
+        *([Text(judged)] if judged else []),
         _Sheet("What every step gained", [step, *sizes]),
         _Sheet("Scores and costs", [step, *costs]),
         *([_Sheet("What one example takes", work)] if len(work) > 1 else []),

@@ -1,16 +1,29 @@
-"""What a run came to, in words: the headline, a few sentences and four changes."""
+"""What a run came to, in words: the headline, a few sentences, a verdict and four changes."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from laconic.ledger import Measurement, ledger, size_text
+import yaml
+
+from laconic.budget import Budget
+from laconic.errors import BudgetError
+from laconic.ledger import Measurement, excess_text, ledger, size_text
 from laconic.report.tables import COUNTS, Metric, main_metric, rounded, times
 
-__all__ = ["Tile", "headline", "sentences", "tiles"]
+__all__ = [
+    "Tile",
+    "headline",
+    "recipe_data",
+    "sentences",
+    "tiles",
+    "unfinished",
+    "verdict",
+]
 
 # Larger numbers are rounded where they are shown large.
 FULL_NUMBERS = 10**7
@@ -70,12 +83,56 @@ def sentences(history: Sequence[Measurement], facts: Mapping[str, Any]) -> str:
     if metric is not None:
         parts.append(_score_sentence(metric, history, facts))
     if len(history) > 1:
-        predicted = times(ledger(history)[-1].predicted_total)
-        parts.append(
-            "Counted the papers' way, without positions, tables and header, the factor would be "
-            f"{predicted}."
-        )
+        codes = times(ledger(history)[-1].nominal_total)
+        parts.append(f"Counted by codes alone, as papers do, the factor is {codes}.")
     return " ".join(parts)
+
+
+def verdict(history: Sequence[Measurement], facts: Mapping[str, Any]) -> str:
+    """Return whether the budget is met; of a run that is not finished, how far it came.
+
+    Args:
+        history: not empty.
+        facts: of the run; its recipe is used.
+
+    Returns:
+        A sentence; empty: the run is finished, and its recipe has no budget.
+    """
+    if left := unfinished(history, facts):
+        return f"Unfinished: {left}."
+    text = recipe_data(facts).get("budget")
+    if text is None:
+        return ""
+    first, last = (dataclasses.asdict(history[index]) for index in (0, -1))
+    try:
+        exceeded = Budget(str(text)).exceeded_by(last, first)
+    except BudgetError as error:
+        return f"Budget: not known; {error}."
+    came = f"exceeded by {excess_text(exceeded)}" if exceeded else "met"
+    return f"Budget: {came} ({text})."
+
+
+def unfinished(history: Sequence[Measurement], facts: Mapping[str, Any]) -> str:
+    """Return how many steps of a recipe are done; empty: all of them are.
+
+    >>> from laconic.measure import measure
+    >>> from laconic.models import digits_cnn
+    >>> unfinished([measure(digits_cnn())], {"recipe": "steps: [train, train]"})
+    '0 of 2 steps are done'
+    """
+    steps = recipe_data(facts).get("steps")
+    count = len(steps) if isinstance(steps, list) else 0
+    done = len(history) - 1
+    return f"{done} of {count} steps are done" if done < count else ""
+
+
+def recipe_data(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the recipe of a run as data; empty where there is none that can be read."""
+    try:
+        found = yaml.safe_load(str(facts.get("recipe", "")))
+    except yaml.YAMLError:
+        found = None
+    return found if isinstance(found, dict) else {}
 
 
 def _score_sentence(

@@ -248,10 +248,10 @@ def ledger_columns(history: Sequence[Measurement]) -> list[Column]:
     columns = [
         Column("Step", tuple(step_names(history)), number=False),
         *_size_columns([row.size_bytes for row in rows]),
-        Column("predicted", tuple(times(row.predicted) for row in rows), group="This step"),
-        Column("measured", tuple(times(row.measured) for row in rows), group="This step"),
-        Column("predicted", tuple(times(row.predicted_total) for row in rows), group="So far"),
-        Column("measured", tuple(times(row.measured_total) for row in rows), group="So far"),
+        Column("codes alone", tuple(times(row.nominal) for row in rows), group="This step"),
+        Column("file", tuple(times(row.measured) for row in rows), group="This step"),
+        Column("codes alone", tuple(times(row.nominal_total) for row in rows), group="So far"),
+        Column("file", tuple(times(row.measured_total) for row in rows), group="So far"),
         Column("positions", _percent(row.index_share for row in rows), "%", SHARE_GROUP),
         Column("tables", _percent(row.table_share for row in rows), "%", SHARE_GROUP),
         *(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -73,8 +74,19 @@ def _compare(content: Content, model: nn.Module | None) -> tuple[bool | None, st
     probe, here = content.manifest.probe, probing.conditions()
     if probe is None:
         return None, "the file holds no probe"
-    there = {key: getattr(probe, key) for key in here}
-    if here != there:
-        return None, f"logits were stored with {there}, this is {here}"
+    other = [key for key in here if getattr(probe, key) != here[key]]
+    if other:
+        there = ", ".join(_condition(key, getattr(probe, key)) for key in other)
+        now = ", ".join(_condition(key, here[key]) for key in other)
+        return None, (
+            f"those of the file come from {there}, not from {now} as here; compare under the same "
+            "conditions"
+        )
     probing.compare(probe, load(content.path, model=model), str(content.path))
     return True, "logits are identical bit for bit"
+
+
+def _condition(key: str, value: Any) -> str:
+    if key == "threads":
+        return "1 thread" if value == 1 else f"{value} threads"
+    return f"torch {value}" if key == "torch" else str(value)
