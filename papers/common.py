@@ -150,7 +150,7 @@ def write_results(name: str, rows: Sequence[dict[str, Any]]) -> Path:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     body = {
-        "command": command(name, sys.argv[1:]),
+        "command": command(sys.argv),
         "date": datetime.date.today().isoformat(),
         "hardware": f"{here['cpu']}, {os.cpu_count()} cores, {here['threads']} threads, {device}",
         "versions": {key: here[key] for key in ("python", "torch", "laconic", "numpy")},
@@ -163,19 +163,20 @@ def write_results(name: str, rows: Sequence[dict[str, Any]]) -> Path:
     return path
 
 
-def command(name: str, arguments: Sequence[str]) -> str:
+def command(called: Sequence[str]) -> str:
     """Return the command of a run, without where its files lie.
 
-    >>> command("mrem", ["--seeds", "1", "--work", "runs/a", "--row", "TWS 1-1-4"])
+    >>> command(["papers/mrem.py", "--seeds", "1", "--work", "runs/a", "--row", "TWS 1-1-4"])
     "python papers/mrem.py --seeds 1 --row 'TWS 1-1-4'"
     """
+    arguments = called[1:]
     places = {"--work", "--data"}
     shown = [
         word
         for word, before in zip(arguments, ["", *arguments], strict=False)
         if not places & {word, before}
     ]
-    return shlex.join(["python", f"papers/{name}.py", *shown])
+    return shlex.join(["python", f"papers/{Path(called[0]).name}", *shown])
 
 
 def beside(

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from laconic import measure as measuring
 from laconic import ranks
@@ -30,7 +31,14 @@ from laconic.step import State, Step, inside, run_step
 from laconic.tasks.task import Task, device_of, explained, full_precision
 from laconic.weights.laid import baked, copied
 
-__all__ = ["Result", "check_teachers", "compress", "pick_device", "pick_precision"]
+__all__ = [
+    "Result",
+    "check_teachers",
+    "compress",
+    "pick_device",
+    "pick_precision",
+    "refuse_unusable",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -178,6 +186,7 @@ def _understood(model: object, task: object, steps: Recipe | Sequence[Step]) -> 
             f"compress takes a network (nn.Module), got {type(model).__name__}; what a recipe "
             "names is loaded by laconic.models.load_model"
         )
+    refuse_unusable(model)
     if not isinstance(task, Task | None):
         raise TaskError(
             f"compress takes a Task, got {type(task).__name__}; write Task(train, test), each a "
@@ -189,6 +198,40 @@ def _understood(model: object, task: object, steps: Recipe | Sequence[Step]) -> 
             "shipped recipe, with Recipe.read(name)"
         )
     return steps if isinstance(steps, Recipe) else Recipe(steps=tuple(steps))
+
+
+def refuse_unusable(model: nn.Module) -> None:
+    """Refuse a network that cannot be copied, changed or computed with.
+
+    Raises:
+        ModelError: it is one.
+
+    >>> from laconic.models import digits_cnn
+    >>> refuse_unusable(digits_cnn())
+    """
+    kind, tensors = type(model).__name__, [*model.named_parameters(), *model.named_buffers()]
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            f"{kind} is TorchScript, whose layers cannot be changed; give the module that "
+            "it was made of"
+        )
+    for name, tensor in tensors:
+        if is_lazy(tensor):
+            raise ModelError(
+                f"'{name}' of {kind} has no shape yet; call the network once, on an "
+                "example, before it is returned"
+            )
+        if tensor.is_meta:
+            raise ModelError(
+                f"'{name}' of {kind} is on the device 'meta' and holds no numbers; load its weights"
+            )
+    try:
+        copied(model)
+    except Exception as error:
+        raise ModelError(
+            f"{kind} cannot be copied ({type(error).__name__}: {error}); keep what cannot be out "
+            "of the module"
+        ) from error
 
 
 def _given(
@@ -255,6 +298,9 @@ def _walk(recipe: Recipe, state: State, keeper: Keeper | None) -> None:
     """Run and measure every step that the history does not hold yet."""
     if not state.history:
         _measure(state, "original", 0.0)
+        if recipe.budget is not None:
+            first = dataclasses.asdict(state.history[0])
+            recipe.budget.exceeded_by(first, first)  # refuses to limit what is not measured
         _keep(keeper, state)
     for index in range(len(state.history) - 1, len(recipe.steps)):
         step = recipe.steps[index]

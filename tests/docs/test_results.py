@@ -35,7 +35,8 @@ def row(task: str, name: str, ours: float, note: str | None = None) -> dict[str,
 
 def test_a_command_does_not_say_where_files_lie(common: ModuleType) -> None:
     words = ["--seeds", "1", "--work", "/x", "--row", "TWS 1-1-4", "--data", "/y"]
-    assert common.command("mrem", words) == "python papers/mrem.py --seeds 1 --row 'TWS 1-1-4'"
+    found = common.command(["papers/mrem.py", *words])
+    assert found == "python papers/mrem.py --seeds 1 --row 'TWS 1-1-4'"
 
 
 def test_new_rows_stand_beside_the_old_ones_of_their_task(common: ModuleType) -> None:

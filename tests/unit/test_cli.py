@@ -904,7 +904,7 @@ def test_a_network_that_cannot_be_worked_on_is_a_sentence(
     name: str, said: str, folder: Path
 ) -> None:
     words = ("compress", folder / "recipe.yaml", "--check", "--model", f"own_works:{name}")
-    assert refused(*words).startswith(f"model: {said}")
+    assert refused(*words).startswith(said)
 
 
 def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

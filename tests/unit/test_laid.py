@@ -504,6 +504,15 @@ def test_what_nothing_can_represent_is_refused() -> None:
     assert not parametrize.is_parametrized(model)
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_what_holds_no_rows_of_numbers_is_refused() -> None:
+    empty, scalar = nn.Linear(0, 4), nn.Module()
+    scalar.weight = nn.Parameter(torch.tensor(1.0))
+    for model in (empty, scalar):
+        with pytest.raises(ModelError, match=r"'weight' has the shape .*only what has rows"):
+            lay(model, "weight", Symmetric(4, granularity="row"))
+
+
 def test_codes_of_what_overflows_are_refused() -> None:
     model = nn.Linear(256, 256).half()
     with torch.no_grad():

@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from laconic import load, save
+from laconic import Attention, Hidden, Logits, load, save
 from laconic.errors import ArtifactError, ModelError, RecipeError, ScopeError, TaskError
 from laconic.measure import measure
 from laconic.models import digits_cnn
 from laconic.models.capture import capture
 from laconic.recipe import Recipe
 from laconic.recover import Recalibrate, Reset, Train
+from laconic.recover.lesson import Lesson
 from laconic.report.tables import heading, layer_columns
 from laconic.run import compress
 from laconic.ship.checkpoint import load_checkpoint, save_checkpoint
@@ -39,6 +41,7 @@ from laconic.weights import (
     activations_of,
     attach_,
 )
+from laconic.weights.lookup import looked_up
 from laconic.weights.quantizer import calibrate, quantizing
 
 pytest.importorskip("transformers", reason="the extra hf is not installed")
@@ -173,6 +176,24 @@ def test_what_is_quantised_already_is_said(caplog: pytest.LogCaptureFixture) -> 
 def test_floats_everywhere_change_nothing() -> None:
     model = bert()
     assert torch.equal(logits(quantized(Quantize(Float()), model)), logits(model))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_floats_everywhere_have_nothing_to_learn_from_their_teacher(precision: str) -> None:
+    """All that TernaryBERT compares is the same, decoded once for the forward or not."""
+    model, ids = bert(), texts()["input_ids"]
+
+    def call(network: Any, batch: Any) -> Tensor:
+        found: Tensor = network(input_ids=batch.inputs[0]).logits
+        return found
+
+    task = Task((ids, torch.arange(3) % 2), (ids, torch.arange(3) % 2), call=call)
+    state = State(quantized(Quantize(Float()), model), task, teacher=(model,), precision=precision)
+    batch = task.example_batch(3)
+    for objective in (Hidden(), Attention(), Logits(loss="l2")):
+        lesson = Lesson(objective, state, task)
+        with parametrize.cached(), looked_up(state.model):
+            assert lesson.loss(batch, lesson.teach(batch, 0), 0.0).item() == 0
 
 
 def test_scores_are_of_the_rounded_operands() -> None:

@@ -154,10 +154,11 @@ def test_what_the_budget_is_exceeded_by(budget: str | None, exceeded: dict[str, 
     assert compress(network(), None, recipe).exceeded() == exceeded
 
 
-def test_a_budget_on_what_was_not_measured_is_an_error() -> None:
+def test_a_budget_on_what_is_not_measured_is_refused_before_any_step(tmp_path: Path) -> None:
     recipe = Recipe([Prune("weights", keep=0.5)], budget="macs <= 0.5x")
     with pytest.raises(BudgetError, match="macs, which was not measured"):
-        compress(network(), None, recipe).exceeded()
+        compress(network(), None, recipe, out=tmp_path)
+    assert not (tmp_path / rundir.CHECKPOINT).exists()
 
 
 def test_facts_name_what_the_bytes_depend_on() -> None:
@@ -292,6 +293,11 @@ def test_a_directory_in_use_is_refused_and_free_again_afterwards(tmp_path: Path)
         ((network(), (1, 2), []), TaskError, "takes a Task, got tuple; write Task"),
         ((network(), None, STEPS[0]), RecipeError, r"takes a list of steps, got .*write \[step\]"),
         ((network(), None, "recipe.yaml"), RecipeError, r"Recipe\.read"),
+        (
+            (nn.Linear(2, 2, device="meta"), None, []),
+            ModelError,
+            "'weight' of Linear is on .*'meta'",
+        ),
     ],
 )
 def test_what_is_given_in_the_place_of_something_else(given: Any, error: Any, message: str) -> None:

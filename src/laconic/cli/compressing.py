@@ -202,8 +202,9 @@ def _networks(recipe: Recipe, bases: Mapping[str, Path]) -> list[nn.Module]:
     """Return the network of a recipe, then its teachers."""
     import torch
 
-    from laconic.cli.own_code import own_code, refuse_unusable
+    from laconic.cli.own_code import own_code
     from laconic.models import load_model
+    from laconic.run import refuse_unusable
     from laconic.step import derive
 
     lines = [("model", recipe.model or ""), *(("teacher", line) for line in recipe.teacher or ())]

@@ -7,15 +7,12 @@ import sysconfig
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from laconic.errors import LaconicError, ModelError
+from laconic.errors import LaconicError
 from laconic.own import is_own, plain_own
 
-if TYPE_CHECKING:
-    from torch import nn
-
-__all__ = ["own_code", "refuse_unusable"]
+__all__ = ["own_code"]
 
 OURS = Path(__file__).parents[1]
 PYTHONS = Path(sysconfig.get_path("stdlib"))
@@ -77,43 +74,3 @@ def _place(error: BaseException) -> str:
     ]
     found = own[-1:] or installed[:1]
     return f"{found[0][0].name}, line {found[0][1]}" if found else ""
-
-
-def refuse_unusable(model: nn.Module) -> None:
-    """Refuse a network that cannot be copied, changed or computed with.
-
-    Raises:
-        ModelError: it is one.
-
-    >>> from laconic.models import digits_cnn
-    >>> refuse_unusable(digits_cnn())
-    """
-    import torch
-    from torch.nn.parameter import is_lazy
-
-    from laconic.weights.laid import copied
-
-    kind, tensors = type(model).__name__, [*model.named_parameters(), *model.named_buffers()]
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ModelError(
-            f"model: {kind} is TorchScript, whose layers cannot be changed; give the module that "
-            "it was made of"
-        )
-    for name, tensor in tensors:
-        if is_lazy(tensor):
-            raise ModelError(
-                f"model: '{name}' of {kind} has no shape yet; call the network once, on an "
-                "example, before it is returned"
-            )
-        if tensor.is_meta:
-            raise ModelError(
-                f"model: '{name}' of {kind} is on the device 'meta' and holds no numbers; load its "
-                "weights"
-            )
-    try:
-        copied(model)
-    except Exception as error:
-        raise ModelError(
-            f"model: {kind} cannot be copied ({_said(error)}); keep what cannot be out of the "
-            "module"
-        ) from error

@@ -543,6 +543,11 @@ def _separate(module: nn.Module, attribute: str) -> None:
 
 
 def _check(tensor: str, weight: Tensor, mask: Tensor | None) -> None:
+    if not weight.dim() or not weight.numel():
+        raise ModelError(
+            f"'{tensor}' has the shape {tuple(weight.shape)}; only what has rows of numbers can be "
+            "represented"
+        )
     if not weight.is_floating_point() or not bool(torch.isfinite(weight).all()):
         raise ModelError(f"'{tensor}' holds NaN, infinity or integers; nothing can represent it")
     if mask is not None and (mask.shape != weight.shape or mask.dtype != torch.bool):
