@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from laconic.cli.compressing import _tokenizer
 from laconic.errors import ArtifactError
 from laconic.ship import inputs_of, inspect, load, save
 from laconic.ship.container import read, write
@@ -58,6 +59,16 @@ def test_the_tokenizer_travels(task, laid, tmp_path):
     parts = inspect(path)
     assert parts.size_bytes == size == path.stat().st_size
     assert parts.dense_bytes > 0
+
+
+def test_a_recipe_that_goes_on_from_a_file_reads_texts_by_its_tokenizer(task, tmp_path):
+    save(Words(), tmp_path / "model.safetensors", task=task)
+    found = _tokenizer({"laconic:load": {"path": "model.safetensors"}}, tmp_path)
+    assert found.encode("this film").ids == tokenizer_of(task.tokenizer).encode("this film").ids
+    save(nn.Linear(2, 2), tmp_path / "plain.safetensors")
+    assert _tokenizer({"laconic:load": {"path": "plain.safetensors"}}, tmp_path) is None
+    assert _tokenizer({"hf": "folder"}, tmp_path) == tmp_path / "folder"
+    assert _tokenizer("digits_cnn", tmp_path) is None
 
 
 def test_what_the_task_had_not_is_not_there(tmp_path):

@@ -14,7 +14,7 @@ import typer
 
 from laconic.cli.command import DONE, EXCEEDED, STOPPED, command
 from laconic.cli.output import Output
-from laconic.cli.shared import Threads, tell_ledger, use
+from laconic.cli.shared import Threads, tell_ledger, tokenizer_in, use
 from laconic.errors import RecipeError, TaskError
 
 if TYPE_CHECKING:
@@ -189,13 +189,23 @@ def _read(name: str, settings: Sequence[str]) -> _Job:
     model, *teachers = _networks(recipe, bases)
     if left_open:
         recipe = _without_task(recipe, model, _asking(path, left_open))
-    folder = recipe.model.get("hf") if isinstance(recipe.model, dict) else None
-    tokenizer = None if folder is None else bases["model"].absolute() / str(folder)
     task = None
     if recipe.task is not None:
+        tokenizer = _tokenizer(recipe.model, bases["model"])
         with own_code("task", recipe.task):
             task = task_from_dict(recipe.task, base=bases["task"], tokenizer=tokenizer)
     return _Job(path.stem, _anchored(recipe, bases), model, task, tuple(teachers))
+
+
+def _tokenizer(line: Any, base: Path) -> Any:
+    """Return what reads texts, where the network brings it: a Hugging Face folder, or a file."""
+    options = line if isinstance(line, dict) else {}
+    if "hf" in options:
+        return base.absolute() / str(options["hf"])
+    loaded = options.get("laconic:load")
+    if isinstance(loaded, dict) and "path" in loaded:
+        return tokenizer_in(base / str(loaded["path"]))
+    return None
 
 
 def _networks(recipe: Recipe, bases: Mapping[str, Path]) -> list[nn.Module]:

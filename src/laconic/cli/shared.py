@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from laconic.ledger import Measurement
     from laconic.tasks import Task
 
-__all__ = ["Threads", "network_of", "reserved", "task_of", "tell_ledger", "use"]
+__all__ = ["Threads", "network_of", "reserved", "task_of", "tell_ledger", "tokenizer_in", "use"]
 
 # What a narrow terminal does without, first to last.
 SPARE = (
@@ -85,13 +85,24 @@ def task_of(text: str | None, file: Path) -> Task | None:
     if text is None:
         return None
     from laconic.cli.own_code import own_code
+    from laconic.tasks import task_from_dict
+
+    line = _yaml("--task", text)
+    with own_code("task", line):
+        return task_from_dict(line, base=Path(), tokenizer=tokenizer_in(file))
+
+
+def tokenizer_in(file: Path) -> Any:
+    """Return the tokenizer that an artefact holds, or None.
+
+    Raises:
+        ArtifactError: the file is damaged or hostile.
+    """
     from laconic.ship.content import inputs_of
-    from laconic.tasks import task_from_dict, tokenizer_of
+    from laconic.tasks import tokenizer_of
 
     own = inputs_of(file).get("tokenizer")
-    reader, line = None if own is None else tokenizer_of(own), _yaml("--task", text)
-    with own_code("task", line):
-        return task_from_dict(line, base=Path(), tokenizer=reader)
+    return None if own is None else tokenizer_of(own)
 
 
 def _yaml(option: str, text: str) -> Any:
