@@ -262,6 +262,7 @@ def read_history(out: str | Path) -> tuple[tuple[Measurement, ...], dict[str, An
 
     >>> import tempfile
     >>> from laconic.models import digits_cnn
+    >>> from laconic.run import compress
     >>> from laconic.structure import Prune
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = compress(digits_cnn(), None, [Prune("weights", keep=0.5)], out=folder)
