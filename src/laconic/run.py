@@ -304,10 +304,12 @@ def _walk(recipe: Recipe, state: State, keeper: Keeper | None) -> None:
         _keep(keeper, state)
     for index in range(len(state.history) - 1, len(recipe.steps)):
         step = recipe.steps[index]
-        began = time.monotonic() if keeper is None else keeper.began
+        began = time.monotonic()
         earlier = sum(other.name == step.name for other in recipe.steps[:index])
         with located(index, step, recipe.places):
             run_step(step, state, key=earlier)
+        if keeper is not None:
+            began = keeper.began  # after the step: ranks that resume learn in it what went before
         _measure(state, step.name, time.monotonic() - began)
         _keep(keeper, state)
 
