@@ -190,7 +190,7 @@ class Keeper:
         folder = self.out / SCRATCH.format(ranks.rank())
         shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
         with _writing(self.out):
-            folder.mkdir()
+            folder.mkdir(parents=True)  # a rank may be on another machine
         try:
             yield folder
         finally:
