@@ -140,7 +140,7 @@ def _runs(
     for start in starts:
         whole, seed = still(start), start.recipe.seed
         student, teacher = (rectified(whole), whole) if bits == 4 else (whole, None)
-        recipe = Recipe(steps, seed=seed, precision="bfloat16", recall="6 GB")
+        recipe = Recipe(steps, seed=seed, recall="6 GB")
         done.append(run(options, f"{place}-{seed}", student, task, recipe, teacher))
     return done
 

@@ -59,7 +59,7 @@ def fine_tuned(options: argparse.Namespace, name: str, task: Task, seed: int) ->
         batch=32,
         optimizer=AdamW(RATE, clip=1.0, decay=Linear(warmup=0.1)),
     )
-    recipe = Recipe((train,), seed=seed, precision="bfloat16")
+    recipe = Recipe((train,), seed=seed)
     out = options.work / "encoders" / f"{name}-{seed}"
     with in_turn(out):
         return compress(model, task, recipe, out=out, resume=True)

@@ -25,6 +25,7 @@ from width_depth import recipe as cut
 
 from laconic import Attention, Hidden, Logits, Recipe, Result, Task, Train, compress, load
 from laconic.recover import AdamW, Linear, Objective
+from laconic.run import pick_precision
 from laconic.ship.container import digest
 from laconic.step import Step
 from laconic.structure.surgery import replace_
@@ -168,6 +169,7 @@ def line(
     mean, deviation = spread(scores)
     print(f"{name}, {label}: {scores}, fine-tuned {before}", flush=True)
     drawn = (str(result.recipe.seed) for result in done)
+    precision = pick_precision("auto", "cuda" if torch.cuda.is_available() else "cpu")
     start = f"; was fine-tuned on {STARTS[name]} before {name}" if name in STARTS else ""
     return row(
         row=label,
@@ -179,7 +181,7 @@ def line(
         scores=dict(zip(drawn, scores, strict=True)),
         baseline=statistics.fmean(before),
         **costs(done, file_bytes(teachers[0])),
-        note=f"{CHECKED}; {note}{done[0].recipe.steps!r}{start}",
+        note=f"{CHECKED}; trained in {precision}; {note}{done[0].recipe.steps!r}{start}",
         **more,
     )
 

@@ -93,7 +93,7 @@ def rows(options: argparse.Namespace) -> Rows:
             done = []
             for seed, teacher in zip(seeds, teachers, strict=True):
                 data = task if way == "QAT" else task.few(total=EXAMPLES, seed=seed)
-                recipe = Recipe((quantize, *steps), seed=seed, precision="bfloat16")
+                recipe = Recipe((quantize, *steps), seed=seed)
                 place = f"{name}-{label.replace(' ', '-').replace(',', '')}-{seed}"
                 done.append(run(options, place, still(teacher), data, recipe))
             published = PUBLISHED[bits].get(way)

@@ -87,7 +87,7 @@ def encoders(options: argparse.Namespace) -> Rows:
         for label, steps in methods(name).items():
             if not asked(options, label):
                 continue
-            recipe = Recipe(steps, precision="bfloat16")
+            recipe = Recipe(steps)
             place = f"{name}-{label.replace(' ', '-').replace('/', '.').replace(',', '')}-0"
             done = [run(options, place, teacher.baked(), task, recipe)]
             yield line(name, task, label, done, teachers=[teacher])
@@ -113,7 +113,7 @@ def images(options: argparse.Namespace) -> Rows:
             learn,
         )
         place = f"resnet20-{kind.replace(' ', '-')}"
-        done = run(options, place, model, task, Recipe(steps, precision="bfloat16"))
+        done = run(options, place, model, task, Recipe(steps))
         yield picture_row(label, task.main_metric, [done], score(done, task))
 
 

@@ -75,7 +75,7 @@ def cells(
 
 def recipe(steps: tuple[Step, ...], seed: int) -> Recipe:
     """Return the steps as a recipe; the teacher's features are kept where they fit."""
-    return Recipe(steps, seed=seed, precision="bfloat16", recall="6 GB")
+    return Recipe(steps, seed=seed, recall="6 GB")
 
 
 def published(label: str, name: str) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def recipe(name: str, width: float, depth: float, objective: Objective, seed: in
         optimizer=AdamW(RATE, clip=1.0, decay=Linear(warmup=0.1)),
     )
     recall = "6 GB" if EPOCHS[name] > 1 else None
-    return Recipe((*cuts, train), seed=seed, precision="bfloat16", recall=recall)
+    return Recipe((*cuts, train), seed=seed, recall=recall)
 
 
 def run(
