@@ -314,23 +314,41 @@ def file_costs(path: Path, *, model: nn.Module | None, task: Task | None) -> dic
 
 
 def file_analyses(
-    path: Path, *, model: nn.Module | None, task: Task, batches: int
+    paths: Sequence[Path],
+    *,
+    model: nn.Module | None,
+    task: Task,
+    batches: int,
+    surface: Sequence[str] = (),
 ) -> dict[str, Analysis]:
-    """Return how the loss of an artefact's network curves, and what bits do to its blocks.
+    """Return how the losses of artefacts' networks curve, and what bits do to the first's blocks.
 
     Args:
-        path: of the artefact.
-        model: the plain network, for a file whose builder is the user's own.
+        paths: of the artefacts.
+        model: the plain network, for files whose builder is the user's own.
         task: gives the loss, the scores and the examples.
         batches: of training examples.
+        surface: names of two weights that are moved; none: there is no surface.
 
     Raises:
-        ArtifactError: the file is damaged, or does not fit the model.
+        LaconicError: the surface is not that of two weights.
+        ArtifactError: a file is damaged, or does not fit the model.
+        ModelError: the networks have other parts, or no such weight.
     """
-    from laconic.report import bit_sensitivity, eigenvalues
+    from laconic.report import bit_sensitivity, eigenvalues, loss_surface
     from laconic.ship import load
 
-    network = load(path, model=model)
+    if len(surface) not in (0, 2):
+        raise LaconicError("a surface is that of two weights; give --surface WEIGHT,WEIGHT")
+    stems = [path.stem for path in paths]
+    names = stems if len({*stems}) == len(stems) else [str(path) for path in paths]
+    networks = {name: load(path, model=model) for name, path in zip(names, paths, strict=True)}
     drawn = list(itertools.islice(task.train.plain().batches(BATCH, seed=0), batches))
-    bits = bit_sensitivity(network, task, {f"{bits} bit": bits for bits in WIDTHS})
-    return {"eigenvalues": eigenvalues({path.stem: network}, task, drawn), "bits": bits}
+    found: dict[str, Analysis] = {}
+    if surface:
+        first, second = surface
+        found["surface"] = loss_surface(networks, task, drawn, tensors=(first, second))
+    found["eigenvalues"] = eigenvalues(networks, task, drawn)
+    widths = {f"{bits} bit": bits for bits in WIDTHS}
+    found["bits"] = bit_sensitivity(networks[names[0]], task, widths)
+    return found

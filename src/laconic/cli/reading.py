@@ -96,10 +96,15 @@ def _open_end(run: Path, history: Sequence[Measurement], facts: Mapping[str, Any
     return f"{run} is unfinished: {left}; where it was stopped, it goes on with: {again}"
 
 
-@command("analyse model.safetensors --task digits --out analysis.html")
+@command(
+    "analyse model.safetensors --task digits --out analysis.html",
+    "analyse float.safetensors binary.safetensors --task digits --surface conv1.weight,fc1.weight",
+)
 def analyse(
     output: Output,
-    file: Artefact,
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Artefacts of like networks.")
+    ],
     task: Annotated[
         str, typer.Option(metavar="YAML", help="Data to score on: digits, {mnist: folder}, ...")
     ],
@@ -107,26 +112,38 @@ def analyse(
     batches: Annotated[
         int, typer.Option(min=1, metavar="N", help="Batches of training examples to derive on.")
     ] = 4,
+    surface: Annotated[
+        str | None,
+        typer.Option(metavar="WEIGHT,WEIGHT", help="Move two weights: the loss around them."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The HTML file; beside FILE by default.")
     ] = None,
     threads: Threads = None,
 ) -> int:
-    """Say how the loss of a network curves.
+    """Say how the loss of networks curves.
 
-    The largest eigenvalue of every part's Hessian, and what fewer bits do to one block at a time,
-    as one HTML file that needs no other.
+    The largest eigenvalue of every part's Hessian, and what fewer bits do to one block of the
+    first network at a time, as one HTML file that needs no other. Float, ternary and binary
+    networks of one shape can be compared; show prints the names of their weights.
     """
     from laconic.cli.contents import file_analyses
     from laconic.report import write_analysis
-    from laconic.tasks.task import needed
+    from laconic.tasks.task import labelled
 
     use(threads)
-    data = needed(task_of(task, file), "analyse needs batches")
-    where = reserved(out or file.with_suffix(".html"))
+    data = labelled(
+        task_of(task, files[0]),
+        "analyse derives the loss on training examples",
+        "score the file with 'laconic measure', which reads the test examples alone",
+    )
+    where = reserved(out or files[0].with_suffix(".html"))
+    moved = [name.strip() for name in surface.split(",")] if surface else []
     with output.working():
-        found = file_analyses(file, model=network_of(model), task=data, batches=batches)
-    path = write_analysis(list(found.values()), where, title=file.name)
+        found = file_analyses(
+            files, model=network_of(model), task=data, batches=batches, surface=moved
+        )
+    path = write_analysis(list(found.values()), where, title=", ".join(file.name for file in files))
     output.event("result", report=path, **{name: each.to_data() for name, each in found.items()})
     output.line(str(path))
     return DONE

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from laconic.errors import ScopeError
+from laconic.errors import ModelError, ScopeError
 from laconic.models.halves import Halves
 from laconic.models.rounding import INPUT, OPERANDS
 from laconic.scope import KINDS, Scope
@@ -78,7 +78,13 @@ class Quantize(Step):
         return [each for each in given if each is not None]
 
     def check(self, model: nn.Module, task: Task | None, earlier: tuple[Step, ...] = ()) -> None:
-        """Refuse a scope without what is quantised, or ranges without data."""
+        """Refuse a scope without what is quantised, weights that are codes, ranges without data.
+
+        Raises:
+            ScopeError: the scope has nothing of what a field is for.
+            ModelError: its weights are codes in the network that the recipe starts from.
+            TaskError: ranges need data.
+        """
         plain, apart = self._weights(model)
         if self.weight is not None and not plain:
             beside = " beside those of embeddings" if apart else ""
@@ -87,21 +93,33 @@ class Quantize(Step):
             raise ScopeError(f"'{self.scope}' selects no embedding")
         for name in plain | apart:
             refuse_renormalised(model, name)
-        self._warn_again(model, earlier)
+        self._check_codes(model, earlier)
         if self._activations:
             self._check_activations(model, task)
 
-    def _warn_again(self, model: nn.Module, earlier: tuple[Step, ...]) -> None:
-        """Say which weights are codes already: floats that were trained behind them go."""
-        names = {name for _, weights in self.represented(model) for name in weights}
-        codes = coded(model, self.scope, earlier)
-        again = [name for name in codes if name in names]
-        if again:
-            more = f" and {len(again) - 1} more" if len(again) > 1 else ""
+    def _check_codes(self, model: nn.Module, earlier: tuple[Step, ...]) -> None:
+        """Refuse weights that were codes before the recipe; say which an earlier step makes such.
+
+        Either way the floats that were trained behind the codes go.
+        """
+        laid = self.represented(model)
+        names = {n for each, weights in laid if not isinstance(each, Float) for n in weights}
+        found = coded(model, self.scope, earlier)
+        codes = {name: each.name for name, each in found.items() if name in names}
+        came = [name for name in codes if name in coded(model, self.scope, ())]
+        if came:
+            raise ModelError(
+                f"{_first(came)}: quantised already ({codes[came[0]]}) in the network that is "
+                "given; put 'quantize: float' before this to go on from the rounded weights, or "
+                "give the network as it was before"
+            )
+        if codes:
+            again = [*codes]
             logger.warning(
-                "quantize: '%s'%s: quantised before (%s), and now again from what that rounded "
-                "them to; leave them out of one of the scopes, unless that is meant",
-                *(again[0], more, codes[again[0]].name),
+                "quantize: %s: quantised before (%s), and now again from what that rounded them "
+                "to; leave them out of one of the scopes, unless that is meant",
+                _first(again),
+                codes[again[0]],
             )
 
     def _check_activations(self, model: nn.Module, task: Task | None) -> None:
@@ -158,6 +176,10 @@ class Quantize(Step):
             asked = {place: each for place, each in places.items() if each is not None}
             found |= {path: asked} if asked else {}
         return found
+
+
+def _first(names: Sequence[str]) -> str:
+    return f"'{names[0]}'" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def look(state: State, modules: Iterable[nn.Module], step: str) -> None:
