@@ -13,6 +13,8 @@ import torch
 from hypothesis import settings
 from torch import Tensor, nn
 
+pytest.register_assert_rewrite("helpers")  # their assertions say what was compared, too
+
 # The same examples every time, and no deadline: other work may share the cores.
 settings.register_profile("suite", derandomize=True, deadline=None)
 settings.load_profile("suite")
@@ -22,6 +24,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DATA = os.environ.get("LACONIC_DATA", "")
+
+collect_ignore = ["helpers"]  # imported by tests, never collected
 
 
 def process_settings() -> dict[str, Any]:

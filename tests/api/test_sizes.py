@@ -13,6 +13,7 @@ import pytest
 
 SOURCE = Path(importlib.util.find_spec("laconic").origin).parent
 FILES = sorted(SOURCE.rglob("*.py"))
+TESTS = Path(__file__).parents[1]
 LARGEST_FILE, LARGEST_FUNCTION, DEEPEST = 400, 45, 3
 
 BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.Match)
@@ -62,6 +63,12 @@ def test_file_and_its_functions_are_small(file):
         where = f"{file}:{function.lineno}: {function.name}"
         assert len(own) <= LARGEST_FUNCTION, f"{where} has {len(own)} lines of code"
         assert depth(function) <= DEEPEST, f"{where} nests {depth(function)} deep"
+
+
+def test_files_of_tests_are_small():
+    files = {file: code_lines(file.read_text(encoding="utf-8")) for file in TESTS.rglob("*.py")}
+    large = {str(file): len(lines) for file, lines in files.items() if len(lines) > LARGEST_FILE}
+    assert files and not large
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))

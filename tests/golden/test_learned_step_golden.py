@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,13 +20,6 @@ from laconic.weights.learned_step import first_step
 PRINTED = 5e-8
 # Sums of a few hundred float32 products in another order.
 SUMS = 1e-5
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
 
 
 class LSQ(torch.autograd.Function):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,13 +26,6 @@ CURVATURE = torch.tensor([1.0, 2.0, 1.0, 1.0, 4.0, 1.0, 1.0, 0.5])
 # A few float32 roundings of numbers near one.
 ROUNDING = 1e-6
 SOLVERS = ("approximate", "exact")
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
 
 
 def objective(weight: Tensor, curvature: Tensor, decoded: Tensor) -> float:

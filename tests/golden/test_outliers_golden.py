@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +20,6 @@ from laconic.weights.laid import laid_tensors, narrow
 from laconic.weights.outliers import log_likelihood, population_centroids
 
 SIGMA = 0.04
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
 
 
 def encoded(representation: Gobo, weight: Tensor, mask: Tensor | None = None) -> Codes:

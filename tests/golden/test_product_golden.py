@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,13 +21,6 @@ from laconic.weights.product import lloyd_codewords, nearest_codewords, to_block
 
 # Sums of float32 numbers near one in another order.
 ROUNDING = 1e-5
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
 
 
 def encoded(representation: Product, weight: Tensor, mask: Tensor | None = None) -> Codes:

@@ -1,207 +1,40 @@
-"""Laws of every registered representation: exactness, ranges, masks, copies, round trips."""
+"""Laws of every registered representation: exactness, ranges, masks, gradients, recipes."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import Tensor
 
-from laconic.errors import ModelError
-from laconic.step import members
-from laconic.weights import (
-    Affine,
-    Binary,
-    Codes,
-    DynamicFixedPoint,
-    FixedPoint,
-    Gobo,
-    Groups,
-    KMeans,
-    Laid,
-    LearnedStep,
-    LossAware,
-    Product,
-    Representation,
-    Symmetric,
-    Ternary,
-    bake,
-    lay,
+from helpers.representations import (
+    HUGE,
+    check_exact,
+    every,
+    has_minus_zero,
+    laid_on,
+    masks,
+    normal,
+    same_bytes,
+    same_codes,
+    weights,
 )
-from laconic.weights.laid import narrow
-from laconic.weights.lookup import looked_up
+from laconic.weights import FixedPoint, Representation
 from laconic.weights.representation import masked
 
 SHAPES = [(5,), (4, 7), (3, 2, 3, 3)]
-# Sums of so many such numbers stay finite in float32; networks hold nothing near it.
-HUGE = 2.0**100
-
-# Combinations that varying one field at a time does not reach.
-EXTRA: dict[str, list[Representation]] = {
-    "symmetric": [
-        Symmetric(2, levels="full", granularity="row", range="mse", rounding="stochastic"),
-        Symmetric(3, granularity="row", range="mse"),
-        Symmetric(5, levels="full", rounding="equal"),
-    ],
-    "affine": [Affine(2, granularity="row")],
-    "fixed_point": [
-        FixedPoint(4, 2),
-        FixedPoint(4, 2, rounding="stochastic"),
-        FixedPoint(8, -3),
-        FixedPoint(2),
-    ],
-    "dynamic_fixed_point": [DynamicFixedPoint(2, choose="mse", rounding="equal")],
-    "ternary": [Ternary("row", threshold="exact")],
-    "learned_step": [LearnedStep(3, granularity="row")],
-    "loss_aware": [LossAware(4, granularity="row"), LossAware(granularity="row", solver="exact")],
-    "gobo": [Gobo(2, threshold=-1.0), Gobo(4, threshold=3.0)],
-    "product": [Product(1, block=3), Product(3, block=2, iterations=1)],
-    "kmeans": [KMeans(2, start="random"), KMeans(3, start="density", iterations=1)],
-}
-
-
-def _choices(annotation: Any, metadata: list[Any]) -> Iterator[Any]:
-    """Yield values worth trying of a field: every literal, both ends of a bounded number."""
-    if get_origin(annotation) is Literal:
-        yield from get_args(annotation)
-    elif get_origin(annotation) is Annotated:
-        inner, *fields = get_args(annotation)
-        yield from _choices(inner, [bound for field in fields for bound in field.metadata])
-    elif annotation is int:
-        ends = (getattr(bound, "ge", getattr(bound, "le", None)) for bound in metadata)
-        yield from (end for end in ends if end is not None)
-    else:
-        for part in get_args(annotation):
-            yield from _choices(part, [])
-
-
-def _variants(member: type[Representation]) -> Iterator[Representation]:
-    """Yield the default, each field varied on its own, and the table's combinations."""
-    yield member()
-    for name, info in member.model_fields.items():
-        for value in _choices(info.annotation, list(info.metadata)):
-            yield member(**{name: value})
-    yield from EXTRA.get(member.name, [])
-
-
-VARIANTS = list(
-    dict.fromkeys(
-        variant
-        for member in members(Representation, every=True).values()
-        for variant in _variants(member)
-    )
-)
-every = pytest.mark.parametrize("representation", VARIANTS, ids=repr)
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-def normal(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
-
-
-def weights(shape: tuple[int, ...]) -> dict[str, Tensor]:
-    plain = normal(*shape)
-    outlier = plain.clone()
-    outlier.view(-1)[1] = 1e4
-    return {
-        "normal": plain,
-        "signed zeros": torch.where(plain > 0, plain, -0.0),
-        "zero": torch.zeros(shape),
-        "minus zero": -torch.zeros(shape),
-        "constant": torch.full(shape, 0.3),
-        "negative constant": torch.full(shape, -0.7),
-        "tiny": plain * 1e-30,
-        "subnormal": plain * 1e-40,
-        "huge": plain * HUGE,
-        "outlier": outlier,
-        "tiny and huge": torch.where(plain > 0, plain * 1e-30, plain * HUGE),
-        "strided": torch.stack([plain, -plain], -1)[..., 0],
-    }
-
-
-def masks(shape: tuple[int, ...]) -> dict[str, Tensor | None]:
-    one = torch.zeros(shape, dtype=torch.bool)
-    one.view(-1)[2] = True
-    return {
-        "no mask": None,
-        "half": normal(*shape).cos() > 0.6,
-        "one": one,
-        "none": torch.zeros(shape, dtype=torch.bool),
-        "all": torch.ones(shape, dtype=torch.bool),
-    }
 
 
 def cases(shape: tuple[int, ...]) -> Iterator[tuple[str, Tensor, Tensor | None]]:
     for weight_name, weight in weights(shape).items():
         for mask_name, mask in masks(shape).items():
             yield f"{weight_name}, {mask_name}", weight, mask
-
-
-def same_bytes(left: Tensor, right: Tensor) -> bool:
-    return (
-        left.shape == right.shape
-        and left.dtype == right.dtype
-        and torch.equal(
-            left.detach().flatten().view(torch.uint8),
-            right.detach().flatten().view(torch.uint8),
-        )
-    )
-
-
-def same_codes(left: Codes, right: Codes) -> bool:
-    return (
-        left.shape == right.shape
-        and left.streams.keys() == right.streams.keys()
-        and left.tables.keys() == right.tables.keys()
-        and all(
-            stream.bits == right.streams[name].bits
-            and same_bytes(stream.tensor, right.streams[name].tensor)
-            for name, stream in left.streams.items()
-        )
-        and all(same_bytes(table, right.tables[name]) for name, table in left.tables.items())
-    )
-
-
-def laid_on(representation: Representation, weight: Tensor, mask: Tensor | None = None) -> Laid:
-    return Laid(representation, mask, representation.fit(weight.detach(), mask))
-
-
-def has_minus_zero(weight: Tensor) -> bool:
-    return bool(((weight == 0) & weight.signbit()).any())
-
-
-def check_exact(representation: Representation, weight: Tensor, mask: Tensor | None) -> None:
-    laid = laid_on(representation, weight, mask)
-    codes = laid.encode(weight)
-    decoded = representation.decode(codes)
-    assert same_bytes(laid(weight), decoded)
-    assert decoded.shape == weight.shape and decoded.dtype == weight.dtype
-    assert bool(decoded.isfinite().all())
-    assert not has_minus_zero(decoded)
-    if mask is not None:
-        assert not bool(decoded[~mask].any())
 
 
 def check_streams(
@@ -260,48 +93,6 @@ def test_the_shortcut_is_the_way_through_the_codes(
     codes = representation.codes(weight, mask, state)
     found = masked(representation.quantized(weight, mask, state), mask)
     assert torch.equal(found, masked(representation.values(codes), mask))
-
-
-@pytest.mark.parametrize(
-    "representation", [Binary("row"), Ternary("row"), Ternary("row", threshold="exact")], ids=repr
-)
-@pytest.mark.parametrize("shape", [(31, 40_000), (3, 70_000)], ids=str)
-def test_long_rows_are_added_up_as_in_the_file(
-    representation: Representation, shape: tuple[int, int], two_threads: None
-) -> None:
-    # What is left over is one row, which two threads would add up in another order.
-    weight = torch.randn(shape)
-    decoded = representation.decode(representation.encode(weight))
-    assert torch.equal(representation.quantized(weight, None, {}), decoded)
-
-
-@pytest.mark.parametrize(
-    "representation", [Binary("row"), Ternary("row"), Ternary("row", threshold="exact")], ids=repr
-)
-def test_rows_that_lie_apart_are_added_up_as_in_the_file(representation: Representation) -> None:
-    weight = torch.randn(3000, 100).t()  # more rows than are done together, the last ones few
-    decoded = representation.decode(representation.encode(weight))
-    assert torch.equal(representation.quantized(weight, None, {}), decoded)
-
-
-@pytest.mark.parametrize("representation", [v for v in VARIANTS if v.row_by_row], ids=repr)
-def test_rows_that_are_looked_up_are_those_of_the_whole(representation: Representation) -> None:
-    ids = torch.tensor([[8, 0, 3], [3, 5, 0]])
-    for name, weight in weights((9, 7)).items():
-        table = nn.Embedding.from_pretrained(weight.contiguous(), freeze=False)
-        laid = Laid(representation, state=representation.fit(weight))
-        parametrize.register_parametrization(table, "weight", laid, unsafe=True)
-        whole, expected = _looked_up(table, ids)
-        with looked_up(table):
-            some, found = _looked_up(table, ids)
-        assert torch.equal(whole, some), name
-        assert all(torch.equal(*pair) for pair in zip(expected, found, strict=True)), name
-
-
-def _looked_up(table: nn.Embedding, ids: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    out = table(ids)
-    factors = torch.arange(1.0, 1 + out.numel()).reshape(out.shape)
-    return out, torch.autograd.grad((out * factors).sum(), [*table.parameters()])
 
 
 @each_shape
@@ -440,45 +231,6 @@ def test_small_halves_are_not_lost(representation: Representation) -> None:
 
 
 @every
-def test_groups_of_a_number_of_weights(representation: Representation) -> None:
-    if "granularity" not in type(representation).model_fields:
-        return
-    by_three = representation.model_copy(update={"granularity": 3})
-    for name, mask in masks((4, 6)).items():
-        check_exact(by_three, normal(4, 6), mask)
-        assert name
-    blocks = normal(8, 3)
-    row = representation.model_copy(update={"granularity": "row"})
-    torch.manual_seed(0)
-    expected = laid_on(row, blocks).encode(blocks)
-    torch.manual_seed(0)
-    flat = laid_on(by_three, blocks.reshape(4, 6)).encode(blocks.reshape(4, 6))
-    for key, table in expected.tables.items():
-        assert same_bytes(table, flat.tables[key])
-    with pytest.raises(ModelError, match="groups of 3 do not divide"):
-        laid_on(by_three, normal(4, 7)).encode(normal(4, 7))
-
-
-@every
-def test_a_number_of_groups(representation: Representation) -> None:
-    if "granularity" not in type(representation).model_fields:
-        return
-    two = type(representation)(**{**dict(representation), "granularity": {"groups": 2}})
-    twelve = representation.model_copy(update={"granularity": 12})
-    assert two == representation.model_copy(update={"granularity": Groups(2)})
-    assert Representation.coerce(yaml.safe_load(yaml.safe_dump(two.to_data()))) == two
-    for mask in masks((4, 6)).values():
-        check_exact(two, normal(4, 6), mask)
-        found = []
-        for each in (two, twelve):
-            torch.manual_seed(0)
-            found.append(laid_on(each, normal(4, 6), mask).encode(normal(4, 6)))
-        assert same_codes(*found)
-    with pytest.raises(ModelError, match="2 groups do not divide"):
-        laid_on(two, normal(3, 7)).encode(normal(3, 7))
-
-
-@every
 def test_a_recipe_writes_and_reads_it(representation: Representation) -> None:
     written = yaml.safe_load(yaml.safe_dump(representation.to_data()))
     read = Representation.coerce(written)
@@ -496,52 +248,3 @@ def test_resolving_keeps_the_names(representation: Representation) -> None:
     for name, own in resolved.items():
         if scope[name].numel():
             check_exact(own, scope[name], None)
-
-
-def laid_linear(representation: Representation, mask: Tensor | None = None) -> nn.Linear:
-    linear = nn.Linear(7, 4)
-    with torch.no_grad():
-        linear.weight.copy_(normal(4, 7))
-    lay(linear, "weight", representation, mask=mask)
-    return linear
-
-
-@pytest.mark.parametrize("mask_name", ["no mask", "half"])
-@every
-def test_bake_leaves_what_ships(representation: Representation, mask_name: str) -> None:
-    linear = laid_linear(representation, masks((4, 7))[mask_name])
-    layers = linear.parametrizations.weight
-    shipped = representation.decode(layers[0].encode(layers.original))
-    output = linear(normal(2, 7))
-    bake(linear)
-    assert type(linear) is nn.Linear
-    assert same_bytes(linear.weight, shipped)
-    assert torch.equal(linear(normal(2, 7)), output)
-    assert list(linear.state_dict()) == ["bias", "weight"]
-
-
-@every
-def test_a_deep_copy_is_independent(representation: Representation) -> None:
-    linear = laid_linear(representation, masks((4, 7))["half"])
-    before = linear.weight.detach().clone()
-    twin = copy.deepcopy(linear)
-    assert same_bytes(twin.weight, before)
-    twin.parametrizations.weight[0].update()
-    narrow(twin, "weight", torch.zeros(4, 7, dtype=torch.bool))
-    with torch.no_grad():
-        for parameter in twin.parameters():
-            parameter.mul_(-3)
-    bake(twin)
-    assert not parametrize.is_parametrized(twin) and parametrize.is_parametrized(linear)
-    assert same_bytes(linear.weight, before)
-
-
-@every
-def test_the_state_dict_holds_all_it_needs(representation: Representation) -> None:
-    linear = laid_linear(representation, masks((4, 7))["half"])
-    for _ in range(3):
-        linear.parametrizations.weight[0].update()
-    other = nn.Linear(7, 4)
-    lay(other, "weight", representation, mask=torch.ones(4, 7, dtype=torch.bool))
-    other.load_state_dict(linear.state_dict())
-    assert same_bytes(other.weight, linear.weight)

@@ -1,0 +1,1 @@
+"""What several test files share: small networks, tasks and checks, by theme."""

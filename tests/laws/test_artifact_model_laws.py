@@ -1,0 +1,162 @@
+"""Laws of the artefact: which network a file fills, and what it shares, computes or refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from helpers.artifacts import Shared, convolutional, laid_linear, normal, outputs, same
+from laconic import models
+from laconic.errors import ArtifactError
+from laconic.models.notes import built
+from laconic.ship import load, save, verify
+from laconic.ship.container import read
+from laconic.weights import Binary, KMeans, Ternary, lay
+
+# Shared parameters.
+
+
+class Tied(nn.Module):
+    """An embedding whose table is also the decoder, as in BERT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 8)
+        self.decoder = nn.Linear(8, 20)
+        self.decoder.weight = self.embedding.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.decoder(self.embedding(tokens))
+
+
+@pytest.mark.parametrize("representation", [None, Ternary(), KMeans(3)], ids=str)
+def test_a_tied_weight_is_stored_once_and_tied_again(representation, tmp_path):
+    model, tokens = Tied(), torch.arange(20)
+    if representation is not None:
+        lay(model, "embedding.weight", representation)
+    save(model, tmp_path / "a")
+    manifest, blobs = read(tmp_path / "a")
+    assert manifest["ties"] == {"decoder.weight": "embedding.weight"}
+    floats = 20 + {None: 160, Ternary(): 1, KMeans(3): 8}[representation]
+    assert blobs["float32"].numel() == floats
+    loaded = load(tmp_path / "a", model=untied())
+    assert loaded.decoder.weight is loaded.embedding.weight
+    assert same(outputs(loaded, tokens), outputs(model, tokens))
+    assert len(list(loaded.parameters())) == 2
+
+
+def untied() -> nn.Module:
+    model = Tied()
+    model.decoder.weight = nn.Parameter(torch.zeros(20, 8))
+    return model
+
+
+def test_what_the_file_does_not_tie_is_untied(tmp_path):
+    model = untied()
+    save(model, tmp_path / "a")
+    loaded = load(tmp_path / "a", model=Tied())
+    assert same(outputs(loaded, torch.arange(20)), outputs(model, torch.arange(20)))
+
+
+def test_a_laid_module_in_several_places_is_stored_once(tmp_path):
+    model = Shared()
+    model.train()(normal(9, 6))
+    lay(model, "last.0.weight", Binary("row"), mask=normal(6, 6) > 0)
+    save(model, tmp_path / "a")
+    manifest, _ = read(tmp_path / "a")
+    assert len(manifest["tensors"]) == 1
+    assert manifest["ties"]["last.0.weight"] == "blocks.0.0.weight"
+    loaded = load(tmp_path / "a", model=Shared())
+    assert loaded.last[0].weight is loaded.blocks[0][0].weight
+    assert loaded.last[1].running_mean is loaded.blocks[0][1].running_mean
+    assert same(outputs(loaded, normal(2, 6)), outputs(model, normal(2, 6)))
+
+
+# Where the network comes from.
+
+
+def test_a_network_of_the_users_needs_the_network(tmp_path):
+    save(Tied(), tmp_path / "a")
+    with pytest.raises(ArtifactError, match=r"Tied'.* pass load\(path, model=\.\.\.\)"):
+        load(tmp_path / "a")
+    assert verify(tmp_path / "a").tensors == 0
+
+
+def test_a_laid_root_is_named_by_its_own_class(tmp_path):
+    model = nn.Linear(3, 2)
+    lay(model, "weight", Ternary())
+    save(model, tmp_path / "a")
+    assert read(tmp_path / "a")[0]["builder"] == {"custom": "torch.nn.modules.linear:Linear"}
+
+
+class Positions(nn.Module):
+    """A buffer that is computed, not stored, as Hugging Face's position ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.register_buffer("offsets", torch.arange(4.0) + torch.rand(()) * 0, persistent=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.linear(inputs) + self.offsets
+
+
+def test_buffers_that_are_not_stored_are_computed_again(tmp_path, monkeypatch):
+    def positions() -> nn.Module:
+        return built(Positions(), "positions")
+
+    monkeypatch.setattr(models, "BUILDERS", (*models.BUILDERS, "positions"))
+    monkeypatch.setattr(models, "positions", positions, raising=False)
+    positions.__annotations__["return"] = nn.Module
+    model = positions()
+    save(model, tmp_path / "a")
+    assert "offsets" not in json.dumps(read(tmp_path / "a")[0])
+    generator = torch.get_rng_state()
+    loaded = load(tmp_path / "a")
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert same(outputs(loaded, normal(2, 4)), outputs(model, normal(2, 4)))
+
+
+def test_a_network_on_meta_needs_numbers_in_what_is_not_stored(tmp_path):
+    model = Positions()
+    save(model, tmp_path / "a")
+    with torch.device("meta"):
+        empty = Positions()
+    with pytest.raises(ArtifactError, match="'offsets' is not in the file"):
+        load(tmp_path / "a", model=empty)
+    empty.offsets = torch.arange(4.0)
+    loaded = load(tmp_path / "a", model=empty)
+    assert same(outputs(loaded, normal(2, 4)), outputs(model, normal(2, 4)))
+
+
+def test_what_does_not_fit_the_model_is_said(tmp_path):
+    save(nn.Linear(3, 2), tmp_path / "a")
+    for wrong, words in (
+        (nn.Linear(3, 4), r"'bias' is \(2,\) in the file and \(4,\) in the model"),
+        (nn.Linear(3, 2, bias=False), "'bias' is not in the model"),
+        (nn.Sequential(nn.Linear(3, 2)), "'0.bias' is not in the file"),
+        (nn.LazyLinear(2), "'bias' cannot be filled"),
+        (laid_linear(), "not one with laid weights"),
+    ):
+        with pytest.raises(ArtifactError, match=words):
+            load(tmp_path / "a", model=wrong)
+
+
+def test_settings_of_the_process_do_not_matter(tmp_path):
+    model = convolutional()
+    save(model, tmp_path / "a")
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        save(model, tmp_path / "b")
+        with torch.inference_mode():
+            loaded = load(tmp_path / "a")
+        verify(tmp_path / "a")
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert same(outputs(loaded, normal(2, 3, 8, 8)), outputs(model, normal(2, 3, 8, 8)))

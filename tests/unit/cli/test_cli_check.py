@@ -1,0 +1,145 @@
+"""The prediction of compress --check: sizes, updates and seconds, with nothing left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from helpers.cli import answer, finished_run, laconic, refused
+from laconic import rundir
+from laconic.cli.predict import predict, trainings
+from laconic.errors import FeatureError
+from laconic.models import digits_cnn
+from laconic.recipe import Recipe
+from laconic.recover import (
+    Gradient,
+    Hidden,
+    Hint,
+    Label,
+    Logits,
+    ProximalChannels,
+    Reconstruct,
+    Train,
+)
+from laconic.recover.descent import Descent
+from laconic.structure import Prune
+from laconic.tasks import Task
+from laconic.weights import Quantize
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a recipe, its data, and the run the recipe made."""
+    return finished_run(tmp_path_factory.mktemp("cli"))
+
+
+def test_check_predicts_and_leaves_nothing_behind(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = answer("compress", folder / "recipe.yaml", "--check")
+    assert [row["step"] for row in found["rows"]] == ["original", "prune", "quantize", "train"]
+    assert [row["updates"] for row in found["rows"]] == [0, 0, 0, 2]
+    assert found["rows"][-1]["seconds"] > 0
+    assert found["seconds"] == pytest.approx(sum(row["seconds"] for row in found["rows"]))
+    assert list(tmp_path.iterdir()) == []
+    text = laconic("compress", folder / "recipe.yaml", "--check").stdout
+    assert "recipe fits: prune, quantize, train" in text
+    heads = "Step Predicted size Codes alone, all File, all Updates Training"
+    assert heads in [" ".join(line.split()) for line in text.splitlines()]
+    assert "Predicted: a file about" in text
+    assert "(codes alone, as papers count: 26.1x)" in text
+
+
+def test_the_predicted_size_is_near_the_one_that_comes_out(folder: Path) -> None:
+    rows = answer("compress", folder / "recipe.yaml", "--check")["rows"]
+    history, _ = rundir.read_history(folder / "run")
+    for row, measured in zip(rows, history, strict=True):
+        assert row["nominal_bytes"] == pytest.approx(measured.nominal_bits / 8, rel=1e-3)
+        assert row["size_bytes"] == pytest.approx(measured.size_bytes, rel=0.05)
+
+
+def test_check_refuses_what_compress_would_refuse(folder: Path) -> None:
+    recipe = folder / "recipe.yaml"
+    said = refused("compress", recipe, "--check", "--set", "steps.2.train.scope=conv9")
+    assert said.startswith(f"{recipe}:") and ": steps.2 (train): 'conv9' selects no" in said
+    said = refused("compress", recipe, "--check", "--set", "steps.0.prune.keeps=1")
+    assert said == f"{recipe}:5: steps.0 (prune): 'keeps' is not a field; did you mean 'keep'?"
+
+
+def small_task() -> Task:
+    images, labels = torch.zeros(50, 1, 8, 8), torch.arange(50) % 10
+    return Task((images, labels), (images[:10], labels[:10]), (images[:10], labels[:10]))
+
+
+@pytest.mark.parametrize(
+    ("steps", "updates"),
+    [
+        ([Train(epochs=3, batch=20)], [9]),
+        ([Prune("weights", keep=0.5, rounds=4, retrain=Train(epochs=2, batch=25))], [16]),
+        ([Prune("weights", keep=0.5, retrain=Train(batch=50)), Train(batch=10)], [1, 5]),
+        ([Train(batch=50, during=(Prune("weights", keep=0.5),)), Quantize(8)], [1, 0]),
+    ],
+)
+def test_updates_are_counted_through_nested_training(steps: list[Any], updates: list[int]) -> None:
+    found = predict(Recipe(tuple(steps)), digits_cnn(), small_task(), device="cpu")
+    assert [row.updates for row in found.rows[1:]] == updates
+    assert all((row.seconds > 0) == (row.updates > 0) for row in found.rows)
+
+
+def test_trainings_are_found_however_deep() -> None:
+    inner = Prune("weights", keep=0.5, rounds=2, retrain=Train(epochs=3))
+    outer = Prune("weights", keep=0.5, rounds=5, retrain=inner)
+    assert list(trainings(outer)) == [(Train(epochs=3), 10)]
+    assert list(trainings(Quantize(4))) == []
+
+
+@pytest.mark.parametrize("steps", [(Prune("weights", keep=0.25), Quantize(4)), (Quantize(8),)])
+def test_the_nominal_size_is_weights_times_keep_times_bits(steps: tuple[Any, ...]) -> None:
+    model = digits_cnn()
+    weights = sum(p.numel() for p in model.parameters() if p.dim() > 1)
+    others = sum(p.numel() for p in model.parameters() if p.dim() == 1)
+    keep, bits = (0.25, 4) if len(steps) == 2 else (1.0, 8)
+    found = predict(Recipe(steps), model, None, device="cpu").rows[-1].nominal_bytes
+    assert found == pytest.approx((weights * keep * bits + others * 32) / 8, abs=5)
+
+
+def test_a_prediction_of_parts_fits_them_by_a_few_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    update = Descent.update
+    monkeypatch.setattr(Descent, "update", lambda *args: taken.append(1) or update(*args))
+    step = Reconstruct(solve=Gradient(3000, penalty=ProximalChannels(0.5)))
+    first, last = predict(Recipe((step,)), digits_cnn(), small_task(), device="cpu").rows
+    assert last.size_bytes < 0.6 * first.size_bytes
+    assert last.updates == 3 * 3000 and last.seconds > 0
+    assert len(taken) < 30
+
+
+def test_a_prediction_changes_neither_the_network_nor_the_generator() -> None:
+    model, task = digits_cnn(), small_task()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = torch.random.get_rng_state()
+    predict(Recipe((Prune("weights", keep=0.5), Train(batch=25))), model, task, device="cpu")
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert len(task.train) == 50
+    assert len(task.validate) == 10
+
+
+def test_a_prediction_lends_the_network_as_its_own_teacher() -> None:
+    steps = (
+        Prune("weights", keep=0.5, retrain=Train(0.5 * Label() + 0.5 * Logits(4.0), batch=25)),
+        Train(Hint("output:conv1"), batch=50),
+    )
+    found = predict(Recipe(steps), digits_cnn(), small_task(), device="cpu")
+    assert [row.updates for row in found.rows[1:]] == [2, 1]
+    assert all(row.seconds > 0 for row in found.rows[1:])
+
+
+def test_a_prediction_refuses_features_that_the_network_does_not_have() -> None:
+    recipe = Recipe((Train(Hidden(), batch=25),))
+    with pytest.raises(FeatureError, match="0 layers of the student"):
+        predict(recipe, digits_cnn(), small_task(), device="cpu")

@@ -1,0 +1,277 @@
+"""Dropping whole blocks: which ones go, what is left, what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import laconic
+from helpers.depth import after, inputs, net, task
+from laconic.errors import ModelError, RecipeError, ScopeError, TaskError
+from laconic.models.families import blocks_path
+from laconic.recover import Train
+from laconic.scope import Scope
+from laconic.step import State, run_step
+from laconic.structure import (
+    AllBut,
+    Alternate,
+    Bottom,
+    Depth,
+    DropLayers,
+    EveryOther,
+    LayerDrop,
+    Middle,
+    ShareLayers,
+    Similar,
+    Spread,
+    Top,
+)
+from laconic.structure.surgery import apply_edits_, edits_of
+from laconic.weights import Ternary
+from laconic.weights.laid import lay
+
+# ------------------------------------------------------------------ which blocks
+
+
+@pytest.mark.parametrize(
+    ("by", "dropped"),
+    [
+        # Sajjad et al. 2020 count from 1.
+        (Top(4), {9, 10, 11, 12}),
+        (Bottom(4), {1, 2, 3, 4}),
+        (Alternate(4, parity="odd"), {5, 7, 9, 11}),
+        (Alternate(4, parity="even"), {6, 8, 10, 12}),
+        (Alternate(6, parity="odd"), {1, 3, 5, 7, 9, 11}),
+        (Alternate(6, parity="even"), {2, 4, 6, 8, 10, 12}),
+        (Middle(2), {6, 7}),
+        (Middle(4), {5, 6, 7, 8}),
+        (Middle(6), {4, 5, 6, 7, 8, 9}),
+        (Middle(3), {5, 6, 7}),
+        # Fan et al. 2020 count from 0: d mod floor(1 / p) = 0.
+        (EveryOther(0.5), {1, 3, 5, 7, 9, 11}),
+        (EveryOther(0.34), {1, 3, 5, 7, 9, 11}),
+        (EveryOther(1 / 3), {1, 4, 7, 10}),
+        (EveryOther(0.2), {1, 6, 11}),
+    ],
+    ids=repr,
+)
+def test_what_the_papers_drop_of_twelve(by: Depth, dropped: set[int]) -> None:
+    assert by.kept(12) == tuple(place for place in range(12) if place + 1 not in dropped)
+
+
+@pytest.mark.parametrize(
+    ("by", "kept"),
+    [
+        (Spread(0.75), (0, 1, 2, 4, 5, 6, 8, 9, 10)),
+        (Spread(0.5), (0, 2, 4, 6, 8, 10)),
+        (Spread(0.25), (0, 4, 8)),
+        (Spread(1 / 3), (0, 3, 6, 9)),
+        (Spread(1.0), tuple(range(12))),
+        (Spread(0.01), (0,)),
+        (AllBut((11, 0, 4)), (0, 4, 11)),
+    ],
+    ids=repr,
+)
+def test_what_stays_of_twelve(by: Depth, kept: tuple[int, ...]) -> None:
+    """Hou et al. 2020: floor(i / m_d) for i < round(12 m_d)."""
+    assert by.kept(12) == kept
+
+
+def test_more_than_half_goes_in_steps() -> None:
+    assert EveryOther(0.5).kept(12) == (1, 3, 5, 7, 9, 11)
+    assert EveryOther(0.5).kept(6) == (1, 3, 5)
+
+
+@given(count=st.integers(1, 40), drop=st.integers(1, 40), share=st.floats(0.01, 1))
+def test_places_are_sorted_and_of_the_network(count: int, drop: int, share: float) -> None:
+    some: list[Depth] = [Top(drop), Bottom(drop), Middle(drop), Spread(share)]
+    some.append(EveryOther(share / 2))
+    for by in some:
+        kept = by.kept(count)
+        assert list(kept) == sorted(set(kept)) and set(kept) <= set(range(count))
+        assert by.left(count) == len(kept)
+    for by in some[:3]:
+        assert len(by.kept(count)) == max(0, count - drop)
+    assert len(Spread(share).kept(count)) == max(1, round(count * share))
+
+
+@pytest.mark.parametrize(
+    ("by", "kept"),
+    [
+        (Similar(2), (1, 3, 4)),
+        (Similar(1), (1, 2, 3, 4)),
+        (Similar(above=0.75), (1, 4)),
+        (Similar(1, above=0.75), (1, 2, 3, 4)),
+        (Similar(4, above=0.95), (0, 1, 2, 3, 4)),
+        (Similar(), (1,)),
+        (Similar(9), (1,)),
+    ],
+    ids=repr,
+)
+def test_the_most_similar_go_first(by: Similar, kept: tuple[int, ...]) -> None:
+    assert by.kept(5, [0.9, -0.2, 0.9, 0.8, 0.7]) == kept
+
+
+# ------------------------------------------------------------------ dropping
+
+
+def test_dropping_nothing_changes_nothing() -> None:
+    model, x = net(), inputs()
+    before = {name: id(parameter) for name, parameter in model.named_parameters()}
+    wanted = model(x)
+    for by in (Spread(1.0), AllBut((0, 1, 2, 3)), Similar(above=1.0)):
+        after(DropLayers(by), model)
+    assert torch.equal(model(x), wanted)
+    assert {name: id(parameter) for name, parameter in model.named_parameters()} == before
+    assert edits_of(model) == {}
+
+
+def test_the_blocks_that_stay_are_the_same_and_run_in_order() -> None:
+    model = net()
+    first, last = model.blocks[0], model.blocks[3]
+    x = inputs()
+    wanted = model.last(last(first(model.first(x))).mean(dim=1))
+    after(DropLayers(Middle(2)), model)
+    assert list(model.blocks) == [first, last]
+    assert sorted({name.split(".")[1] for name in model.state_dict() if "blocks" in name}) == [
+        "0",
+        "1",
+    ]
+    assert torch.equal(model(x), wanted)
+
+
+def test_edits_repeat_it_on_a_network_as_it_was_built() -> None:
+    model = net(6)
+    after(DropLayers(Top(2)), model)
+    after(DropLayers(EveryOther(0.5)), model)
+    assert edits_of(model) == {"lists": {"blocks": [1, 3]}}
+    again = net(6)
+    apply_edits_(again, edits_of(model), {})
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(inputs()), model(inputs()))
+
+
+def test_the_file_brings_the_same_network_back(tmp_path: Path) -> None:
+    model = net(6)
+    after(DropLayers(Spread(0.5)), model)
+    laconic.save(model, tmp_path / "small.safetensors")
+    again = laconic.load(tmp_path / "small.safetensors", model=net(6))
+    assert len(again.blocks) == 3
+    assert torch.equal(again(inputs()), model(inputs()))
+
+
+def test_similarity_is_measured_on_training_data() -> None:
+    """A block that adds little is like its input; one that turns the sign is not."""
+    model = net()
+    with torch.no_grad():
+        model.blocks[2].inner.weight.zero_()
+        model.blocks[2].inner.bias.fill_(1e-4)
+        model.blocks[0].inner.weight.mul_(5)
+    by = Similar(1, batches=2, batch=8, tokens="all")
+    found = by.similarity(State(model, task()), "blocks")
+    assert found[2] == max(found) and found[2] == pytest.approx(1, abs=1e-6)
+    assert all(abs(value) <= 1 + 1e-6 for value in found)  # a rounded cosine may be above 1
+    x = next(iter(task().train.batches(8, seed=0))).inputs
+    with torch.no_grad():
+        before = model.first(x[0] if isinstance(x, tuple) else x)
+        cosine = nn.functional.cosine_similarity(before, model.blocks[0](before), dim=-1)
+    one = Similar(1, batches=1, batch=8, tokens="all").similarity(State(model, task()), "blocks")
+    assert one[0] == pytest.approx(float(cosine.mean()), abs=1e-6)
+    first = Similar(1, batches=1, batch=8).similarity(State(model, task()), "blocks")
+    assert first[0] == pytest.approx(float(cosine[:, 0].mean()), abs=1e-6)
+    kept = [*model.blocks[:2], model.blocks[3]]
+    assert list(after(DropLayers(by), model).blocks) == kept
+
+
+def test_steps_in_a_row_are_checked_together() -> None:
+    half = DropLayers(EveryOther(0.5))
+    half.check(net(6), None)
+    half.check(net(6), None, (half,))
+    with pytest.raises(ModelError, match=r"Top\(3\) leaves none of 3 blocks"):
+        DropLayers(Top(3)).check(net(6), None, (half,))
+
+
+@pytest.mark.parametrize("by", [Top(4), Bottom(9), Middle(5), AllBut(())], ids=repr)
+def test_one_block_must_stay(by: Depth) -> None:
+    with pytest.raises(ModelError, match="leaves none of 4 blocks; drop fewer"):
+        DropLayers(by).check(net(), task())
+    with pytest.raises(ModelError, match="leaves none of 4 blocks; drop fewer"):
+        run_step(DropLayers(by), State(net(), task()))
+
+
+@pytest.mark.parametrize(
+    ("by", "message"),
+    [
+        (AllBut((0, 7)), "there is no block 7; the 4 blocks are 0 to 3"),
+        (Alternate(3), "4 blocks have 2 of odd number, 3 cannot go"),
+    ],
+)
+def test_what_is_not_there_cannot_go(by: Depth, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        DropLayers(by).check(net(), task())
+
+
+def test_similar_needs_data() -> None:
+    with pytest.raises(TaskError, match="similar compares blocks on data, and there is no task"):
+        DropLayers(Similar(1)).check(net(), None)
+
+
+def test_blocks_that_change_the_width_cannot_be_compared() -> None:
+    class Wider(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.linear = nn.Linear(width, width + 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x)
+
+    model = net()
+    model.blocks = nn.ModuleList([Wider(6), Wider(7)])
+    model.last = nn.Linear(8, 3)
+    with pytest.raises(ModelError, match=r"turns \[8, 3, 6\] into \[8, 3, 7\]"):
+        run_step(DropLayers(Similar(1, batch=8)), State(model, task()))
+
+
+def test_a_network_without_blocks_is_refused() -> None:
+    for step in (DropLayers(Top(1)), LayerDrop(0.1, retrain=Train()), ShareLayers()):
+        with pytest.raises(ModelError, match="no list of blocks"):
+            step.check(nn.Sequential(nn.Linear(4, 3)), task())
+
+
+def test_blocks_are_of_one_type_whatever_is_laid_on_them() -> None:
+    model = nn.Sequential(nn.ModuleList(nn.Linear(4, 4) for _ in range(3)))
+    for index in range(3):
+        lay(model, f"0.{index}.weight", Ternary())
+        assert blocks_path(model) == "0"
+
+
+def test_blocks_outside_the_scope_are_left_alone() -> None:
+    for step in (DropLayers(Top(1)), LayerDrop(0.1, retrain=Train()), ShareLayers()):
+        step.model_copy(update={"scope": Scope("blocks*")}).check(net(), task())
+        with pytest.raises(ScopeError, match="the blocks 'blocks' are not in the scope 'first'"):
+            step.model_copy(update={"scope": Scope("first")}).check(net(), task())
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: Top(0), "drop"),
+        (lambda: EveryOther(0.6), "share"),
+        (lambda: Spread(0.0), "keep"),
+        (lambda: AllBut((-1,)), "keep"),
+        (lambda: Similar(above=1.5), "above"),
+        (lambda: Alternate(2, parity="both"), "parity"),
+        (lambda: LayerDrop(1.0, retrain=None), "drop"),
+        (lambda: ShareLayers(-1), "source"),
+        (lambda: ShareLayers("median"), "source"),
+    ],
+)
+def test_values_out_of_bounds_are_refused(make: Callable[[], object], field: str) -> None:
+    with pytest.raises(RecipeError, match=field):
+        make()

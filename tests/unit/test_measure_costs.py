@@ -1,0 +1,227 @@
+"""Costs counted by hand: multiplications, bit operations, latency and peak memory."""
+
+from __future__ import annotations
+
+import copy
+import time
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from helpers.measured import FLOAT, shared, small, small_task, three_steps
+from laconic import costs
+from laconic.ledger import Layer, Measurement
+from laconic.measure import bit_operations, latency, macs, measure, peak_memory
+from laconic.models import digits_cnn
+from laconic.tasks.split import Batch
+from laconic.weights.codebook import KMeans
+from laconic.weights.laid import Laid, laid_tensors, lay
+from laconic.weights.representation import Float
+
+
+@pytest.fixture
+def history() -> list[Measurement]:
+    return three_steps()
+
+
+# --- operations -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "count"),
+    [
+        (nn.Linear(10, 20), (2, 10), 2 * 10 * 20),
+        (nn.Linear(10, 20), (2, 7, 10), 2 * 7 * 10 * 20),
+        (nn.Conv2d(3, 8, 3, padding=1), (1, 3, 6, 6), 3 * 8 * 9 * 36),
+        (nn.Conv2d(4, 8, 3, stride=2, groups=4), (2, 4, 7, 7), 2 * 8 * 9 * 9),
+        (nn.Conv1d(3, 5, 2), (1, 3, 6), 3 * 5 * 2 * 5),
+        (nn.Embedding(9, 4), (1,), 0),
+    ],
+)
+def test_macs_by_hand(module: nn.Module, shape: tuple[int, ...], count: int) -> None:
+    inputs = torch.zeros(shape, dtype=torch.long if count == 0 else torch.float32)
+    assert macs(module, inputs) == {"": count, "weight": count}
+
+
+def test_macs_are_those_of_the_plain_network() -> None:
+    model, inputs = small(), torch.ones(1, 10)
+    expected = {"": 300, "0.weight": 200, "2.weight": 100}
+    assert macs(model, inputs) == macs(shared(model), inputs) == expected
+    assert macs(copy.deepcopy(model).to("meta"), inputs.to("meta")) == expected
+
+
+def test_macs_of_attention_have_no_weight() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    found = macs(layer, torch.zeros(1, 5, 8))
+    assert found["self_attn.in_proj_weight"] == 5 * 8 * 24
+    assert found["self_attn.out_proj.weight"] == 5 * 8 * 8
+    assert found["linear1.weight"] == found["linear2.weight"] == 5 * 8 * 16
+    assert found.pop("") - sum(found.values()) == 2 * 5 * 5 * 8
+
+
+def test_macs_see_into_recurrent_layers() -> None:
+    found = macs(nn.LSTM(4, 6, batch_first=True), torch.zeros(2, 3, 4))
+    assert found == {"": 6 * 24 * 10, "weight_ih_l0": 6 * 24 * 4, "weight_hh_l0": 6 * 24 * 6}
+
+
+def test_laid_recurrent_layers_are_counted_once_they_were_moved() -> None:
+    """torch keeps the decoded weights of a layer that was moved, with their graph."""
+    layer, inputs = nn.LSTM(4, 6, batch_first=True), torch.zeros(2, 3, 4)
+    expected = macs(layer, inputs)
+    lay(layer, "weight_hh_l0", Float())
+    assert macs(layer.to("cpu"), inputs) == expected
+
+
+def test_counting_leaves_torch_as_it_was() -> None:
+    fused, onednn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
+    with pytest.raises(RuntimeError):
+        macs(small(), torch.ones(1, 11))
+    assert torch.backends.mha.get_fastpath_enabled() == fused
+    assert torch.backends.mkldnn.enabled == onednn
+
+
+class Named(nn.Linear):
+    """Wants its inputs by name."""
+
+    def forward(self, *, first: Tensor, second: Tensor) -> Tensor:
+        return super().forward(first + second)
+
+
+def test_named_inputs_and_a_call_of_the_users_own() -> None:
+    inputs = {"first": torch.ones(1, 2), "second": torch.ones(1, 2)}
+    assert macs(Named(2, 3), inputs)[""] == 6
+    assert peak_memory(Named(2, 3), inputs) == (9 + 3 * 2 + 3) * FLOAT
+    assert latency(Named(2, 3), inputs, repeats=1) > 0
+
+    def second(network: nn.Module, batch: Batch) -> Tensor:
+        return network(batch.inputs[0].flip(1))
+
+    found = measure(small(), small_task(call=second), latency=False)
+    assert found.macs == 300
+
+
+def layer_of(**fields: Any) -> Layer:
+    given = {"name": "w", "shape": (4, 8), "parameters": 32, "survivors": 32, "nonzero": 32}
+    given |= {"bits": 32.0, "representation": "float", "macs": 320, "histogram": {}}
+    given |= dict.fromkeys(("code_bytes", "index_bytes", "table_bytes", "dense_bytes"), 0)
+    return Layer(**(given | fields))
+
+
+def test_bit_operations_by_hand() -> None:
+    assert bit_operations([layer_of()], 320) == 320 * 32 * 32
+    half_of_it = layer_of(survivors=16, bits=2.0)
+    assert bit_operations([layer_of(survivors=16, bits=2.0, input_bits=8)], 320) == 320 * 8
+    attention = 100
+    assert bit_operations([half_of_it], 320 + attention) == 320 * 0.5 * 2 * 32 + 100 * 1024
+    assert bit_operations([half_of_it], 420, operand_bits=4) == 320 * 0.5 * 2 * 32 + 100 * 16
+    assert bit_operations([layer_of(macs=None), layer_of(macs=0)], 0) == 0
+
+
+def test_bit_operations_of_a_measurement(history: list[Measurement]) -> None:
+    whole, prune, quantize = history
+    assert whole.macs == prune.macs == quantize.macs == 300
+    assert whole.bit_operations == 300 * 1024
+    assert prune.bit_operations == (100 + 100) * 1024
+    assert quantize.bit_operations == 100 * 3 * 32 + 100 * 1024
+
+
+# --- time and memory ------------------------------------------------------------------
+
+
+def test_latency_never_runs_laid_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+    forward = Laid.forward
+    monkeypatch.setattr(
+        Laid, "forward", lambda self, weight: decoded.append(1) or forward(self, weight)
+    )
+    model, inputs = shared(small()), torch.ones(1, 10)
+    decoded.clear()
+    costs.plain(model)
+    baking = len(decoded)
+    for measured in (latency, macs, peak_memory):
+        decoded.clear()
+        measured(model, inputs)
+        assert len(decoded) == baking
+
+
+class Slow(nn.Module):
+    """Takes a known time, longer at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        time.sleep(0.03 if self.calls <= 4 else 0.002)
+        return x
+
+
+def test_latency_is_the_median_after_the_warm_up() -> None:
+    slow = Slow()
+    assert 2 <= latency(slow, torch.ones(1), repeats=3, warm_up=4) < 25
+    assert slow.calls == 7
+
+
+def test_latency_stops_when_its_time_is_over() -> None:
+    slow = Slow()
+    latency(slow, torch.ones(1), repeats=10_000, warm_up=0, limit=0.01)
+    assert slow.calls == 3
+
+
+# 325 parameters; two inputs of 10, activations of 20 and 5 numbers each.
+RESIDENT = (200 + 20 + 100 + 5) * FLOAT + 2 * 10 * FLOAT
+WIDE, NARROW = 2 * 20 * FLOAT, 2 * 5 * FLOAT
+
+
+def test_peak_memory_by_hand() -> None:
+    inputs = torch.ones(2, 10)
+    assert peak_memory(small(), inputs) == RESIDENT + 2 * WIDE
+    in_place = nn.Sequential(nn.Linear(10, 20), nn.ReLU(inplace=True), nn.Linear(20, 5))
+    assert peak_memory(in_place, inputs) == RESIDENT + WIDE + NARROW
+    views = nn.Sequential(
+        nn.Linear(10, 20), nn.Unflatten(1, (4, 5)), nn.Flatten(), nn.Linear(20, 5)
+    )
+    assert peak_memory(views, inputs) == RESIDENT + WIDE + NARROW
+
+
+class Kept(nn.Module):
+    """Holds its input until the end, as a residual connection does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = x + 1
+        hidden = hidden + 1
+        return hidden + x
+
+
+def test_peak_memory_counts_what_is_alive() -> None:
+    assert peak_memory(nn.Sequential(nn.Identity(), Kept()), torch.ones(10)) == 3 * 40
+    assert peak_memory(nn.Sequential(nn.ReLU(), Kept()), torch.ones(10)) == 4 * 40
+
+
+def test_peak_memory_counts_buffers_and_shared_parameters_once() -> None:
+    norm = nn.BatchNorm1d(10)
+    counter = 8
+    assert peak_memory(norm, torch.ones(3, 10)) == 40 * FLOAT + counter + 2 * 30 * FLOAT
+    tied = nn.Sequential(nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False))
+    tied[1].weight = tied[0].weight
+    assert peak_memory(tied, torch.ones(1, 6)) == (36 + 6 + 2 * 6) * FLOAT
+
+
+def test_peak_memory_is_the_same_every_time_and_that_of_the_plain_network() -> None:
+    model, inputs = digits_cnn(), torch.rand(2, 1, 8, 8)
+    first = peak_memory(model, inputs)
+    lay(model, "fc1.weight", KMeans(4))
+    assert {first} == {peak_memory(model, inputs) for _ in range(3)}
+
+
+def test_plain_networks_are_not_copied() -> None:
+    model = small()
+    assert costs.plain(model) is model
+    laid = shared(model)
+    baked = costs.plain(laid)
+    assert not laid_tensors(baked)
+    assert list(laid_tensors(laid)) == ["0.weight"]
+    assert torch.equal(baked[0].weight, laid[0].weight)
