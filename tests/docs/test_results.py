@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
+import argparse
+import importlib
 import json
 import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,16 +20,19 @@ TODAY = {"date": "2026-02-02", "hardware": "new"}
 
 
 @pytest.fixture
-def common(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Return papers/common.py as a module."""
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+    """Return a function that imports a file of papers/; afterwards none is imported."""
     monkeypatch.syspath_prepend(str(PAPERS))
-    spec = importlib.util.spec_from_file_location("papers_common", PAPERS / "common.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    for name in ("convert",):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    return module
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if (PAPERS / f"{name}.py").is_file():
+            del sys.modules[name]
+
+
+@pytest.fixture
+def common(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("common")
 
 
 def row(task: str, name: str, ours: float, note: str | None = None) -> dict[str, Any]:
@@ -96,3 +103,58 @@ def test_a_table_adds_its_seeds_row_by_row(
         ("a", {"0": 0.0, "1": 1.0}),
         ("b", {"0": 0.0, "1": 1.0}),
     ]
+
+
+def test_a_shared_run_is_made_by_one_at_a_time(common: ModuleType, tmp_path: Path) -> None:
+    out, inside, most = tmp_path / "runs" / "CoLA-0", [], []
+
+    def make() -> None:
+        with common.in_turn(out):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.02)
+            inside.pop()
+
+    threads = [threading.Thread(target=make) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 4
+
+
+@pytest.mark.parametrize(
+    ("asked", "made"),
+    [
+        (["CD"], ["CD"]),
+        (["BP", "L1-norm"], ["L1-norm", "BP"]),
+        (["error of CD below w/o CD"], ["w/o CD, fitted", "CD, fitted", "comparison"]),
+    ],
+)
+def test_cross_distillation_runs_the_rows_that_were_asked_for(
+    script: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    asked: list[str],
+    made: list[str],
+) -> None:
+    table = script("cross_distillation")
+    ran: list[str] = []
+    methods = {steps: name for name, steps in table.methods("structured", 0.5, 20).items()}
+
+    def run(options: Any, model: Any, task: Any, steps: Any, place: str) -> list[Any]:
+        first = {steps[:-1]: f"{name}, fitted" for steps, name in methods.items()}
+        ran.append((first if place.startswith("fitted-") else methods)[steps])
+        return []
+
+    class Task:
+        def score(self, model: object) -> dict[str, float]:
+            return {"accuracy": 0.9}
+
+    monkeypatch.setattr(table, "run", run)
+    monkeypatch.setattr(table, "cifar10", lambda options: Task())
+    monkeypatch.setattr(table, "trained_resnet", lambda options, name: None)
+    monkeypatch.setattr(table, "scored", lambda *_, **__: {})
+    monkeypatch.setattr(table, "generalised", lambda *_, **__: ran.append("comparison"))
+    options = argparse.Namespace(row=asked, shots=[2], keep={"structured": 0.5}, first=0, seeds=1)
+    assert len(list(table.rows(options, "structured"))) == sum("fitted" not in m for m in made)
+    assert ran == made
