@@ -463,7 +463,7 @@ def test_a_network_that_is_laid_already_is_compressed_on() -> None:
     model = network()
     laconic.lay(model, "0.weight", Ternary())
     before = model(inputs())
-    result = compress(model, task(), STEPS)
+    result = compress(model, task(), [Quantize("float"), *STEPS])
     result.baked()
     assert same_bytes(model(inputs()), before)
     assert set(laid_tensors(model)) == {"0.weight"}
