@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 
 import pytest
@@ -53,8 +54,14 @@ def test_memory_is_free_meanwhile(tmp_path: Path) -> None:
             pytest.skip("this system does not tell the memory of a process")
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
-    model = Tied(3000)  # 36 MB, which goes back to the system when it is freed
-    before, size = own(), model.second.weight.nbytes
+    model = Tied()
+    rows, flags = 3000, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    size = 4 * rows**2
+    pages = mmap.mmap(-1, size, flags=flags)  # malloc may keep what is freed; this goes back
+    model.second.weight.data = torch.frombuffer(pages, dtype=torch.float32).view(rows, rows)
+    model.second.weight.data.fill_(1.0)
+    del pages
+    before = own()
     with parked({model: {"first"}}, tmp_path):
         assert own() < before - 0.9 * size
 
