@@ -169,7 +169,6 @@ def line(
     mean, deviation = spread(scores)
     print(f"{name}, {label}: {scores}, fine-tuned {before}", flush=True)
     drawn = (str(result.recipe.seed) for result in done)
-    precision = pick_precision("auto", "cuda" if torch.cuda.is_available() else "cpu")
     start = f"; was fine-tuned on {STARTS[name]} before {name}" if name in STARTS else ""
     return row(
         row=label,
@@ -181,9 +180,15 @@ def line(
         scores=dict(zip(drawn, scores, strict=True)),
         baseline=statistics.fmean(before),
         **costs(done, file_bytes(teachers[0])),
-        note=f"{CHECKED}; trained in {precision}; {note}{done[0].recipe.steps!r}{start}",
+        note=f"{conditions(done[0])}; {note}{done[0].recipe.steps!r}{start}",
         **more,
     )
+
+
+def conditions(result: Result) -> str:
+    """Return what a row says of a run: its file was checked, and what training was computed in."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return f"{CHECKED}; training in {pick_precision(result.recipe.precision, device)}"
 
 
 def seeds(options: argparse.Namespace, name: str) -> range:

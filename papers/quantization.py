@@ -16,7 +16,7 @@ from typing import Any
 
 from common import asked, cifar10, costs, row, trained_resnet
 from encoders import fine_tuned, score
-from lowbit import BODY, CHECKED, Rows, joint, line, quantize, run, table, tasks, train
+from lowbit import BODY, Rows, conditions, joint, line, quantize, run, table, tasks, train
 
 from laconic import Label, Logits, Recipe, Train
 from laconic.recover import SGD, Recalibrate, Stop
@@ -131,7 +131,7 @@ def picture_row(label: str, metric: str, done: list[Any], ours: float) -> dict[s
         scores={str(result.recipe.seed): ours},
         baseline=100 * first.metrics[metric],
         **costs(done),
-        note=f"{CHECKED}; {result.recipe.steps!r}",
+        note=f"{conditions(result)}; {result.recipe.steps!r}",
     )
 
 

@@ -19,7 +19,7 @@ A message says what is wrong (with the values), where, and what to do.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "RunError",
     "ScopeError",
     "TaskError",
+    "few",
     "nearest",
 ]
 
@@ -117,6 +118,16 @@ class MissingExtra(LaconicError, ImportError):
         super().__init__(
             f"'{package}' is not installed; in the clone of laconic run: pip install '.[{extra}]'"
         )
+
+
+def few(names: Sequence[str], most: int) -> str:
+    """Return the first of some names, and how many more there are.
+
+    >>> few(["a", "b", "c"], 2), few(["a"], 2)
+    ('a, b and 1 more', 'a')
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def nearest(word: str, options: Iterable[str], *, otherwise: Iterable[str] = ()) -> str:

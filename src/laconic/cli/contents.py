@@ -314,12 +314,7 @@ def file_costs(path: Path, *, model: nn.Module | None, task: Task | None) -> dic
 
 
 def file_analyses(
-    paths: Sequence[Path],
-    *,
-    model: nn.Module | None,
-    task: Task,
-    batches: int,
-    surface: Sequence[str] = (),
+    paths: Sequence[Path], *, model: nn.Module | None, task: Task, batches: int
 ) -> dict[str, Analysis]:
     """Return how the losses of artefacts' networks curve, and what bits do to the first's blocks.
 
@@ -328,27 +323,18 @@ def file_analyses(
         model: the plain network, for files whose builder is the user's own.
         task: gives the loss, the scores and the examples.
         batches: of training examples.
-        surface: names of two weights that are moved; none: there is no surface.
 
     Raises:
-        LaconicError: the surface is not that of two weights.
         ArtifactError: a file is damaged, or does not fit the model.
-        ModelError: the networks have other parts, or no such weight.
+        ModelError: the networks have other parts.
     """
-    from laconic.report import bit_sensitivity, eigenvalues, loss_surface
+    from laconic.report import bit_sensitivity, eigenvalues
     from laconic.ship import load
 
-    if len(surface) not in (0, 2):
-        raise LaconicError("a surface is that of two weights; give --surface WEIGHT,WEIGHT")
     stems = [path.stem for path in paths]
     names = stems if len({*stems}) == len(stems) else [str(path) for path in paths]
     networks = {name: load(path, model=model) for name, path in zip(names, paths, strict=True)}
     drawn = list(itertools.islice(task.train.plain().batches(BATCH, seed=0), batches))
-    found: dict[str, Analysis] = {}
-    if surface:
-        first, second = surface
-        found["surface"] = loss_surface(networks, task, drawn, tensors=(first, second))
-    found["eigenvalues"] = eigenvalues(networks, task, drawn)
+    curves = eigenvalues(networks, task, drawn)
     widths = {f"{bits} bit": bits for bits in WIDTHS}
-    found["bits"] = bit_sensitivity(networks[names[0]], task, widths)
-    return found
+    return {"eigenvalues": curves, "bits": bit_sensitivity(networks[names[0]], task, widths)}

@@ -98,7 +98,7 @@ def _open_end(run: Path, history: Sequence[Measurement], facts: Mapping[str, Any
 
 @command(
     "analyse model.safetensors --task digits --out analysis.html",
-    "analyse float.safetensors binary.safetensors --task digits --surface conv1.weight,fc1.weight",
+    "analyse float.safetensors binary.safetensors --task digits --out both.html",
 )
 def analyse(
     output: Output,
@@ -112,10 +112,6 @@ def analyse(
     batches: Annotated[
         int, typer.Option(min=1, metavar="N", help="Batches of training examples to derive on.")
     ] = 4,
-    surface: Annotated[
-        str | None,
-        typer.Option(metavar="WEIGHT,WEIGHT", help="Move two weights: the loss around them."),
-    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The HTML file; beside FILE by default.")
     ] = None,
@@ -124,8 +120,8 @@ def analyse(
     """Say how the loss of networks curves.
 
     The largest eigenvalue of every part's Hessian, and what fewer bits do to one block of the
-    first network at a time, as one HTML file that needs no other. Float, ternary and binary
-    networks of one shape can be compared; show prints the names of their weights.
+    first network at a time, as one HTML file that needs no other. Several files, such as a
+    float, a ternary and a binary one of one network, are compared.
     """
     from laconic.cli.contents import file_analyses
     from laconic.report import write_analysis
@@ -138,11 +134,8 @@ def analyse(
         "score the file with 'laconic measure', which reads the test examples alone",
     )
     where = reserved(out or files[0].with_suffix(".html"))
-    moved = [name.strip() for name in surface.split(",")] if surface else []
     with output.working():
-        found = file_analyses(
-            files, model=network_of(model), task=data, batches=batches, surface=moved
-        )
+        found = file_analyses(files, model=network_of(model), task=data, batches=batches)
     path = write_analysis(list(found.values()), where, title=", ".join(file.name for file in files))
     output.event("result", report=path, **{name: each.to_data() for name, each in found.items()})
     output.line(str(path))

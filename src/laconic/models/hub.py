@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from laconic.errors import ModelError, nearest
+from laconic.errors import ModelError, few, nearest
 from laconic.models.configs import (
     CLASSES,
     Class,
@@ -243,12 +243,13 @@ def _pretrained(kind: Class, folder: Path, config: Any, *, another_head: bool) -
     drawn = sorted({*found["missing_keys"], *(item[0] for item in found["mismatched_keys"])})
     wrong = [name for name in drawn if _is_base(kind, name)]
     if wrong:
-        raise ModelError(f"{folder}: no weights of a {kind.__name__} for {_few(wrong)}")
+        raise ModelError(f"{folder}: no weights of a {kind.__name__} for {few(wrong, MOST_SHOWN)}")
     for name, tensor in model.state_dict().items():
         if not bool(torch.isfinite(tensor).all()):
             raise ModelError(f"{folder}: '{name}' holds NaN or infinite values; use another one")
     unused = sorted(found["unexpected_keys"])
-    logger.info("%s: drawn at random: %s; unused: %s", folder, _few(drawn), _few(unused))
+    shown = (few(names, MOST_SHOWN) or "nothing" for names in (drawn, unused))
+    logger.info("%s: drawn at random: %s; unused: %s", folder, *shown)
     result: nn.Module = model
     return result
 
@@ -313,7 +314,7 @@ def _expressed(model: nn.Module, name: str, config: dict[str, Any]) -> Any:
             made = _empty(name, config | _fields(name, family, now, changed))
     problems = _differences(model, made)
     if problems:
-        raise _inexpressible(name, _few(problems))
+        raise _inexpressible(name, few(problems, MOST_SHOWN))
     return made
 
 
@@ -400,8 +401,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ModelError(f"{path}: is no configuration; name a Hugging Face folder")
     return data
-
-
-def _few(names: list[str]) -> str:
-    more = f" and {len(names) - MOST_SHOWN} more" if len(names) > MOST_SHOWN else ""
-    return (", ".join(names[:MOST_SHOWN]) or "nothing") + more

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from laconic.errors import ModelError, nearest
+from laconic.errors import ModelError, few, nearest
 from laconic.models.notes import noted
 from laconic.names import MANIFEST
 from laconic.own import anchored_own, call_own, colon_hint, is_own, plain_own
@@ -231,7 +231,7 @@ def _check_state(path: Path, state: Mapping[str, Tensor], wanted: Mapping[str, T
             if name in state and state[name].shape != tensor.shape
         ],
     }
-    problems = [f"{kind}: {_shown(names)}" for kind, names in lists.items() if names]
+    problems = [f"{kind}: {few(names, SHOWN)}" for kind, names in lists.items() if names]
     if problems:
         raise ModelError(
             f"weights {path} do not fit the model; {'; '.join(problems)}: use the model they were "
@@ -243,11 +243,6 @@ def _check_state(path: Path, state: Mapping[str, Tensor], wanted: Mapping[str, T
                 f"weights {path}: '{name}' holds NaN or infinite values; the training diverged or "
                 "the file is damaged: use another checkpoint"
             )
-
-
-def _shown(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
 
 
 def _builder(name: Any) -> Callable[..., nn.Module]:

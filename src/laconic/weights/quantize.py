@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from laconic.errors import ModelError, ScopeError
+from laconic.errors import ModelError, ScopeError, few
 from laconic.models.halves import Halves
 from laconic.models.rounding import INPUT, OPERANDS
 from laconic.scope import KINDS, Scope
@@ -40,7 +40,8 @@ class Quantize(Step):
     Rounded are the inputs of the linear layers and convolutions of the scope and, where its
     attention modules are those of a Hugging Face encoder, the operands of both products. What a
     network keeps in floats (its head, position embeddings, first layer) is left out of the scope;
-    what it keeps in other widths is a step of its own.
+    what it keeps in other widths is a step of its own. Weights that are codes in the network that
+    is given are refused until ``quantize: float`` has made floats of them; a file comes as floats.
 
     Attributes:
         weight: the representation, or a number of bits (symmetric); None: weights stay as they
@@ -107,19 +108,19 @@ class Quantize(Step):
         found = coded(model, self.scope, earlier)
         codes = {name: each.name for name, each in found.items() if name in names}
         came = [name for name in codes if name in coded(model, self.scope, ())]
+        shown = few([repr(name) for name in came or codes], 1)
         if came:
             raise ModelError(
-                f"{_first(came)}: quantised already ({codes[came[0]]}) in the network that is "
-                "given; put 'quantize: float' before this to go on from the rounded weights, or "
-                "give the network as it was before"
+                f"{shown}: quantised already ({codes[came[0]]}) in the network that is given; put "
+                "'quantize: float' before this to go on from the rounded weights, or give the "
+                "network as it was before"
             )
         if codes:
-            again = [*codes]
             logger.warning(
                 "quantize: %s: quantised before (%s), and now again from what that rounded them "
                 "to; leave them out of one of the scopes, unless that is meant",
-                _first(again),
-                codes[again[0]],
+                shown,
+                next(iter(codes.values())),
             )
 
     def _check_activations(self, model: nn.Module, task: Task | None) -> None:
@@ -176,10 +177,6 @@ class Quantize(Step):
             asked = {place: each for place, each in places.items() if each is not None}
             found |= {path: asked} if asked else {}
         return found
-
-
-def _first(names: Sequence[str]) -> str:
-    return f"'{names[0]}'" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def look(state: State, modules: Iterable[nn.Module], step: str) -> None:

@@ -11,11 +11,10 @@ from helpers.cli import answer, finished_run, laconic, refused
 from laconic import rundir
 from laconic.cli.contents import file_manifest
 from laconic.models import digits_cnn
-from laconic.ship import load, save
+from laconic.ship import save
 from laconic.ship.container import read, write
 from laconic.step import State, run_step
 from laconic.structure import Embedding, Factorize
-from laconic.tasks import npz
 from laconic.weights import Gobo, MinMax, Product, Quantize, Symmetric
 
 PLAIN = """
@@ -68,26 +67,26 @@ def test_analyse_writes_a_page(artefact: Path, folder: Path, tmp_path: Path) -> 
     assert "task" in refused("analyse", artefact)
 
 
-def test_analyse_compares_files_and_moves_two_weights(folder: Path, tmp_path: Path) -> None:
+def test_analyse_compares_files_of_one_network(folder: Path, tmp_path: Path) -> None:
     task, path = f"{{npz: {folder / 'digits.npz'}}}", tmp_path / "page.html"
-    network = digits_cnn()
-    save(network, tmp_path / "float.safetensors")
+    network, files = (
+        digits_cnn(),
+        [tmp_path / f"{kind}.safetensors" for kind in ("float", "binary")],
+    )
+    save(network, files[0])
     run_step(Quantize("binary"), State(network))
-    save(network, tmp_path / "binary.safetensors")
-    files = [tmp_path / "float.safetensors", tmp_path / "binary.safetensors"]
-    words = ("analyse", *files, "--task", task, "--batches", 1, "--out", path)
-    found = answer(*words, "--surface", "conv1.weight, conv2.weight")
-    assert list(found["eigenvalues"]["values"]) == ["float", "binary"]
-    assert found["surface"]["tensors"] == ["conv1.weight", "conv2.weight"]
-    middle = len(found["surface"]["steps"]) // 2
-    for kind, grid in found["surface"]["losses"].items():
-        data = npz(folder / "digits.npz")
-        again = next(iter(data.train.plain().batches(32, seed=0)))
-        network = load(tmp_path / f"{kind}.safetensors")
-        there = data.loss(data.call(network, again), again).item()
-        assert grid[middle][middle] == pytest.approx(there, rel=1e-5)
-    assert "two weights" in refused(*words, "--surface", "conv1.weight")
-    assert "no tensor 'conv9.weight'" in refused(*words, "--surface", "conv1.weight,conv9.weight")
+    save(network, files[1])
+    words = ("--task", task, "--batches", 1, "--out", path)
+    found = answer("analyse", *files, *words)["eigenvalues"]["values"]
+    assert list(found) == ["float", "binary"] and found["float"] != found["binary"]
+    for name, one in zip(found, files, strict=True):
+        assert found[name] == answer("analyse", one, *words)["eigenvalues"]["values"][name]
+    again = tmp_path / "again" / "float.safetensors"
+    again.parent.mkdir()
+    again.write_bytes(files[1].read_bytes())
+    same_stems = answer("analyse", files[0], again, *words)["eigenvalues"]["values"]
+    assert list(same_stems) == [str(files[0]), str(again)]
+    assert "no such file" in refused("analyse", files[0], tmp_path / "none", *words)
 
 
 def test_analyse_refuses_examples_without_targets_before_the_work(
