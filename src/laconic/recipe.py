@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import functools
 from abc import ABC
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -98,7 +98,7 @@ class Recipe(Value):
         return hash((self.steps, self.seed, repr((self.model, self.task, self.teacher))))
 
     @classmethod
-    def read(cls, path: str | Path, *, changes: Iterable[str] = ()) -> Recipe:
+    def read(cls, path: str | Path, *, changes: Sequence[str] = ()) -> Recipe:
         """Return the recipe of a YAML or JSON file, or a shipped one.
 
         Args:
@@ -119,7 +119,7 @@ class Recipe(Value):
         return cls.parse(text, where=str(path), changes=changes)
 
     @classmethod
-    def parse(cls, text: str, *, where: str = "recipe", changes: Iterable[str] = ()) -> Recipe:
+    def parse(cls, text: str, *, where: str = "recipe", changes: Sequence[str] = ()) -> Recipe:
         """Return the recipe of a YAML text; see ``read``."""
         try:
             tree = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -138,7 +138,10 @@ class Recipe(Value):
             made = cls(**{str(key): value for key, value in data.items()})
         except RecipeError as error:
             problems = error.problems or (FieldProblem((), str(error)),)
-            lines = [f"{where}:{_line(tree, (*p.path, p.key))}: {_place(p)}" for p in problems]
+            lines = [
+                f"{_setting(p, changes) or f'{where}:{_line(tree, (*p.path, p.key))}'}: {_place(p)}"
+                for p in problems
+            ]
             raise RecipeError("\n".join(lines), problems) from None
         lines = [f"{where}:{_line(tree, ('steps', index))}" for index in range(len(made.steps))]
         vars(made)["places"] = tuple(lines)  # not a field: recipes are equal wherever they stand
@@ -195,6 +198,22 @@ def _place(problem: FieldProblem) -> str:
     return str(problem)
 
 
+def _setting(problem: FieldProblem, changes: Sequence[str]) -> str:
+    """Return the last assignment that wrote what is wrong, or nothing if the file did."""
+    wrong = f"{'.'.join(str(part) for part in (*problem.path, problem.key))}."
+    for change in reversed(changes):
+        if wrong.startswith(f"{change.partition('=')[0].strip()}."):
+            return _option(change)
+    return ""
+
+
+def _option(change: str) -> str:
+    """Return an assignment as it is written on the command line."""
+    path, equals, text = change.partition("=")
+    short = path.strip() in ("model", "task", "teacher")
+    return f"--{path.strip()} {text}" if equals and short else f"--set {change}"
+
+
 def _line(node: yaml.Node | None, path: tuple[str | int, ...]) -> int:
     """Return the 1-based line of a path, or of its nearest ancestor."""
     line = 1 if node is None else node.start_mark.line + 1
@@ -243,11 +262,11 @@ def _assign(data: Any, change: str) -> None:
     """Set one value of a recipe's data: ``steps.1.train.epochs=1``."""
     path, equals, text = change.partition("=")
     if not equals:
-        raise RecipeError(f"--set {change}: write path=value, such as steps.1.train.epochs=1")
+        raise RecipeError(f"{_option(change)}: write path=value, such as steps.1.train.epochs=1")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise RecipeError(f"--set {change}: the value is not YAML; quote it") from None
+        raise RecipeError(f"{_option(change)}: the value is not YAML; quote it") from None
     *parents, last = path.strip().split(".")
     here, above = data, ""
     for part in parents:
@@ -265,12 +284,14 @@ def _key(here: Any, part: str, above: str, change: str) -> str | int:
     if isinstance(here, list):
         if part.isdigit() and int(part) < len(here):
             return int(part)
-        raise RecipeError(f"--set {change}: {above} has items 0 to {len(here) - 1}, not '{part}'")
+        raise RecipeError(
+            f"{_option(change)}: {above} has items 0 to {len(here) - 1}, not '{part}'"
+        )
     if not isinstance(here, dict):
-        raise RecipeError(f"--set {change}: {above} is {here!r}, which has no '{part}'")
+        raise RecipeError(f"{_option(change)}: {above} is {here!r}, which has no '{part}'")
     # The one key of a list's item names a step: another one beside it is a slip.
     if part not in here and above.rpartition(".")[2].isdigit():
-        raise RecipeError(f"--set {change}: '{part}' is not in {above}{nearest(part, here)}")
+        raise RecipeError(f"{_option(change)}: '{part}' is not in {above}{nearest(part, here)}")
     here.setdefault(part)
     return part
 

@@ -164,7 +164,8 @@ def test_several_changes_follow_one_another() -> None:
     [
         ("seed", "--set seed: write path=value"),
         ("seed={", "--set seed={: the value is not YAML"),
-        ("seed=x", "seed: input should be a valid integer"),
+        ("seed=x", "--set seed=x: seed: input should be a valid integer"),
+        ("model=3", "--model 3: model: write a name"),
         ("sede=3", "'sede' is not a field"),
         ("steps.3=train", "steps has items 0 to 2, not '3'"),
         ("steps.3.train.epochs=1", "steps has items 0 to 2, not '3'"),
@@ -173,12 +174,20 @@ def test_several_changes_follow_one_another() -> None:
         ("steps.0.prun.keep=1", "'prun' is not in steps.0; did you mean 'prune'?"),
         ("steps.0.prune.keep.now=1", "steps.0.prune.keep is 0.5, which has no 'now'"),
         ("steps.0.prune.keeps=1", "steps.0 (prune): 'keeps' is not a field; did you mean 'keep'?"),
-        ("steps.0.prune.keep=2", "a.yaml:8: steps.0 (prune): keep: "),
+        ("steps.0.prune.keep=2", "--set steps.0.prune.keep=2: steps.0 (prune): keep: "),
+        ("steps.0=prune: {keep: 2}", "--set steps.0=prune: {keep: 2}: steps.0 (prune): keep: "),
         ("=3", "'' is not a field"),
     ],
 )
 def test_a_change_that_cannot_be_made_is_refused(change: str, message: str) -> None:
     assert message in refused(LONG, changes=[change])
+
+
+def test_a_wrong_value_is_found_where_it_was_written() -> None:
+    wrong = LONG.replace("keep: 0.5", "keep: 5")
+    found = refused(wrong, changes=["seed=x", "seed=y"])
+    assert "a.yaml:8: steps.0 (prune): keep: " in found
+    assert "--set seed=y: seed: " in found
 
 
 def test_every_shipped_recipe_is_read_and_starts_with_what_it_is() -> None:

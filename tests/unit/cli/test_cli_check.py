@@ -66,8 +66,9 @@ def test_check_refuses_what_compress_would_refuse(folder: Path) -> None:
     recipe = folder / "recipe.yaml"
     said = refused("compress", recipe, "--check", "--set", "steps.2.train.scope=conv9")
     assert said.startswith(f"{recipe}:") and ": steps.2 (train): 'conv9' selects no" in said
-    said = refused("compress", recipe, "--check", "--set", "steps.0.prune.keeps=1")
-    assert said == f"{recipe}:5: steps.0 (prune): 'keeps' is not a field; did you mean 'keep'?"
+    setting = "steps.0.prune.keeps=1"
+    said = refused("compress", recipe, "--check", "--set", setting)
+    assert said == f"--set {setting}: steps.0 (prune): 'keeps' is not a field; did you mean 'keep'?"
 
 
 def small_task() -> Task:
