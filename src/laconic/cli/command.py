@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -64,6 +65,7 @@ def command(*examples: str, name: str = "") -> Callable[[Callable[..., int]], Ca
         def run(**options: Any) -> None:
             context = options.pop("context")
             given = {key: options.pop(key) or context.obj[key] for key in EVERYWHERE}
+            _import_torch()
             with _silent_beside_others(given):
                 raise typer.Exit(_guarded(function, Output(**given), options))
 
@@ -89,6 +91,21 @@ def _help(function: Callable[..., int], examples: Sequence[str]) -> str:
 
 def _keyword(name: str, default: Any, kind: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+
+
+def _import_torch() -> None:
+    """Import torch, which every command needs; Ctrl-C ends the process at once meanwhile.
+
+    Nothing was done yet. An exception there would leave half of numpy behind, whose errors hide
+    it, or end inside torch as a core dump.
+    """
+    heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if "torch" in sys.modules or not heard:
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    import torch  # noqa: F401
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -168,3 +170,34 @@ def test_a_network_that_cannot_be_worked_on_is_a_sentence(
 ) -> None:
     words = ("compress", folder / "recipe.yaml", "--check", "--model", f"own_works:{name}")
     assert refused(*words).startswith(said)
+
+
+# Ctrl-C comes while torch is imported, and half a library turns it into another error.
+INTERRUPTED = """
+import signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                raise AttributeError("module 'numpy' has no attribute 'matrix'")
+            sys.exit("went on")
+signal.signal(signal.SIGINT, signal.{before})
+sys.meta_path.insert(0, Finder())
+sys.argv = ["laconic", "list"]
+from laconic.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "code", "said"),
+    [("default_int_handler", -signal.SIGINT, ""), ("SIG_IGN", 1, "went on\n")],
+)
+def test_ctrl_c_while_torch_is_imported_ends_at_once_unless_it_is_not_heard(
+    before: str, code: int, said: str
+) -> None:
+    words = [sys.executable, "-c", INTERRUPTED.format(before=before)]
+    found = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stderr) == (code, said)
