@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from laconic.errors import MissingExtra, TaskError
+from laconic.errors import MissingExtra, TaskError, few
 from laconic.progress import progress
 
 __all__ = ["channels_first", "read_cifar", "read_folder", "read_idx", "read_npz"]
@@ -144,8 +144,8 @@ def channels_first(images: np.ndarray[Any, Any], name: str) -> Tensor:
 
 
 def read_folder(
-    folder: Path, size: int | None, classes: tuple[str, ...] | None
-) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    folder: Path, size: int | None, classes: tuple[str, ...] | None, *, unlabelled: bool = False
+) -> tuple[Tensor, Tensor | None, tuple[str, ...] | None]:
     """Return the images of a folder with one sub-folder per class.
 
     Args:
@@ -153,12 +153,15 @@ def read_folder(
         size: images become size x size pixels, by scaling and a centre crop; None: all images
             must be of one size already.
         classes: the sub-folders that may be there; None: any.
+        unlabelled: the folder may hold the images itself, which then have no labels.
 
     Returns:
-        Images uint8 [examples, 3, height, width], labels int64 [examples], names of the classes.
+        Images uint8 [examples, 3, height, width], labels int64 [examples] and the names of the
+        classes; without labels None, and the classes as they were given.
 
     Raises:
-        TaskError: no such folder, no class, no image, an unreadable or misshapen image.
+        TaskError: no such folder, no class, no image, images inside and outside of sub-folders,
+            an unreadable or misshapen image.
         MissingExtra: Pillow is not installed.
     """
     if not folder.is_dir():
@@ -166,23 +169,39 @@ def read_folder(
             f"{folder}: no such folder; it must hold one sub-folder of images per class"
         )
     found = tuple(sorted(child.name for child in folder.iterdir() if child.is_dir()))
+    loose = _pictures(folder)
+    if loose and not found and unlabelled:
+        return _stacked(folder, loose, size), None, classes
     names = classes or found
     unknown = sorted(set(found) - set(names))
     if unknown or not found:
-        wrong = f"'{unknown[0]}' is no class of train" if unknown else "there is no sub-folder"
+        wrong = (
+            f"'{unknown[0]}' is not one of the classes ({few(names, 4)})"
+            if unknown
+            else "there is no sub-folder"
+        )
         raise TaskError(f"{folder}: {wrong}; make one sub-folder per class")
+    if loose:
+        raise TaskError(
+            f"{folder}: {loose[0].name} lies beside the sub-folders of classes; move it into one"
+        )
     files = [(label, path) for label, name in enumerate(names) for path in _pictures(folder / name)]
     if not files:
         raise TaskError(f"{folder}: no image ({', '.join(SUFFIXES)}) in its sub-folders; add some")
-    pixels = [_pixels(path, size) for _, path in progress(files, f"read {folder.name}")]
-    for (_, path), image in zip(files, pixels, strict=True):
+    pixels = _stacked(folder, [path for _, path in files], size)
+    return pixels, torch.tensor([label for label, _ in files]), names
+
+
+def _stacked(folder: Path, files: list[Path], size: int | None) -> Tensor:
+    """Return images of one size, uint8 [examples, 3, height, width]."""
+    pixels = [_pixels(path, size) for path in progress(files, f"read {folder.name}")]
+    for path, image in zip(files, pixels, strict=True):
         if image.shape != pixels[0].shape:
             raise TaskError(
-                f"{path}: {image.shape[1]} x {image.shape[0]} pixels, but {files[0][1].name} has "
+                f"{path}: {image.shape[1]} x {image.shape[0]} pixels, but {files[0].name} has "
                 f"{pixels[0].shape[1]} x {pixels[0].shape[0]}; give size= to scale them"
             )
-    stacked = channels_first(np.stack(pixels), str(folder))
-    return stacked, torch.tensor([label for label, _ in files]), names
+    return channels_first(np.stack(pixels), str(folder))
 
 
 def _pictures(folder: Path) -> list[Path]:

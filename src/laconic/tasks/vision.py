@@ -127,6 +127,9 @@ class PadCropFlip:
         return images
 
 
+NPZ = {"classes"} | {
+    f"{part}_{what}" for part in ("train", "validate", "test") for what in ("images", "labels")
+}
 AUGMENTATIONS = {
     "pad-crop-flip": PadCropFlip(),
     "pad-crop": PadCropFlip(flip=0.0),
@@ -241,9 +244,10 @@ def npz(
     """Return images from one npz file.
 
     The arrays are train_images, train_labels, test_images and test_labels; validate_images,
-    validate_labels and classes (names of the labels) may be there too. Images are uint8 (divided
-    by 255) or floats (taken as they are): [n, h, w], [n, h, w, c] or [n, c, h, w], where the last
-    dimension holds the channels if its size is 1 or 3.
+    validate_labels and classes (names of the labels) may be there too, and train_labels may be
+    left out where steps need none. Images are uint8 (divided by 255) or floats (taken as they
+    are): [n, h, w], [n, h, w, c] or [n, c, h, w], where the last dimension holds the channels if
+    its size is 1 or 3.
 
     Args:
         path: the file.
@@ -286,7 +290,8 @@ def images(
 ) -> Task:
     """Return the images of the folders train/ and test/, one sub-folder per class.
 
-    A folder validate/ may be there too. All images are read into memory as RGB.
+    A folder validate/ may be there too. Where steps need no labels, train/ may hold the images
+    itself. All images are read into memory as RGB.
 
     Args:
         path: holds train/ and test/.
@@ -306,11 +311,11 @@ def images(
     path = Path(path)
     if size is not None and (not isinstance(size, int) or size < 1):
         raise TaskError(f"images: size {size!r} must be a number of pixels above 0")
-    pixels, labels, classes = read_folder(path / "train", size, None)
+    pixels, labels, classes = read_folder(path / "train", size, None, unlabelled=True)
     pairs = {"train": (pixels, labels)}
     for part in ("test", "validate"):
         if part == "test" or (path / part).is_dir():
-            other, wanted, _ = read_folder(path / part, size, classes)
+            other, wanted, classes = read_folder(path / part, size, classes)
             if other.shape[1:] != pixels.shape[1:]:
                 raise TaskError(
                     f"{path}: images of {part} are {list(other.shape[1:])}, those of train "
@@ -355,15 +360,20 @@ def _normalize(
 
 
 def _npz_pair(path: Path, arrays: Mapping[str, Any], part: str) -> tuple[Tensor, Any]:
-    for name in (f"{part}_images", f"{part}_labels"):
+    names = [f"{part}_images", f"{part}_labels"]
+    if part == "train" and arrays.keys() <= NPZ - {names[1]}:  # no other name, mistyped perhaps
+        names.pop()
+    for name in names:
         if name not in arrays:
             hint = nearest(name, arrays)
             raise TaskError(f"{path}: the array '{name}' is missing{hint}")
     try:
-        pixels = channels_first(arrays[f"{part}_images"], f"{part}_images")
+        pixels = channels_first(arrays[names[0]], names[0])
     except TaskError as error:
         raise TaskError(f"{path}: {error}") from error
-    labels = arrays[f"{part}_labels"]
+    if len(names) == 1:
+        return pixels, None
+    labels = arrays[names[1]]
     if labels.ndim != 1 and labels.shape != (len(labels), 1):
         raise TaskError(f"{path}: {part}_labels have shape {list(labels.shape)}; store [n]")
     return pixels, labels.reshape(-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import pickle
+import shutil
 import struct
 
 import numpy as np
@@ -222,6 +223,18 @@ def test_npz_reads_both_layouts(tmp_path):
     assert len(npz(path).validate) == 20 and torch.equal(npz(path).train.inputs, pixels(20))
 
 
+def test_training_images_of_an_npz_may_be_without_labels(tmp_path):
+    path = tmp_path / "d.npz"
+    held = {"validate_images": pixels(20).numpy(), "validate_labels": [0, 1] * 10}
+    np.savez(path, **arrays(train_labels=None, **held))
+    task = npz(path, augment="flip", mean=CIFAR10.mean, std=CIFAR10.std)
+    assert not task.train.labelled and torch.equal(task.train.inputs, pixels(20))
+    assert task.classes == ("a", "b", "c", "d") and len(task.few(total=7).train) == 7
+    np.savez(path, **arrays(train_labels=None, train_label=np.arange(20) % 4, **held))
+    with pytest.raises(TaskError, match="'train_labels' is missing; did you mean 'train_label'"):
+        npz(path)
+
+
 def test_the_layout_rule():
     assert channels_first(np.zeros((2, 4, 5), np.uint8), "x").shape == (2, 1, 4, 5)
     assert channels_first(np.zeros((2, 4, 5, 1), np.uint8), "x").shape == (2, 1, 4, 5)
@@ -237,6 +250,7 @@ def test_the_layout_rule():
     ("changes", "options", "message"),
     [
         ({"test_labels": None}, {}, "the array 'test_labels' is missing"),
+        ({"train_labels": None}, {}, "train: the examples have no targets.*give validate="),
         ({"train_labels": np.arange(19)}, {}, "train: there are 20 inputs and 19 targets"),
         ({"train_labels": np.arange(20) / 20}, {}, "train: labels are torch.float32"),
         ({"train_labels": np.eye(20)}, {}, r"train_labels have shape \[20, 20\]"),
@@ -292,6 +306,23 @@ def test_images_take_their_classes_from_folders(folder):
     assert images(folder, size=4).example(1)[0].shape == (1, 3, 4, 4)
 
 
+def test_training_images_of_a_folder_may_be_without_labels(folder):
+    shutil.copytree(folder / "test", folder / "validate")
+    for number, file in enumerate(sorted((folder / "train").glob("*/*.png"))):
+        file.rename(folder / "train" / f"{number}.png")
+    with pytest.raises(TaskError, match=r"train: 0\.png lies beside the sub-folders"):
+        images(folder)
+    for name in ("cat", "dog"):
+        (folder / "train" / name).rmdir()
+    task = images(folder)
+    assert not task.train.labelled and task.test.targets().tolist() == [0] * 4 + [1] * 4
+    assert task.classes == ("cat", "dog")
+    assert task.train.inputs[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 100, 101, 102, 103]
+    (folder / "validate" / "cow").mkdir()
+    with pytest.raises(TaskError, match=r"validate: 'cow' is not one of the classes"):
+        images(folder)
+
+
 def test_images_refuse(folder):
     from PIL import Image
 
@@ -307,7 +338,15 @@ def test_images_refuse(folder):
         images(folder)
     (folder / "train" / "dog" / "9.png").unlink()
     (folder / "test" / "cow").mkdir()
-    with pytest.raises(TaskError, match="'cow' is no class of train"):
+    with pytest.raises(TaskError, match=r"'cow' is not one of the classes \(cat, dog\)"):
+        images(folder)
+    (folder / "test" / "cow").rmdir()
+    (folder / "test" / "cat" / "0.png").rename(folder / "test" / "0.png")
+    with pytest.raises(TaskError, match=r"0\.png lies beside the sub-folders of classes"):
+        images(folder)
+    for name in ("cat", "dog"):
+        shutil.rmtree(folder / "test" / name)
+    with pytest.raises(TaskError, match="test: there is no sub-folder"):
         images(folder)
     (folder / "empty" / "train" / "cat").mkdir(parents=True)
     with pytest.raises(TaskError, match="no image"):
