@@ -27,8 +27,8 @@ from laconic import Attention, Hidden, Logits, Recipe, Result, Task, Train, comp
 from laconic.recover import AdamW, Linear, Objective
 from laconic.run import pick_precision
 from laconic.ship.container import digest
-from laconic.step import Step
-from laconic.structure.surgery import replace_
+from laconic.step import State, Step
+from laconic.structure import Rectify, SetDropout
 from laconic.tasks.split import tensors_in
 from laconic.weights import Activation, MinMax, Quantize, Representation
 
@@ -100,20 +100,20 @@ def smaller(
 
 def still(result: Result) -> nn.Module:
     """Return a network without dropout: it only learns from a teacher from now on."""
-    model = result.baked()
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return model
+    return changed(result.baked(), SetDropout(0))
 
 
 def rectified(encoder: nn.Module) -> nn.Module:
     """Return a copy whose feed-forward parts apply ReLU, whose numbers four bits hold better."""
-    student = copy.deepcopy(encoder)
-    for path, _ in encoder.named_modules():
-        if path.endswith(".intermediate_act_fn"):
-            replace_(student, path, nn.ReLU())
-    return student
+    return changed(copy.deepcopy(encoder), Rectify())
+
+
+def changed(model: nn.Module, step: Step) -> nn.Module:
+    """Return a network, in place, after a step that needs no data."""
+    state = State(model)
+    step.check(model, None)
+    step.apply(state)
+    return state.model
 
 
 def run(

@@ -123,9 +123,10 @@ class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.inner, self.outer = nn.Linear(16, 8), nn.Linear(8, 16)
+        self.activation = nn.GELU()
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return hidden + self.outer(self.inner(hidden).relu())
+        return hidden + self.outer(self.activation(self.inner(hidden)))
 
 
 class Tiny(nn.Module):

@@ -173,7 +173,7 @@ def test_q_bert_mixes_layers() -> None:
     ids=["all", "some", "none"],
 )
 def test_adaptive_splitting_splits_what_fits(budget: str, kinds: set[bool]) -> None:
-    change = f"steps.1.plan_split.budget=size <= {budget}"
+    change = f"steps.2.plan_split.budget=size <= {budget}"
     model = after("adaptive-splitting", encoder(), texts(), change)
     paths = WORDS + ENCODER + POOLER
     split = [path for path in paths if isinstance(model.get_submodule(path), Halves)]
