@@ -18,6 +18,7 @@ from laconic.progress import progress
 from laconic.recover.fitting import Fitting
 from laconic.recover.stream import Data, Flow, Source, Stored, flattened, restored
 from laconic.step import State, derive
+from laconic.tasks.task import evaluation
 
 __all__ = ["Turns", "data_of", "fit_all_at_once", "fit_in_order"]
 
@@ -50,7 +51,8 @@ def fit_in_order(fittings: Sequence[Fitting], state: State) -> None:
                 label = f"reconstruct: what leaves part {number + 1}"
                 batches = progress(source.each(), label, len(source))
                 flows = (fittings[number].passed(flow) for flow in batches)
-                kept = Stored(folder / str(number), flows, state.device)
+                with evaluation(state.model):  # so that weights are decoded once for all batches
+                    kept = Stored(folder / str(number), flows, state.device)
                 source.close()
                 source = kept
             passed = index
