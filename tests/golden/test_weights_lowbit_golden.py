@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from helpers.weights import PRINTED, ROUNDING, VECTOR, encoded, shipped, sse
-from laconic.weights import Binary, Ternary
+from laconic.weights import Binary, Representation, Ternary
 from laconic.weights.lowbit import ternary_threshold
+
+HALF = 2**-10  # the spacing of float16, for a threshold and a scale
 
 # Ternary (TWN).
 
@@ -90,3 +92,13 @@ def test_binary_is_the_best_of_all_sign_vectors(count: int) -> None:
     scales = (signs * weight).mean(1, keepdim=True)
     best = float((weight - scales * signs).square().sum(1).min())
     assert sse(weight, shipped(Binary(), weight)) == pytest.approx(best, abs=ROUNDING)
+
+
+@pytest.mark.parametrize("representation", [Binary(), Ternary(), Ternary(threshold="exact")])
+def test_sums_over_many_halves_do_not_end_at_the_largest_half(
+    representation: Representation,
+) -> None:
+    weight = torch.linspace(-2, 2, 400_000).half()  # the sizes add up to 400,000
+    found, wide = (representation.encode(each).tables["scale"] for each in (weight, weight.float()))
+    assert found.dtype == torch.float16
+    assert torch.allclose(found.float(), wide, rtol=HALF)

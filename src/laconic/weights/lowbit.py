@@ -18,6 +18,7 @@ from laconic.weights.representation import (
     indicator,
     masked,
 )
+from laconic.weights.workspace import wide_dtype
 
 __all__ = ["Binary", "Ternary", "optimal_support", "ternary_threshold"]
 
@@ -51,12 +52,13 @@ class Binary(Representation):
 
     def _scale(self, weight: Tensor, mask: Tensor | None) -> Tensor:
         size = grouped(masked(weight, mask).abs(), self.granularity)
-        return size.sum(1) / group_sizes(size, mask, self.granularity)
+        return (wide_sum(size) / group_sizes(size, mask, self.granularity)).to(weight.dtype)
 
     def shortcut(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor]) -> Tensor:
         """Return +-scale without the codes."""
-        signs = indicator(torch.ge, grouped(weight, self.granularity), 0.0).mul_(2).sub_(1)
-        return _scaled(signs, self._scale(weight, mask)).reshape(weight.shape)
+        scale = self._scale(weight, mask)[:, None]
+        positive = indicator(torch.ge, grouped(weight, self.granularity), 0.0)
+        return positive.mul_(2 * scale).sub_(scale).reshape(weight.shape)  # exact, in fewer passes
 
     def values(self, codes: Codes) -> Tensor:
         """Return +-scale."""
@@ -71,6 +73,15 @@ def _scaled(signs: Tensor, scale: Tensor) -> Tensor:
     return signs.mul_(scale[:, None]).add_(0.0)
 
 
+def wide_sum(size: Tensor) -> Tensor:
+    """Return the sums of groups [groups], in float32 or wider: float16 ends at 65,504.
+
+    >>> wide_sum(torch.full((1, 4), 2.0**15, dtype=torch.float16))
+    tensor([131072.])
+    """
+    return size.sum(1, dtype=wide_dtype(size))
+
+
 def ternary_threshold(size: Tensor, count: Tensor | int) -> Tensor:
     """Return ``0.7 mean|w|`` [groups], above which a weight is not zero.
 
@@ -81,7 +92,7 @@ def ternary_threshold(size: Tensor, count: Tensor | int) -> Tensor:
     >>> ternary_threshold(torch.tensor([[1.0, 3.0]]), 2).tolist()
     [1.399999976158142]
     """
-    return 0.7 * (size.sum(1) / count)
+    return (0.7 * (wide_sum(size) / count)).to(size.dtype)
 
 
 def optimal_support(size: Tensor, curvature: Tensor | None = None) -> Tensor:
@@ -142,7 +153,7 @@ class Ternary(Representation):
             support = indicator(torch.gt, size, ternary_threshold(size, count)[:, None])
         # Adding up floats is faster, while they can count one by one.
         number = torch.float32 if size.shape[1] <= COUNTABLE else torch.int64
-        scale = size.mul_(support).sum(1) / support.sum(1, dtype=number).clamp_(min=1)
+        scale = wide_sum(size.mul_(support)) / support.sum(1, dtype=number).clamp_(min=1)
         return groups.sign().mul_(support), scale.to(weight.dtype)
 
     def shortcut(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor]) -> Tensor:
