@@ -84,7 +84,9 @@ def by_hand(
             optimizer.zero_grad()
             loss.backward()
             if train.optimizer.clip is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), train.optimizer.clip)
+                # By name, as the loop has them: the order of a sum decides its last bit.
+                named = sorted(model.named_parameters())
+                nn.utils.clip_grad_norm_([p for _, p in named], train.optimizer.clip)
             optimizer.step()
     return model.eval()
 

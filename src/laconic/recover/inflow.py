@@ -185,7 +185,9 @@ def _entering(layer: nn.Module, calls: int, run: Callable[[], object]) -> list[T
     found: list[Tensor] = []
 
     def take(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        found.append(next(tensors_in((inputs, named))))
+        tensor = next(tensors_in((inputs, named)))
+        # What follows the first of several calls may change it in place.
+        found.append(tensor if calls == 1 else tensor.clone())
         if len(found) == calls:
             raise _EnoughError
 

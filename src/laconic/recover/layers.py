@@ -153,8 +153,8 @@ class LayerPart:
         mask = self._mask()
         if mask is not None and not bool((mask == mask[:1]).all()):
             raise RecipeError(
-                f"reconstruct: single weights of '{self.name}' are pruned, and a pointwise "
-                "convolution mixes all answers of a layer; use least_squares or gradient"
+                f"reconstruct: weights of '{self.name}' are pruned, not whole inputs, and a "
+                "pointwise convolution mixes all answers of a layer; use least_squares or gradient"
             )
 
     def contributions(self) -> tuple[Tensor, Tensor]:

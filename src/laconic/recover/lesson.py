@@ -46,6 +46,8 @@ class Teachers(Sequence[nn.Module]):
         return len(self.originals)
 
     def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[place] for place in range(len(self))[index]]
         index = range(len(self))[index]  # an IndexError ends an iteration
         if index not in self.copies:
             network = baked(self.originals[index])

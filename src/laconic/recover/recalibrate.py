@@ -68,10 +68,14 @@ class Recalibrate(Step):
         if not norms and not ranges:
             logger.info("recalibrate: no BatchNorm statistics and no ranges in '%s'", self.scope)
         if norms:
+            self._find(state, [each for each in ranges if each.blank])  # which cannot round yet
             self._average(state, norms)
+        self._find(state, ranges)
+
+    def _find(self, state: State, ranges: list[Quantizer]) -> None:
         if ranges:
             task = needed(state.task, "recalibrate needs batches of data")
-            count = calibrate(state.model, task, self._batches(state), ranges)
+            count = calibrate(state.model, task, _equal_sized(self._batches(state)), ranges)
             logger.info("recalibrate: %d ranges, %d batches", len(ranges), count)
 
     def _average(self, state: State, norms: dict[str, _BatchNorm]) -> None:

@@ -59,12 +59,11 @@ class Recall:
                 not known.
         """
         mask = features.get("mask")
-        lengths = None if mask is None else mask.sum(dim=1).tolist()
         taken = {name: tensor for name, tensor in features.items() if name != "mask"}
         self.layers = features.layers
         for place, key in enumerate(_index(batch)):
-            length = None if lengths is None else lengths[place]
-            row = {name: _cut(name, tensor[place], length) for name, tensor in taken.items()}
+            real = None if mask is None else mask[place].nonzero()[:, 0]
+            row = {name: _cut(name, tensor[place], real) for name, tensor in taken.items()}
             self.bytes += sum(tensor.nbytes + BESIDE for tensor in row.values())
             self.kept[key] = row
         if self.full:
@@ -75,8 +74,7 @@ class Recall:
         rows = [self.kept[key] for key in _index(batch)]
         inputs = batch.inputs if isinstance(batch.inputs, Mapping) else {}
         mask = inputs.get("attention_mask")
-        width = 0 if mask is None else mask.shape[1]
-        found = {name: _joined(name, [row[name] for row in rows], width) for name in rows[0]}
+        found = {name: _joined(name, [row[name] for row in rows], mask) for name in rows[0]}
         if mask is not None:
             found["mask"] = mask.bool()
         return Features(found, layers=self.layers)
@@ -100,24 +98,23 @@ def _tokens(name: str, dims: int) -> tuple[int, ...]:
     return tuple(dim - 1 for dim in found)
 
 
-def _cut(name: str, tensor: Tensor, length: int | None) -> Tensor:
-    """Return one example's feature without its padding, in memory of its own."""
-    if length is not None:
+def _cut(name: str, tensor: Tensor, real: Tensor | None) -> Tensor:
+    """Return one example's feature at the places of its tokens, in memory of its own."""
+    if real is not None:
         for dim in _tokens(name, tensor.dim()):
-            tensor = tensor.narrow(dim, 0, length)
+            tensor = tensor.index_select(dim, real.to(tensor.device))
     return tensor.clone()
 
 
-def _joined(name: str, rows: Sequence[Tensor], width: int) -> Tensor:
-    """Return the features of several examples, their tokens padded with zeros."""
-    tokens = _tokens(name, rows[0].dim()) if width else ()
-    if not tokens:
+def _joined(name: str, rows: Sequence[Tensor], mask: Tensor | None) -> Tensor:
+    """Return the features of several examples, zeros where a mask [batch, tokens] has no token."""
+    if mask is None:
         return torch.stack(list(rows))
-    shape = [width if dim in tokens else size for dim, size in enumerate(rows[0].shape)]
-    joined = rows[0].new_zeros(len(rows), *shape)
-    for place, row in enumerate(rows):
-        part = joined[place]
-        for dim in tokens:
-            part = part.narrow(dim, 0, row.shape[dim])
-        part.copy_(row)
-    return joined
+    found = []
+    for row, own in zip(rows, mask.to(rows[0].device), strict=True):
+        spread, real = row, own.nonzero()[:, 0]
+        for dim in _tokens(name, row.dim()):
+            shape = [len(own) if d == dim else size for d, size in enumerate(spread.shape)]
+            spread = spread.new_zeros(shape).index_copy_(dim, real, spread)
+        found.append(spread)
+    return torch.stack(found)

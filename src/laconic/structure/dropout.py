@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import nn
 
 from laconic.errors import ScopeError
+from laconic.models.attention import UnpackedAttention
 from laconic.step import State, Step, UpToOne
 from laconic.structure.surgery import replace_
 
@@ -24,7 +25,10 @@ class SetDropout(Step):
     A network that only learns from its teacher cannot overfit labels, and few bits have no numbers
     to spare: 0 suits the low-bit recipes. A pruned network overfits less than the whole one: Han et
     al. 2015, section 3.2, multiply by the square root of the share of weights that are left.
-    Dropout inside ``nn.MultiheadAttention`` and recurrent layers is no module and stays.
+
+    What is no ``nn.Dropout``, ``nn.Dropout2d`` or unpacked attention stays: inside
+    ``nn.MultiheadAttention`` until the step ``unpack`` has run, in recurrent layers, and what some
+    networks of Hugging Face keep as a number (the attention of ViT).
 
     In a recipe::
 
@@ -52,16 +56,20 @@ class SetDropout(Step):
             ScopeError: there is none.
         """
         if not self._dropouts(model):
-            raise ScopeError(f"set_dropout: '{self.scope}' selects no module that drops anything")
+            raise ScopeError(f"set_dropout: '{self.scope}' selects no nn.Dropout or nn.Dropout2d")
 
     def apply(self, state: State) -> None:
         """Replace every dropout of the scope by one of the same kind."""
         for path, module in self._dropouts(state.model).items():
-            replace_(state.model, path, type(module)(self.chance))
+            if isinstance(module, UnpackedAttention):
+                module.dropout = self.chance
+                replace_(state.model, path, module)  # by itself: files describe it anew
+            else:
+                replace_(state.model, path, type(module)(self.chance))
 
     def _dropouts(self, model: nn.Module) -> dict[str, nn.Module]:
         return {
             path: module
             for path, module in self.scope.select(model).items()
-            if type(module) in KINDS
+            if type(module) in (*KINDS, UnpackedAttention)
         }

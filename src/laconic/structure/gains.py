@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from laconic.budget import knapsack
+from laconic.errors import ModelError
 from laconic.progress import progress
 from laconic.step import Count, State, Value
 from laconic.tasks.task import labelled, needed
@@ -173,7 +174,13 @@ class MeasuredGain(Gain, ABC):
 
     def _score(self, model: nn.Module, sample: Task) -> float:
         scores = sample.score(model, batch=self.batch)
-        return -scores["loss"] if self.by == "loss" else scores[sample.main_metric]
+        found = -scores["loss"] if self.by == "loss" else scores[sample.main_metric]
+        if not math.isfinite(found):
+            raise ModelError(
+                f"{self.name}: the {self.by} of {self.split} is {found}, so no part can be said to "
+                "gain; look for such values in the data, or in what the steps before made"
+            )
+        return found
 
 
 class MaximalGain(MeasuredGain):

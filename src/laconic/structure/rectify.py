@@ -18,6 +18,7 @@ __all__ = ["Rectify"]
 
 # The classes of torch, transformers and timm, by parts of their names.
 SMOOTH = re.compile(r"gelu|silu|swish|mish|^[cs]?elu$|^leakyrelu$|^softplus$", re.IGNORECASE)
+GATE = re.compile("glu", re.IGNORECASE)  # which halves what it is given
 
 
 class Rectify(Step):
@@ -65,6 +66,7 @@ class Rectify(Step):
             path
             for path, module in self.scope.select(model).items()
             if SMOOTH.search(type(module).__name__)
+            and not GATE.search(type(module).__name__)
             and not any(True for _ in module.children())
             and not any(True for _ in module.parameters())
         ]

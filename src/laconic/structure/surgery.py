@@ -30,6 +30,8 @@ __all__ = [
 ]
 
 SHOWN, LONGEST = 60, 300
+# How torch's Transformer layer numbers its activations; 0 is any other.
+FUSED = {nn.ReLU: 1, nn.GELU: 2}
 OTHERWISE = "the network was edited otherwise already; build it again"
 MOST_ELEMENTS = 1 << 60
 
@@ -420,6 +422,11 @@ def _places(model: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:
 def _put(places: Sequence[tuple[nn.Module, str]], module: nn.Module) -> None:
     for parent, name in places:
         parent._modules[name] = module
+        if name == "activation" and isinstance(parent, nn.TransformerEncoderLayer):
+            # Its fused forward computes by number what its plain one calls.
+            parent.activation_relu_or_gelu = next(
+                (number for kind, number in FUSED.items() if isinstance(module, kind)), 0
+            )
 
 
 def _at(index: Mapping[str, nn.Module], path: str) -> nn.Module:

@@ -490,9 +490,10 @@ class LearnedSpacing(Activation):
 
     The first tensor sets it: ``s = 2 mean|x| / sqrt(last)``, 4 where levels are asymmetric. Its
     gradient is ``round(x / s) - x / s``, or the level it was clipped to, times ``1 /
-    sqrt(numbers * last)`` (equations 3 and 5). Asymmetric levels begin at the smallest number of
-    the tensor and are counted from there, as in BinaryBERT: what is clipped above widens the
-    spacing by ``last``, and what is clipped below does not move it.
+    sqrt(numbers * last)`` (equations 3 and 5). Asymmetric levels are counted from the one nearest
+    to the tensor's smallest number, or from 0 where all are larger: 0 is a level. As in
+    BinaryBERT, what is clipped above widens the spacing by ``last``, and what is clipped below
+    does not move it.
 
     >>> place, activation = LearnedSpacing(4).start(), LearnedSpacing(4, levels="symmetric")
     >>> activation.observe(torch.tensor([-0.5, 0.2, 0.8, 1.0]), place, training=True)

@@ -144,7 +144,14 @@ class Laid(nn.Module):
         mask = None if self.mask is None else self.mask.index_select(dim, index)
         with torch.no_grad():
             state = self.representation.sliced(self.state, dim, index, weight.detach(), mask)
-        return Laid(self.representation, mask, state)
+        found = Laid(self.representation, mask, state)
+        found.learns(all(table.requires_grad for table in self.parameters()))
+        return found
+
+    def learns(self, really: bool) -> None:
+        """Let learned tables be trained; those of a frozen weight are frozen too."""
+        for table in self.parameters():
+            table.requires_grad_(really)
 
 
 def owner(model: nn.Module, tensor: str) -> tuple[nn.Module, str]:
@@ -359,6 +366,12 @@ def lay(
     """
     representation = Representation.understood(representation)
     module, attribute = owner(model, tensor)
+    latent = dict(_parameters(module)).get(attribute)
+    if latent is None:
+        raise ModelError(
+            f"'{tensor}' is no parameter, but a buffer or computed from others (weight_norm); "
+            "only parameters can be represented otherwise"
+        )
     current = getattr(module, attribute).detach().clone()
     _check(tensor, current, mask)
     refuse_renormalised(model, tensor)
@@ -366,6 +379,7 @@ def lay(
     if state is None:
         state = representation.fit(current, mask)
     laid = Laid(representation, mask, state)
+    laid.learns(latent.requires_grad)
     # What does not fit this weight is refused before the model changes.
     if not bool(torch.isfinite(representation.decode(laid.encode(current))).all()):
         raise ModelError(

@@ -37,6 +37,7 @@ class QuantNoise(Step):
     A representation whose assignments are fixed when it is laid (``KMeans``, ``Gobo``,
     ``Product``) is laid after such a training, not before it.
 
+    A weight that several layers share is drawn for each of them.
     Draws come from the generator that dropout draws from. Training seeds it for every update,
     so a resumed run goes on with the same draws.
 

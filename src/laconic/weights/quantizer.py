@@ -76,6 +76,12 @@ class Quantizer(nn.Module):
         """Return what the activation has learned, each []."""
         return {name: getattr(self, name) for name in self.names}
 
+    @property
+    def blank(self) -> bool:
+        """Return whether it needs data for its range and has seen none."""
+        seen = any(bool(tensor.any()) for tensor in self.state.values())
+        return self.activation.needs_data and not seen
+
     def extra_repr(self) -> str:
         """Return what ``print`` shows of it."""
         return repr(self.activation)

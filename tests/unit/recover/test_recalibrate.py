@@ -10,13 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from laconic.errors import ModelError, TaskError
+from laconic.models.rounding import quantizers_of
 from laconic.recover.recalibrate import Recalibrate
 from laconic.scope import Scope
 from laconic.step import State, Step, members, run_step
 from laconic.tasks.split import Arrays
 from laconic.tasks.task import Task
+from laconic.weights import MovingAverage
 from laconic.weights.codebook import KMeans
 from laconic.weights.laid import bake, lay
+from laconic.weights.quantizer import attach_
 
 EXAMPLES, BATCH = 70, 16  # four full batches and a rest of six
 
@@ -134,6 +137,18 @@ def test_a_rest_of_one_example_is_left_out() -> None:
     model = nn.Sequential(nn.BatchNorm1d(4))  # a batch of one would raise in training mode
     Recalibrate(batch=BATCH).apply(State(model, make_task(examples=33)))
     assert int(model[0].num_batches_tracked) == 2
+
+
+def test_a_smaller_rest_moves_no_range_either() -> None:
+    """It would count as much as a full batch."""
+    found = []
+    for batches in (EXAMPLES // BATCH, EXAMPLES // BATCH + 1):
+        model = make_model()
+        attach_(model, {"0": {"input": MovingAverage(8)}})
+        Recalibrate(batches, batch=BATCH).apply(State(model, make_task(), seed=5))
+        found.append(quantizers_of(model)["0"]["input"].state_dict())
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
 def test_fewer_examples_than_a_batch_are_one_batch() -> None:

@@ -213,6 +213,21 @@ def test_a_student_learns_the_same_from_what_is_recalled() -> None:
     torch.testing.assert_close(losses[0], losses[1])
 
 
+def test_texts_padded_on_the_left_come_back_as_well() -> None:
+    ids = torch.tensor([[0, 0, 3, 4], [0, 5, 6, 7], [1, 2, 3, 4]])
+    inputs, labels = {"input_ids": ids, "attention_mask": (ids > 0).long()}, torch.arange(3) % 2
+    task, model, recall = Task((inputs, labels), (inputs, labels)), encoder(), Recall(PLENTY)
+    batch = next(iter(task.train.batches(3)))
+    names = ("hidden.1", "attention.1")
+    with evaluation(model):
+        fresh = observe(task, model, batch, names)
+    recall.note(batch, fresh)
+    kept, real = recall.features(batch), fresh["mask"]
+    assert torch.equal(kept["hidden.1"][real], fresh["hidden.1"][real])
+    pairs = (real[:, None, :, None] & real[:, None, None, :]).expand(-1, 3, -1, -1)
+    assert torch.equal(kept["attention.1"][pairs], fresh["attention.1"][pairs])
+
+
 def test_a_feature_whose_tokens_are_not_known_is_refused() -> None:
     task, teacher = texts(), encoder()
     state = State(copy.deepcopy(teacher), task, teacher=(teacher,), recall=PLENTY)

@@ -88,7 +88,7 @@ def refusals() -> dict[
             ChainError,
             "rounding would undo",
         ),
-        "scattered": (sparse, Reconstruct(solve=Pointwise()), RecipeError, "single weights"),
+        "scattered": (sparse, Reconstruct(solve=Pointwise()), RecipeError, "not whole inputs"),
         "no teacher": (
             lambda net, task: State(copy.deepcopy(net), task),
             Reconstruct(solve=quick),

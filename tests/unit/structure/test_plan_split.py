@@ -242,6 +242,18 @@ def test_gains_are_those_of_one_ternary_part() -> None:
     assert max(measured) > 0 and min(measured) >= 0
 
 
+@pytest.mark.parametrize("by", ["loss", "metric"])
+def test_gains_that_are_not_numbers_are_refused(by: Any) -> None:
+    model = network()
+    data = task()
+    data.metrics = {"broken": lambda outputs, targets: math.nan} | dict(data.metrics)
+    if by == "loss":
+        with torch.no_grad():
+            model[4].bias.fill_(math.inf)
+    with pytest.raises(LaconicError, match=rf"maximal_gain: the {by} of train is nan"):
+        run_step(PlanSplit("size <= 0.5x", choose=MaximalGain(by=by)), State(model, data))
+
+
 def laid_of(name: str) -> Any:
     model = network()
     lay(model, name, Ternary())

@@ -16,7 +16,7 @@ from laconic.recover import SGD, Logits, Train
 from laconic.run import compress
 from laconic.scope import Scope
 from laconic.step import State, Step, run_step
-from laconic.structure import Rectify, SetDropout
+from laconic.structure import Rectify, SetDropout, Unpack
 from laconic.tasks import Task
 
 
@@ -121,7 +121,55 @@ def test_training_with_a_chance_of_zero_is_that_of_a_network_without_dropout() -
 def test_what_selects_nothing_is_refused() -> None:
     with pytest.raises(ScopeError, match="rectify: 'kind:linear' selects no module such as GELU"):
         Rectify(scope=Scope("kind:linear")).check(network(), task())
-    with pytest.raises(ScopeError, match="set_dropout: 'last' selects no module that drops"):
+    with pytest.raises(ScopeError, match=r"set_dropout: 'last' selects no nn\.Dropout"):
         SetDropout(0, scope=Scope("last")).check(network(), task())
     with pytest.raises(RecipeError, match="chance: input should be less than or equal to 1"):
         Recipe.parse("steps: [set_dropout: 2]")
+
+
+def test_a_gate_is_no_activation() -> None:
+    class SwishGLU(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            first, second = x.chunk(2, dim=-1)
+            return nn.functional.silu(first) * second
+
+    model = nn.Sequential(nn.Linear(6, 16), SwishGLU(), nn.Linear(8, 3), nn.SiLU())
+    found = after(Rectify(), model)
+    assert [type(found.get_submodule(name)) for name in "13"] == [SwishGLU, nn.ReLU]
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensor.*")
+def test_the_fused_forward_of_torch_is_rectified_too(tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            block = nn.TransformerEncoderLayer(8, 2, 16, activation=nn.GELU(), batch_first=True)
+            return nn.Sequential(block).eval()
+
+    inputs = torch.randn(2, 5, 8)
+    model = build()
+    Rectify().apply(State(model))
+    save(model, tmp_path / "net")
+    for each in (model, load(tmp_path / "net", model=build())):
+        with torch.no_grad():
+            fused = each(inputs)
+        torch.testing.assert_close(fused, each(inputs))
+
+
+def test_the_dropout_of_unpacked_attention_is_set_and_kept(tmp_path: Path) -> None:
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, dropout=0.3, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return cast("Tensor", self.attention(x, x, x)[0])
+
+    state = State(Attending())
+    for step in (Unpack(), SetDropout(0)):
+        step.check(state.model, None)
+        step.apply(state)
+    inputs = torch.randn(2, 5, 8)
+    save(state.model, tmp_path / "net")
+    for model in (state.model.train(), load(tmp_path / "net", model=Attending()).train()):
+        assert torch.equal(model(inputs), model(inputs))

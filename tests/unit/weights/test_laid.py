@@ -15,10 +15,14 @@ from laconic.weights import (
     DynamicFixedPoint,
     FixedPoint,
     Float,
+    Gobo,
     Groups,
     KMeans,
     Laid,
+    LearnedStep,
+    Product,
     Quantize,
+    Representation,
     Symmetric,
     Ternary,
     bake,
@@ -287,3 +291,21 @@ def test_the_scope_looks_at_survivors_only() -> None:
 def test_quantize_needs_a_matrix() -> None:
     with pytest.raises(ScopeError, match="no weight"):
         Quantize(8).check(nn.Sequential(nn.BatchNorm1d(3)), None)
+
+
+@pytest.mark.parametrize("representation", [KMeans(2), LearnedStep(4), Gobo(2), Product(2)])
+def test_what_is_laid_on_a_frozen_weight_does_not_move(representation: Representation) -> None:
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 2))
+    model[0].weight.requires_grad_(False)
+    for name in ("0.weight", "1.weight"):
+        lay(model, name, representation)
+    before = [layer.weight.detach().clone() for layer in model]
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+    model(torch.ones(4, 16)).square().sum().backward()
+    optimizer.step()
+    assert torch.equal(model[0].weight, before[0]) and not torch.equal(model[1].weight, before[1])
+    rows = torch.arange(8)
+    for name, learns in (("0.weight", False), ("1.weight", True)):
+        layer, latent = laid_tensors(model)[name]
+        sliced = layer.sliced(1, rows, latent)
+        assert all(table.requires_grad is learns for table in sliced.parameters())

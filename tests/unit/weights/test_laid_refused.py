@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from laconic.errors import ModelError, RecipeError
-from laconic.weights import Binary, Float, Quantize, Symmetric, Ternary, lay
+from laconic.weights import Binary, Float, LearnedStep, Quantize, Symmetric, Ternary, lay
 from laconic.weights.laid import narrow, owner
 
 
@@ -44,10 +44,10 @@ def test_codes_of_what_overflows_are_refused() -> None:
     model = nn.Linear(256, 256).half()
     with torch.no_grad():
         model.weight.fill_(8.0)
-    with pytest.raises(ModelError, match="'weight' becomes NaN or infinity as Binary"):
-        lay(model, "weight", Binary())
+    with pytest.raises(ModelError, match="'weight' becomes NaN or infinity as LearnedStep"):
+        lay(model, "weight", LearnedStep())
     assert not parametrize.is_parametrized(model)
-    lay(model, "weight", Binary("row"))
+    lay(model, "weight", LearnedStep(granularity="row"))
 
 
 @pytest.mark.parametrize(
@@ -65,6 +65,16 @@ def test_narrowing_refuses_a_mask_of_another_shape(laid_before: bool) -> None:
         lay(model, "weight", Ternary())
     with pytest.raises(ModelError, match="mask of 'weight'"):
         narrow(model, "weight", torch.ones(2, dtype=torch.bool))
+
+
+def test_what_is_no_parameter_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    with pytest.raises(ModelError, match=r"'1\.running_mean' is no parameter, but a buffer"):
+        lay(model, "1.running_mean", Symmetric(8))
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        nn.utils.weight_norm(model[0])
+    with pytest.raises(ModelError, match=r"'0\.weight' is no parameter.*weight_norm"):
+        lay(model, "0.weight", Ternary())
 
 
 def test_a_failed_lay_leaves_the_model_as_it_was() -> None:
