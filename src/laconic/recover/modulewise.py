@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,15 +49,20 @@ def fit_in_order(fittings: Sequence[Fitting], state: State) -> None:
     with state.scratch() as folder:
         for index in state.rounds(len(fittings)):
             for number in range(passed, index):
-                label = f"reconstruct: what leaves part {number + 1}"
-                batches = progress(source.each(), label, len(source))
-                flows = (fittings[number].passed(flow) for flow in batches)
-                with evaluation(state.model):  # so that weights are decoded once for all batches
-                    kept = Stored(folder / str(number), flows, state.device)
-                source.close()
-                source = kept
+                source = _passed(fittings[number], source, folder / str(number))
             passed = index
             _fit(fittings[index], source, state)
+
+
+def _passed(fitting: Fitting, source: Source, folder: Path) -> Stored:
+    """Return what leaves a part that is done, kept in a folder; forget what entered it."""
+    label = f"reconstruct: what leaves part {fitting.number[0]}"
+    batches = progress(source.each(), label, len(source))
+    flows = (fitting.passed(flow) for flow in batches)
+    with evaluation(fitting.state.model):  # so that weights are decoded once for all batches
+        kept = Stored(folder, flows, fitting.state.device)
+    source.close()
+    return kept
 
 
 def _fit(fitting: Fitting, source: Source, state: State) -> None:
