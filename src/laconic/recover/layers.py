@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import cast
 
 import torch
@@ -85,6 +85,15 @@ class LayerPart:
     def parameters(self) -> list[nn.Parameter]:
         """Return what moves: the latent weight, the bias, and tables that are learned."""
         return [each for each in self.layer.parameters() if each.requires_grad]
+
+    def numbers(self) -> dict[str, Tensor]:
+        """Return a copy of all that the layer holds, by name."""
+        return {name: each.clone() for name, each in self.layer.state_dict().items()}
+
+    def put_back(self, numbers: Mapping[str, Tensor]) -> None:
+        """Let the layer hold again what ``numbers`` returned."""
+        for name, each in self.layer.state_dict().items():
+            each.copy_(numbers[name])
 
     def descent(self, optimizer: Optimizer) -> Descent:
         """Return an optimiser at work on what moves."""

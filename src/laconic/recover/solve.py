@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from laconic.progress import progress
-from laconic.recover.optimize import Adam, Constant, Optimizer
+from laconic.recover.optimize import Adam, Optimizer
 from laconic.recover.penalties import Proximal, ProximalChannels
 from laconic.recover.quadratic import Quadratic
 from laconic.step import Count, Share, Value
@@ -56,8 +57,9 @@ class Gradient(Solve):
     Attributes:
         steps: updates of every part.
         batch: examples of each; a layer's loss is always that of all examples.
-        optimizer: how the parameters move. Where channels go, cross distillation's reference code
-            divides the rate by 10 once they are chosen.
+        optimizer: how the parameters move. At a constant rate what is rounded ends above losses
+            that it had before. Where channels go, cross distillation's reference code divides
+            the rate by 10 once they are chosen.
         penalty: removes weights or input channels of a layer on the way.
 
     >>> Gradient(250).steps
@@ -66,9 +68,9 @@ class Gradient(Solve):
 
     positional: ClassVar[tuple[str, ...]] = ("steps",)
 
-    steps: Count = 3000
+    steps: Count = 1000
     batch: Count = 32
-    optimizer: Optimizer = Adam(lr=5e-4, decay=Constant())
+    optimizer: Optimizer = Adam(lr=5e-4)
     penalty: Proximal | None = None
 
     @property
@@ -77,12 +79,15 @@ class Gradient(Solve):
         return isinstance(self.penalty, ProximalChannels)
 
     def fit(self, part: LayerPart) -> None:
-        """Descend on the quadratic form; remove what the penalty no longer lets in."""
+        """Descend on the quadratic form; remove what the penalty no longer lets in.
+
+        Without a penalty a layer that would end no nearer than it was stays as it was.
+        """
         # First: a mask that is laid on a weight makes another parameter of it.
         removal = None if self.penalty is None else _Removal(self.penalty, part, self.steps)
         descent = part.descent(self.optimizer)
         start = part.matrix().to(part.precision)
-        form = part.around(start, 0.0)
+        form, before = part.around(start, 0.0), part.numbers()
         for step in progress(range(self.steps), part.label):
             done = step / self.steps
             if step and (step - 1) / self.steps < part.feed.settled:
@@ -92,6 +97,15 @@ class Gradient(Solve):
             if removal is not None:
                 removal.step(step)
         descent.finish()
+        if removal is None:
+            self._keep_nearer(part, start, before)
+
+    def _keep_nearer(self, part: LayerPart, start: Tensor, before: Mapping[str, Tensor]) -> None:
+        form = part.around(start, 1.0)
+        began, ended = (form(each.to(start) - start).item() for each in (start, part.matrix()))
+        if began < ended:
+            part.put_back(before)
+            part.note(began)
 
 
 class _Removal:

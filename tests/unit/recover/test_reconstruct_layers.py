@@ -13,6 +13,7 @@ from torch import nn
 from helpers.reconstruct_layers import FAST, difference, examples, layer, narrower, normed, state_of
 from laconic.recover import (
     Adam,
+    Constant,
     Cross,
     Feed,
     Gradient,
@@ -35,7 +36,7 @@ from laconic.scope import Scope
 from laconic.step import State, run_step
 from laconic.structure import Prune
 from laconic.tasks import Task
-from laconic.weights import Quantize, Ternary
+from laconic.weights import LossAware, Quantize, Ternary
 from laconic.weights.laid import laid_tensors, narrow
 
 
@@ -47,6 +48,28 @@ def net() -> nn.Module:
 @pytest.fixture
 def task() -> Task:
     return examples()
+
+
+@pytest.mark.parametrize("kind", ["binary", "ternary", 3, 4])
+def test_by_default_no_rounded_layer_ends_above_where_it_began(
+    net: nn.Module, task: Task, kind: Any
+) -> None:
+    state = state_of(net, task)
+    run_step(Quantize(kind), state)
+    before = difference(state.model, net, task)
+    run_step(Reconstruct(), state)
+    assert all(curve[-1] <= curve[0] for curve in state.curves.values())
+    assert difference(state.model, net, task) < before
+
+
+def test_a_layer_that_descends_nowhere_stays_as_it_was(net: nn.Module, task: Task) -> None:
+    state = state_of(net, task)
+    run_step(Quantize(LossAware(2)), state)
+    numbers = {name: each.clone() for name, each in state.model.state_dict().items()}
+    wild = Gradient(3, optimizer=Adam(10.0, decay=Constant()))
+    run_step(Reconstruct(solve=wild, scope=Scope("conv0")), state)
+    found = state.model.state_dict()
+    assert all(torch.equal(each, found[name]) for name, each in numbers.items())
 
 
 @pytest.mark.parametrize(
