@@ -21,6 +21,7 @@ __all__ = ["channels_first", "read_cifar", "read_folder", "read_idx", "read_npz"
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
 CIFAR_IMAGE = (3, 32, 32)
+DEEP = ("I", "F")  # Pillow's modes of 32 bits; those of 16 begin with I;16
 
 
 def read_idx(folder: Path, name: str, dimensions: int) -> Tensor:
@@ -168,7 +169,8 @@ def read_folder(
         raise TaskError(
             f"{folder}: no such folder; it must hold one sub-folder of images per class"
         )
-    found = tuple(sorted(child.name for child in folder.iterdir() if child.is_dir()))
+    children = (child for child in folder.iterdir() if child.is_dir())
+    found = tuple(sorted(each.name for each in children if not each.name.startswith(".")))
     loose = _pictures(folder)
     if loose and not found and unlabelled:
         return _stacked(folder, loose, size), None, classes
@@ -205,7 +207,8 @@ def _stacked(folder: Path, files: list[Path], size: int | None) -> Tensor:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+    shown = (path for path in folder.glob("*") if not path.name.startswith("."))
+    return sorted(path for path in shown if path.suffix.lower() in SUFFIXES)
 
 
 def _pixels(path: Path, size: int | None) -> np.ndarray[Any, Any]:
@@ -215,6 +218,11 @@ def _pixels(path: Path, size: int | None) -> np.ndarray[Any, Any]:
         raise MissingExtra("Pillow", "vision") from error
     try:
         with Image.open(path) as image:
+            if image.mode in DEEP or image.mode.startswith("I;16"):
+                raise TaskError(
+                    f"{path}: a pixel has more than 8 bits (mode {image.mode}), which would become "
+                    "white; store the images in an npz file, as floats"
+                )
             colour = image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise TaskError(f"{path}: cannot be read as an image ({error}); remove it") from error

@@ -169,7 +169,8 @@ def mnist(
 
     Args:
         path: folder with train-images-idx3-ubyte and the other three.
-        augment: of training images; see PadCropFlip.
+        augment: of training images: pad-crop-flip, pad-crop, flip, none, or with numbers of
+            your own {pad: 4, flip: 0.5}; see PadCropFlip.
         mean: of the channel, in 0..1 units; the training images' own by default.
         std: of the channel.
 
@@ -206,7 +207,8 @@ def cifar(
 
     Args:
         path: cifar-10-batches-bin, cifar-100-binary, or the folder that holds one of them.
-        augment: of training images; see PadCropFlip.
+        augment: of training images: pad-crop-flip, pad-crop, flip, none, or with numbers of
+            your own {pad: 4, flip: 0.5}; see PadCropFlip.
         mean: of each channel, in 0..1 units; the training images' own by default.
         std: of each channel.
 
@@ -251,7 +253,8 @@ def npz(
 
     Args:
         path: the file.
-        augment: of training images; see PadCropFlip.
+        augment: of training images: pad-crop-flip, pad-crop, flip, none, or with numbers of
+            your own {pad: 4, flip: 0.5}; see PadCropFlip.
         mean: of each channel, in 0..1 units; None: no normalisation.
         std: of each channel.
 
@@ -296,7 +299,8 @@ def images(
     Args:
         path: holds train/ and test/.
         size: scale and centre-crop to size x size pixels; None: the images have one size.
-        augment: of training images; see PadCropFlip.
+        augment: of training images: pad-crop-flip, pad-crop, flip, none, or with numbers of
+            your own {pad: 4, flip: 0.5}; see PadCropFlip.
         mean: of each channel, in 0..1 units; ImageNet's by default.
         std: of each channel.
 

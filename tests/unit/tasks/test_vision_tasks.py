@@ -323,6 +323,26 @@ def test_training_images_of_a_folder_may_be_without_labels(folder):
         images(folder)
 
 
+def test_what_is_hidden_is_no_class_and_no_image(folder):
+    before = images(folder)
+    (folder / "train" / ".ipynb_checkpoints").mkdir()
+    shutil.copy(folder / "train" / "cat" / "0.png", folder / "train" / ".hidden.png")
+    shutil.copy(folder / "train" / "cat" / "0.png", folder / "train" / "cat" / "._0.png")
+    after = images(folder)
+    assert after.classes == ("cat", "dog") and len(after.train) == len(before.train)
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
+def test_images_of_more_than_eight_bits_are_refused(folder, kind):
+    from PIL import Image
+
+    path = folder / "train" / "cat" / "0.png"
+    image = Image.fromarray(np.full((6, 8), 300, kind))
+    image.save(path, format="PNG" if kind is np.uint16 else "TIFF")
+    with pytest.raises(TaskError, match=r"0\.png: a pixel has more than 8 bits.*npz"):
+        images(folder)
+
+
 def test_images_refuse(folder):
     from PIL import Image
 
