@@ -139,7 +139,8 @@ class Recipe(Value):
         except RecipeError as error:
             problems = error.problems or (FieldProblem((), str(error)),)
             lines = [
-                f"{_setting(p, changes) or f'{where}:{_line(tree, (*p.path, p.key))}'}: {_place(p)}"
+                f"{_setting(p, changes, tree) or f'{where}:{_line(tree, (*p.path, p.key))}'}: "
+                f"{_place(p)}"
                 for p in problems
             ]
             raise RecipeError("\n".join(lines), problems) from None
@@ -198,13 +199,27 @@ def _place(problem: FieldProblem) -> str:
     return str(problem)
 
 
-def _setting(problem: FieldProblem, changes: Sequence[str]) -> str:
+def _setting(problem: FieldProblem, changes: Sequence[str], tree: yaml.Node | None) -> str:
     """Return the last assignment that wrote what is wrong, or nothing if the file did."""
-    wrong = f"{'.'.join(str(part) for part in (*problem.path, problem.key))}."
+    path = (*problem.path, problem.key) if problem.key else problem.path
+    wrong = f"{'.'.join(str(part) for part in path)}."
     for change in reversed(changes):
-        if wrong.startswith(f"{change.partition('=')[0].strip()}."):
+        written = f"{change.partition('=')[0].strip()}."
+        # An assignment makes the keys above it that the file has not.
+        made = problem.key and written.startswith(wrong) and not _written(tree, path)
+        if wrong.startswith(written) or made:
             return _option(change)
     return ""
+
+
+def _written(node: yaml.Node | None, path: tuple[str | int, ...]) -> bool:
+    """Return whether a file has something at a path."""
+    for part in path:
+        found = _child(node, part)
+        if found is None:
+            return False
+        node = found[0]
+    return True
 
 
 def _option(change: str) -> str:

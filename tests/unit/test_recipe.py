@@ -176,6 +176,7 @@ def test_several_changes_follow_one_another() -> None:
         ("steps.0.prune.keeps=1", "steps.0 (prune): 'keeps' is not a field; did you mean 'keep'?"),
         ("steps.0.prune.keep=2", "--set steps.0.prune.keep=2: steps.0 (prune): keep: "),
         ("steps.0=prune: {keep: 2}", "--set steps.0=prune: {keep: 2}: steps.0 (prune): keep: "),
+        ("quantize.weight=2", "--set quantize.weight=2: 'quantize' is not a field"),
         ("=3", "'' is not a field"),
     ],
 )

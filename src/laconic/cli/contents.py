@@ -328,12 +328,15 @@ def file_analyses(
         ArtifactError: a file is damaged, or does not fit the model.
         ModelError: the networks have other parts.
     """
+    from laconic.cli.shared import glance
     from laconic.report import bit_sensitivity, eigenvalues
     from laconic.ship import load
 
     stems = [path.stem for path in paths]
     names = stems if len({*stems}) == len(stems) else [str(path) for path in paths]
     networks = {name: load(path, model=model) for name, path in zip(names, paths, strict=True)}
+    for network in networks.values():
+        glance(task).score(network)  # what does not fit the data is refused here
     drawn = list(itertools.islice(task.train.plain().batches(BATCH, seed=0), batches))
     curves = eigenvalues(networks, task, drawn)
     widths = {f"{bits} bit": bits for bits in WIDTHS}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+import functools
 import math
 import statistics
 import time
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from laconic.cli.shared import glance
 from laconic.ledger import Measurement
 from laconic.measure import measure
 from laconic.recipe import Recipe, located
@@ -109,11 +110,11 @@ def predict(
         device=device,
         precision=pick_precision(recipe.precision, device),
     )
-    glance = _glance(task)
-    if glance is not None:
-        glance.score(state.model)  # what does not fit the data is refused here
-    timed = None if recipe.budget is None else glance
-    history = [measure(state.model, timed)]
+    one = None if task is None else glance(task)
+    if one is not None:
+        one.score(state.model)  # what does not fit the data is refused here
+    measured = functools.partial(measure, task=one, latency=recipe.budget is not None)
+    history = [measured(state.model)]
     rows = [_row("original", history[0], 0, 0.0)]
     for index, step in enumerate(recipe.steps):
         earlier = sum(other.name == step.name for other in recipe.steps[:index])
@@ -121,7 +122,7 @@ def predict(
             fitting = _fitting(step, state)
             for part in _untrained(step):
                 run_step(part, state, key=earlier)
-            history.append(measure(state.model, timed))
+            history.append(measured(state.model))
             rows.append(_row(step.name, history[-1], *(fitting or _training(step, state))))
     exceeded = {}
     if recipe.budget is not None:
@@ -160,7 +161,9 @@ def _untrained(step: Step) -> tuple[Step, ...]:
         return (_shortened(step, 1),)
     if "retrain" in type(step).model_fields:
         return (step.model_copy(update={"retrain": None}),)
-    return (step,)
+    # Of what is looked at many times, once shows how large the network becomes.
+    once = dict.fromkeys({"batches", "iterations"} & type(step).model_fields.keys(), 1)
+    return (step.model_copy(update=once),)
 
 
 def _shortened(step: Reconstruct, updates: int) -> Reconstruct:
@@ -185,15 +188,6 @@ def _fitting(step: Step, state: State) -> tuple[int, float] | None:
     each = max(seconds[1] - seconds[0], 0.0) / SEVERAL
     left = step.solve.steps - 1
     return len(trial.curves) * step.solve.steps, seconds[0] + left * each
-
-
-def _glance(task: Task | None) -> Task | None:
-    """Return the task with one example to score: costs are measured, metrics are not."""
-    if task is None:
-        return None
-    small = copy.copy(task)
-    small.test = task.test.subset([0])
-    return small
 
 
 def _training(step: Step, state: State) -> tuple[int, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,16 @@ if TYPE_CHECKING:
     from laconic.ledger import Measurement
     from laconic.tasks import Task
 
-__all__ = ["Threads", "network_of", "reserved", "task_of", "tell_ledger", "tokenizer_in", "use"]
+__all__ = [
+    "Threads",
+    "glance",
+    "network_of",
+    "reserved",
+    "task_of",
+    "tell_ledger",
+    "tokenizer_in",
+    "use",
+]
 
 # What a narrow terminal does without, first to last.
 SPARE = (
@@ -90,6 +100,13 @@ def task_of(text: str | None, file: Path) -> Task | None:
     line = _yaml("--task", text)
     with own_code("task", line):
         return task_from_dict(line, base=Path(), tokenizer=tokenizer_in(file))
+
+
+def glance(task: Task) -> Task:
+    """Return the task with one example to score: costs are measured, metrics are not."""
+    small = copy.copy(task)
+    small.test = task.test.subset([0])
+    return small
 
 
 def tokenizer_in(file: Path) -> Any:

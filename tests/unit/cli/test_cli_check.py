@@ -10,7 +10,7 @@ import torch
 
 from helpers.cli import answer, finished_run, laconic, refused
 from laconic import rundir
-from laconic.cli.predict import predict, trainings
+from laconic.cli.predict import _untrained, predict, trainings
 from laconic.errors import FeatureError
 from laconic.models import digits_cnn
 from laconic.recipe import Recipe
@@ -27,7 +27,7 @@ from laconic.recover import (
 from laconic.recover.descent import Descent
 from laconic.structure import Prune
 from laconic.tasks import Task
-from laconic.weights import Quantize
+from laconic.weights import MixedPrecision, Quantize
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +117,12 @@ def test_a_prediction_of_parts_fits_them_by_a_few_updates(monkeypatch: pytest.Mo
     assert last.size_bytes < 0.6 * first.size_bytes
     assert last.updates == 3 * 3000 and last.seconds > 0
     assert len(taken) < 30
+
+
+def test_what_is_looked_at_many_times_is_looked_at_once() -> None:
+    step = MixedPrecision(batches=2, batch=20, iterations=30)
+    seen = [part.model_dump() for part in _untrained(step)]
+    assert [(each["batches"], each["iterations"], each["batch"]) for each in seen] == [(1, 1, 20)]
 
 
 def test_a_prediction_changes_neither_the_network_nor_the_generator() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -65,6 +66,14 @@ def test_analyse_writes_a_page(artefact: Path, folder: Path, tmp_path: Path) -> 
     assert list(found["eigenvalues"]["values"][artefact.stem]) == list(found["bits"]["scores"])
     assert set(found["bits"]["scores"]["conv1"]) == {"2 bit", "4 bit", "8 bit"}
     assert "task" in refused("analyse", artefact)
+
+
+def test_analyse_refuses_data_that_do_not_fit(artefact: Path, tmp_path: Path) -> None:
+    images, labels = np.zeros((20, 3, 8, 8), np.float32), np.arange(20) % 10
+    data = {f"{part}_images": images for part in ("train", "test")}
+    np.savez(tmp_path / "d.npz", **data, train_labels=labels, test_labels=labels)
+    said = refused("analyse", artefact, "--task", f"{{npz: {tmp_path / 'd.npz'}}}")
+    assert "the network cannot be called with inputs [1, 3, 8, 8]" in said
 
 
 def test_analyse_compares_files_of_one_network(folder: Path, tmp_path: Path) -> None:
