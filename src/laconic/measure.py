@@ -21,7 +21,7 @@ from laconic.scope import Scope
 from laconic.ship.artifact import save
 from laconic.ship.inventory import Inventory, inspect
 from laconic.sizes import SizeReport, size_report
-from laconic.tasks.task import device_of
+from laconic.tasks.task import device_of, explained
 from laconic.weights.laid import Laid, laid_tensors, owner, weights_of
 from laconic.weights.quantizer import activations_of, attention_paths
 from laconic.weights.representation import POSITION
@@ -132,11 +132,15 @@ def _written(model: nn.Module, task: Task | None, path: Path | None) -> Inventor
 
 def _forward_costs(plain: nn.Module, task: Task, timed: bool) -> dict[str, Any]:
     batch = task.example_batch(1).to(device_of(plain))
-    return {
-        "counts": costs.macs(plain, batch, call=task.call),
-        "latency_ms": costs.latency(plain, batch, call=task.call) if timed else None,
-        "peak_memory_bytes": costs.peak_memory(plain, batch, call=task.call),
-    }
+    with explained(
+        "the network cannot be called with a single example, for which costs are counted",
+        "let it take batches of one (BatchNorm with running statistics does)",
+    ):
+        return {
+            "counts": costs.macs(plain, batch, call=task.call),
+            "latency_ms": costs.latency(plain, batch, call=task.call) if timed else None,
+            "peak_memory_bytes": costs.peak_memory(plain, batch, call=task.call),
+        }
 
 
 def _layers(

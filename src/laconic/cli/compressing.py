@@ -199,13 +199,12 @@ def _read(name: str, settings: Sequence[str]) -> _Job:
 
 def _tokenizer(line: Any, base: Path) -> Any:
     """Return what reads texts, where the network brings it: a Hugging Face folder, or a file."""
-    options = line if isinstance(line, dict) else {}
-    if "hf" in options:
-        return base.absolute() / str(options["hf"])
-    loaded = options.get("laconic:load")
-    if isinstance(loaded, dict) and "path" in loaded:
-        return tokenizer_in(base / str(loaded["path"]))
-    return None
+    from laconic.models.load import artifact_of
+
+    if isinstance(line, dict) and "hf" in line:
+        return base.absolute() / str(line["hf"])
+    path = artifact_of(line, base)
+    return None if path is None else tokenizer_in(path)
 
 
 def _networks(recipe: Recipe, bases: Mapping[str, Path]) -> list[nn.Module]:

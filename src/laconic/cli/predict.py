@@ -110,10 +110,10 @@ def predict(
         device=device,
         precision=pick_precision(recipe.precision, device),
     )
-    one = None if task is None else glance(task)
-    if one is not None:
-        one.score(state.model)  # what does not fit the data is refused here
-    measured = functools.partial(measure, task=one, latency=recipe.budget is not None)
+    small = None if task is None else glance(task)
+    if small is not None:
+        small.score(state.model)  # what does not fit the data is refused here
+    measured = functools.partial(measure, task=small, latency=recipe.budget is not None)
     history = [measured(state.model)]
     rows = [_row("original", history[0], 0, 0.0)]
     for index, step in enumerate(recipe.steps):

@@ -19,11 +19,11 @@ from laconic.own import anchored_own, call_own, colon_hint, is_own, plain_own
 
 __all__ = [
     "anchored_model",
+    "artifact_of",
     "build",
     "builder_of",
     "custom",
     "load_model",
-    "load_weights_",
 ]
 
 # A hostile file must not cause a huge allocation: inclusive bounds of every number.
@@ -42,6 +42,7 @@ HUBS = {
     "torchvision": "one of torchvision: {torchvision: resnet18, num_classes: 10}",
 }
 SHOWN = 5
+UNREADABLE = "cannot be read ({}); give a safetensors file with a state dict"
 
 
 def build(builder: Mapping[str, Any]) -> nn.Module:
@@ -111,7 +112,8 @@ def load_model(spec: Mapping[str, Any] | str, *, base: Path = Path()) -> nn.Modu
     ``lenet_5``, ``{resnet20: {weights: file.safetensors}}``, ``{hf: folder, task: base}``,
     ``{timm: resnet18, num_classes: 10}``, ``{torchvision: resnet18}`` or
     ``{"package.module:function": {...}}``, whose function returns the model. The option
-    ``weights`` names a safetensors file with a state dict; the others are arguments.
+    ``weights`` names a safetensors file, with a state dict or a network that was compressed; the
+    others are arguments.
 
     Args:
         spec: the name of a model, and its options.
@@ -148,7 +150,7 @@ def load_model(spec: Mapping[str, Any] | str, *, base: Path = Path()) -> nn.Modu
     weights = arguments.pop("weights", None)
     if is_own(name):
         return _weighted(_custom(str(name), arguments, base), str(name), base, weights)
-    if hint := colon_hint(name):
+    if hint := _file_hint(name) or colon_hint(name):
         raise ModelError(f"no model is called '{name}'{hint}")
     model = _call(_builder(name), name, arguments)
     return _weighted(model, str(name), base, weights)
@@ -183,40 +185,67 @@ def _anchored(path: Any, base: Path) -> str | None:
     return None if path is None else str((base / path).absolute())
 
 
+def _file_hint(name: str) -> str:
+    if not name.endswith(".safetensors"):
+        return ""
+    return (
+        f'; a compressed network is {{"laconic:load": {{path: {name}}}}}, a state dict '
+        f"{{resnet20: {{weights: {name}}}}}"
+    )
+
+
+def artifact_of(line: Any, base: Path) -> Path | None:
+    """Return the compressed network that a recipe's ``model:`` line goes on from, if it does.
+
+    Args:
+        line: as for ``load_model``.
+        base: folder where its relative paths start.
+
+    >>> artifact_of({"laconic:load": {"path": "model.safetensors"}}, Path("runs"))
+    PosixPath('runs/model.safetensors')
+    """
+    given = line if isinstance(line, Mapping) else {}
+    loaded = given.get("laconic:load")
+    if isinstance(loaded, Mapping) and "path" in loaded:
+        return base / str(loaded["path"])
+    options = given if "weights" in given else next(iter(given.values()), None)
+    weights = options.get("weights") if isinstance(options, Mapping) else None
+    if isinstance(weights, str) and _is_compressed(base / weights):
+        return base / weights
+    return None
+
+
 def _weighted(model: nn.Module, name: str, base: Path, weights: Any) -> nn.Module:
-    if weights is not None:
-        if not isinstance(weights, str | Path):
-            raise ModelError(f"model: {name}: 'weights' must be a path, got {weights!r}")
-        load_weights_(model, base / weights)
+    if weights is None:
+        return model
+    if not isinstance(weights, str | Path):
+        raise ModelError(f"model: {name}: 'weights' must be a path, got {weights!r}")
+    if _is_compressed(base / weights):
+        from laconic.ship import load
+
+        return load(base / weights, model=model)
+    _load_weights_(model, base / weights)
     return model
 
 
-def load_weights_(model: nn.Module, path: Path) -> None:
-    """Copy a state dict from a safetensors file into a model.
-
-    Args:
-        model: every one of its tensors must be in the file, with the same shape.
-        path: the safetensors file.
-
-    Raises:
-        ModelError: the file cannot be read; names or shapes differ; a value is not finite.
-    """
+def _is_compressed(path: Path) -> bool:
     from safetensors import SafetensorError, safe_open
-    from safetensors.torch import load_file
 
     try:
         with safe_open(path, "pt") as file:
-            coded = MANIFEST in (file.metadata() or {})
-        state = {} if coded else load_file(path)
+            return MANIFEST in (file.metadata() or {})
     except (OSError, SafetensorError) as error:
-        raise ModelError(
-            f"weights {path}: cannot be read ({error}); give a safetensors file with a state dict"
-        ) from error
-    if coded:
-        raise ModelError(
-            f"weights {path}: this is a compressed network, not a state dict; take it as it is: "
-            f'model: {{"laconic:load": {{path: {path}}}}}'
-        )
+        raise ModelError(f"weights {path}: {UNREADABLE.format(error)}") from error
+
+
+def _load_weights_(model: nn.Module, path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"weights {path}: {UNREADABLE.format(error)}") from error
     _check_state(path, state, model.state_dict())
     model.load_state_dict(state)
 

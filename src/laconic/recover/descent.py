@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from laconic.errors import ChainError, RunError
+from laconic.errors import ChainError, ModelError, RunError
 from laconic.names import module_of, plain_name
 from laconic.recover.optimize import Optimizer, curvature_of
 from laconic.step import State, Step
@@ -20,7 +20,7 @@ from laconic.weights.lookup import looked_up
 from laconic.weights.quantize import planned
 from laconic.weights.quantizer import Quantizer
 
-__all__ = ["Descent", "autocast", "check_curvature", "parameters_of"]
+__all__ = ["Descent", "autocast", "check_curvature", "check_numbers", "parameters_of"]
 
 
 class Descent:
@@ -56,6 +56,7 @@ class Descent:
         self.value, self.model, self.scope, self.name = optimizer, model, scope, name
         self.networks = networks
         self.parameters = [*itertools.chain.from_iterable(networks)]
+        check_numbers(name, self.parameters)
         self.optimizer = optimizer.build(self.parameters, _learned(model))
 
     def update(self, loss: Callable[[], Tensor], done: float, where: str) -> float:
@@ -164,6 +165,21 @@ def parameters_of(model: nn.Module, selected: Collection[str]) -> list[nn.Parame
             plain = plain_name(name)
             found[parameter] = min(plain, found.get(parameter, plain))
     return sorted(found, key=lambda parameter: found[parameter])
+
+
+def check_numbers(step: str, parameters: Iterable[nn.Parameter]) -> None:
+    """Refuse to move parameters in float16, where small updates and Adam's epsilon are zero.
+
+    Raises:
+        ModelError: a parameter is float16.
+
+    >>> check_numbers("train", nn.Linear(1, 1).parameters())
+    """
+    if any(parameter.dtype == torch.float16 for parameter in parameters):
+        raise ModelError(
+            f"{step}: the weights are float16, in which an optimiser's small numbers become zero; "
+            "call model.float(), and let precision: auto compute in fewer bits where that is faster"
+        )
 
 
 def _learned(model: nn.Module) -> set[nn.Parameter]:

@@ -269,6 +269,8 @@ def fitted_layers(state: State, scope: Scope, feed: Feed) -> dict[str, Pair]:
         weight = latent_of(state.model, joined(path, "weight"))[1]
         if not weight.requires_grad:
             reason = "its weight is frozen"
+        elif not weight.numel():
+            reason = "its weight is empty"
         elif held[cast("nn.Parameter", weight)] > 1:
             reason = "other modules share its weight"
         elif taught[path] != calls or not _answers_alike(other := theirs[path], student):

@@ -9,7 +9,7 @@ from torch import nn
 
 from laconic import ranks
 from laconic.errors import ChainError, RecipeError, ScopeError
-from laconic.recover.descent import check_curvature, parameters_of
+from laconic.recover.descent import check_curvature, check_numbers, parameters_of
 from laconic.recover.feeding import Feed, Student
 from laconic.recover.fitting import fittings_of, gradient_of, parts_of
 from laconic.recover.layers import fit_layers, read_alone
@@ -114,8 +114,10 @@ class Reconstruct(Step):
             self._check_layers(model, task, earlier)
         else:
             self._check_parts(model, earlier)
-        if not parameters_of(model, self.scope.select(model)):
+        moving = parameters_of(model, self.scope.select(model))
+        if not moving:
             raise ScopeError(f"'{self.scope}' selects no module with parameters to fit")
+        check_numbers("reconstruct", moving)
 
     def _check_layers(self, model: nn.Module, task: Task | None, earlier: tuple[Step, ...]) -> None:
         if isinstance(self.order, Parallel):

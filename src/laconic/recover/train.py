@@ -15,7 +15,7 @@ from laconic.errors import RunError, ScopeError, TaskError
 from laconic.models.capture import Features
 from laconic.names import below
 from laconic.progress import progress
-from laconic.recover.descent import Descent, check_curvature, parameters_of
+from laconic.recover.descent import Descent, check_curvature, check_numbers, parameters_of
 from laconic.recover.lesson import Lesson
 from laconic.recover.objectives import Label, Objective
 from laconic.recover.optimize import AdamW, Optimizer, Stop
@@ -77,8 +77,10 @@ class Train(Step):
         for each in inside(self.objective, Objective):
             if each.needs_targets:
                 labelled(task, f"train: {each.name} reads targets", WITHOUT)
-        if not parameters_of(model, self.scope.select(model)):
+        moving = parameters_of(model, self.scope.select(model))
+        if not moving:
             raise ScopeError(f"'{self.scope}' selects no module with parameters to train")
+        check_numbers("train", moving)
         if not earlier:
             _trained(self, model)  # refuses a scope where all is frozen
         if self.penalty is not None:

@@ -153,7 +153,8 @@ def _plain(model: nn.Module) -> dict[str, tuple[Tensor]]:
             continue
         if name not in named:
             raise ArtifactError(
-                f"'{name}' of the state dict is no parameter or buffer; an artefact holds no other"
+                f"'{name}' of the state dict is no parameter or buffer, and an artefact holds no "
+                "other; make it a buffer, or remove the get_extra_state that returns it"
             )
         if (
             tensor.dtype not in DTYPE_NAMES

@@ -143,7 +143,8 @@ def _lay_again(
 def model_hash(model: nn.Module) -> str:
     """Return the sha256 of a network's names, shapes and numbers."""
     running = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    tensors = {name: each for name, each in model.state_dict().items() if torch.is_tensor(each)}
+    for name, tensor in sorted(tensors.items()):
         running.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         running.update(raw_bytes(torch.atleast_1d(tensor)))
     return running.hexdigest()

@@ -103,7 +103,8 @@ def _built(path: Path, manifest: Manifest, where: torch.device | _Hollow) -> nn.
         raise ArtifactError(
             f"{path}: made from {str(manifest.builder['custom'])[:SHOWN]!r}, code that a file may "
             "not run; build the network yourself and pass load(path, model=...), on the command "
-            "line --model package.module:function"
+            "line --model package.module:function; a recipe goes on from it by model: "
+            f"{{package.module:function: {{weights: {path}}}}}"
         )
     try:
         with torch.random.fork_rng(devices=[]), where:

@@ -185,11 +185,6 @@ def test_a_network_is_no_recipe(artefact: Path) -> None:
     assert f"--model '{{\"laconic:load\": {{path: {artefact}}}}}'" in said
 
 
-def test_a_compressed_network_is_no_state_dict(artefact: Path) -> None:
-    said = refused("measure", artefact, "--model", f"{{digits_cnn: {{weights: {artefact}}}}}")
-    assert f'take it as it is: model: {{"laconic:load": {{path: {artefact}}}}}' in said
-
-
 def test_a_device_that_is_not_there_is_refused(folder: Path, tmp_path: Path) -> None:
     words = ("compress", folder / "recipe.yaml", "--out", tmp_path / "run", "--device", "gpu")
     assert refused(*words) == (

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from laconic.cli.compressing import _tokenizer
@@ -65,8 +66,12 @@ def test_a_recipe_that_goes_on_from_a_file_reads_texts_by_its_tokenizer(task, tm
     save(Words(), tmp_path / "model.safetensors", task=task)
     found = _tokenizer({"laconic:load": {"path": "model.safetensors"}}, tmp_path)
     assert found.encode("this film").ids == tokenizer_of(task.tokenizer).encode("this film").ids
+    own = _tokenizer({"words:make": {"weights": "model.safetensors"}}, tmp_path)
+    assert own.encode("this film").ids == found.encode("this film").ids
     save(nn.Linear(2, 2), tmp_path / "plain.safetensors")
     assert _tokenizer({"laconic:load": {"path": "plain.safetensors"}}, tmp_path) is None
+    save_file(Words().state_dict(), tmp_path / "state.safetensors")
+    assert _tokenizer({"words:make": {"weights": "state.safetensors"}}, tmp_path) is None
     assert _tokenizer({"hf": "folder"}, tmp_path) == tmp_path / "folder"
     assert _tokenizer("digits_cnn", tmp_path) is None
 

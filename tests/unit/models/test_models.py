@@ -13,11 +13,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 from laconic import models
-from laconic.errors import ModelError
+from laconic.errors import ArtifactError, ModelError
 from laconic.models import build, load_model
 from laconic.models.load import builder_of, custom
 from laconic.models.notes import built
 from laconic.models.vision import PadShortcut
+from laconic.ship import load, save
+from laconic.step import State, run_step
+from laconic.structure import Prune
+from laconic.tasks import digits
 from laconic.weights import Ternary, lay
 
 SHAPES = {"lenet_300_100": (1, 28, 28), "lenet_5": (1, 28, 28), "digits_cnn": (1, 8, 8)}
@@ -224,10 +228,37 @@ def test_a_function_of_the_user_makes_the_model(package, tmp_path):
         build(model.laconic["builder"])
 
 
+def same(model, other):
+    tensors, others = model.state_dict(), other.state_dict()
+    return tensors.keys() == others.keys() and all(
+        torch.equal(tensor, others[name]) for name, tensor in tensors.items()
+    )
+
+
+def test_weights_may_be_those_of_a_compressed_network(package, tmp_path):
+    model, path = models.digits_cnn(), tmp_path / "w.safetensors"
+    run_step(Prune("channels", keep=0.5, scope="conv1"), State(model, digits()))
+    lay(model, "fc2.weight", Ternary())
+    save(model, path)
+    found = load_model({"digits_cnn": {"weights": "w.safetensors"}}, base=tmp_path)
+    assert same(found, load(path)) and found.conv1.out_channels == 8
+    save(found, tmp_path / "again.safetensors")
+    assert same(load(tmp_path / "again.safetensors"), found)
+
+    model = load_model({"own_models:small": {"width": 7}})
+    lay(model, "weight", Ternary())
+    save(model, path)
+    with pytest.raises(ArtifactError, match=r"model: \{package.module:function: \{weights: "):
+        load_model({"laconic:load": {"path": str(path)}})
+    found = load_model({"own_models:small": {"width": 7, "weights": str(path)}})
+    assert same(found, load(path, model=nn.Linear(7, 2)))
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
         ("lenet5", "no model is called 'lenet5'; did you mean 'lenet_5'"),
+        ("a/model.safetensors", r'; a compressed network is {"laconic:load": {path: a/model'),
         ({"lenet_5": {}, "vgg": {}}, "one name with its options is needed"),
         ({}, "one name with its options is needed"),
         ({"resnet20": 3}, "resnet20: options must be a mapping, got 3"),

@@ -34,6 +34,7 @@ from laconic.recover import (
     Solve,
     Train,
 )
+from laconic.recover.lesson import Teachers
 from laconic.scope import Scope
 from laconic.step import State, run_step
 from laconic.structure import Prune
@@ -149,3 +150,22 @@ def test_what_is_not_finite_is_refused(net: nn.Module, task: Task, solve: Solve)
         state.model.get_submodule("norm0").weight[0] = torch.nan
     with pytest.raises(RunError, match="'conv1' in the student holds NaN"):
         run_step(Reconstruct(solve=solve), state)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_layer_without_numbers_is_left_out() -> None:
+    class Empty(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.none, self.full = nn.Linear(0, 2), nn.Linear(6, 2)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            answer: torch.Tensor = self.none(inputs[:, :0]) + self.full(inputs)
+            return answer
+
+    torch.manual_seed(0)
+    data = (torch.rand(8, 6), torch.arange(8) % 2)
+    state = State(Empty(), Task(data, data))
+    state.teacher = Teachers((Empty(),), state.device)
+    run_step(Reconstruct(solve=Gradient(5)), state)
+    assert list(state.curves) == ["full"]

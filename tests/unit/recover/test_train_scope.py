@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from helpers.train import BATCH, Tied, network, plain_sgd, same, task, trained, with_norm
-from laconic.errors import RunError, ScopeError
-from laconic.recover import AdamW, Train
+from laconic.errors import ModelError, RunError, ScopeError
+from laconic.recover import AdamW, Reconstruct, Train
+from laconic.recover.descent import Descent
 from laconic.step import State, run_step
 from laconic.weights import Symmetric, lay
 
@@ -30,6 +31,14 @@ def test_nothing_to_train_is_refused() -> None:
         run_step(Train(scope="0"), State(model, task()))
     with pytest.raises(ScopeError, match="'1' selects no module with parameters to train"):
         Train(scope="1").check(network(), task())
+
+
+@pytest.mark.parametrize("step", [Train(epochs=1), Reconstruct()])
+def test_weights_in_float16_are_refused(step: Train | Reconstruct) -> None:
+    with pytest.raises(ModelError, match=rf"^{step.name}: the weights are float16.*float\(\)"):
+        step.check(network().half(), task())
+    with pytest.raises(ModelError, match="float16"):
+        Descent(AdamW(), model := network().half(), [], networks=[[*model.parameters()]], name="a")
 
 
 def test_only_the_scope_is_trained_and_statistics_outside_stay() -> None:
