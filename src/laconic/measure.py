@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 
 from laconic import costs
 from laconic.costs import bit_operations, environment, float_bytes, latency, macs, peak_memory
+from laconic.errors import ModelError
 from laconic.ledger import FLOAT_BITS, Layer, Measurement
-from laconic.models.rounding import INPUT
+from laconic.models.rounding import INPUT, quantizers_of
 from laconic.names import module_of
 from laconic.scope import Scope
 from laconic.ship.artifact import save
@@ -27,7 +29,7 @@ from laconic.weights.quantizer import activations_of, attention_paths
 from laconic.weights.representation import POSITION
 
 if TYPE_CHECKING:
-    from laconic.tasks import Task
+    from laconic.tasks import Batch, Task
 
 __all__ = [
     "Measurement",
@@ -137,10 +139,34 @@ def _forward_costs(plain: nn.Module, task: Task, timed: bool) -> dict[str, Any]:
         "let it take batches of one (BatchNorm with running statistics does)",
     ):
         return {
-            "counts": costs.macs(plain, batch, call=task.call),
+            "counts": _counts(plain, batch, task),
             "latency_ms": costs.latency(plain, batch, call=task.call) if timed else None,
             "peak_memory_bytes": costs.peak_memory(plain, batch, call=task.call),
         }
+
+
+def _counts(plain: nn.Module, batch: Batch, task: Task) -> dict[str, int]:
+    """Return the multiply-accumulates of a forward; refuse inputs that pass it unrounded.
+
+    Raises:
+        ModelError: a layer rounds its input and is never called, though its weight is at work.
+    """
+    rounded: set[str] = set()
+    asked = {path: places for path, places in quantizers_of(plain).items() if INPUT in places}
+    with ExitStack() as hooks:
+        for path, places in asked.items():
+            hook = places[INPUT].register_forward_hook(lambda *_, path=path: rounded.add(path))
+            hooks.enter_context(hook)
+        counts = costs.macs(plain, batch, call=task.call)
+    at_work = {module_of(name) for name, count in counts.items() if count}
+    for path in asked:
+        if path in at_work - rounded:
+            raise ModelError(
+                f"the network computes with the weight of '{path}' itself and never calls this "
+                "layer, so its input is not rounded; let the network call it, or leave it out of "
+                f"the scope of quantize with '!{path}'"
+            )
+    return counts
 
 
 def _layers(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import itertools
 import re
 import tempfile
 from abc import ABC, abstractmethod
@@ -16,10 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
+from pydantic_core import core_schema
 from torch import Tensor, nn
 
 from laconic.errors import FieldProblem, LaconicError, RecipeError, RunError, nearest
+from laconic.problems import located, refusal
 from laconic.scope import Scope
 
 if TYPE_CHECKING:
@@ -46,8 +46,6 @@ __all__ = [
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 UpToOne = Annotated[float, Field(ge=0, le=1)]
-# What pydantic calls a list and a mapping of YAML.
-_WORDS = {"valid tuple": "list", "valid dictionary": "mapping"}
 # Packages whose lazy tables may define a value; the class is imported when it is named.
 _PACKAGES = ("structure", "weights", "recover", "ship", "report")
 
@@ -121,7 +119,7 @@ class Value(BaseModel):
         try:
             super().__init__(**dict(zip(self.positional, args, strict=False)), **fields)
         except ValidationError as error:
-            raise _refusal(type(self), self.name, error) from None
+            raise refusal(type(self), self.name, error) from None
 
     @classmethod
     def understood(cls, value: Any) -> Self:
@@ -133,7 +131,7 @@ class Value(BaseModel):
         try:
             return cls.coerce(value)
         except ValidationError as error:
-            raise _refusal(cls, snake(cls.__name__), error) from None
+            raise refusal(cls, snake(cls.__name__), error) from None
         except ValueError as error:
             raise RecipeError(str(error)) from None
 
@@ -156,7 +154,7 @@ class Value(BaseModel):
             return member(fields)
         except RecipeError as error:
             problems = error.problems or (FieldProblem((), str(error)),)
-            raise _located(cls, name, problems) from None
+            raise located(cls, name, problems) from None
 
     @classmethod
     def shorthand(cls, value: Any) -> tuple[str, Any] | None:
@@ -263,59 +261,6 @@ def _one_key(family: type[Value], value: Any) -> tuple[str, Any]:
             f"{article} {kind} is written as its name or as one key 'name: fields', got {value!r}"
         )
     return short
-
-
-def _located(family: type, name: str, problems: tuple[FieldProblem, ...]) -> ValidationError:
-    details = [
-        InitErrorDetails(
-            type=PydanticCustomError(
-                "field", "{text}", {"text": problem.message, "key": problem.key}
-            ),
-            loc=(name, *problem.path),
-            input=None,
-        )
-        for problem in problems
-    ]
-    return ValidationError.from_exception_data(family.__name__, details)
-
-
-def _refusal(owner: type[Value], name: str, error: ValidationError) -> RecipeError:
-    found = (_problems(owner, item) for item in error.errors())
-    problems = _without_echoes(tuple(itertools.chain.from_iterable(found)))
-    return RecipeError(f"{name}: {'; '.join(str(problem) for problem in problems)}", problems)
-
-
-def _problems(owner: type[Value], item: Any) -> tuple[FieldProblem, ...]:
-    inner = item.get("ctx", {}).get("error")
-    if isinstance(inner, RecipeError) and inner.problems:
-        # A value inside a value has located its own problems: keep them, further down.
-        place = tuple(item["loc"])
-        return tuple(FieldProblem((*place, *p.path), p.message, p.key) for p in inner.problems)
-    return (_problem(owner, item),)
-
-
-def _without_echoes(problems: tuple[FieldProblem, ...]) -> tuple[FieldProblem, ...]:
-    """Return the problems but missing fields that were only misspelt."""
-    hints = "\n".join(problem.message for problem in problems if problem.key)
-    misspelt = set(re.findall(r"did you mean ('[^']+')", hints))
-    return tuple(p for p in problems if p.message.removesuffix(" is required") not in misspelt)
-
-
-def _problem(owner: type[Value], item: Any) -> FieldProblem:
-    path, kind = tuple(item["loc"]), item["type"]
-    if kind == "extra_forbidden":
-        hint = nearest(str(path[-1]), owner.model_fields)
-        return FieldProblem(path[:-1], f"'{path[-1]}' is not a field{hint}", str(path[-1]))
-    if kind == "missing":
-        return FieldProblem(path[:-1], f"'{path[-1]}' is required")
-    message = item["msg"].removeprefix("Value error, ")
-    if kind == "field":
-        return FieldProblem(path, message, item["ctx"]["key"])
-    if kind == "value_error":
-        return FieldProblem(path, message)
-    for pydantic, yaml in _WORDS.items():
-        message = message.replace(pydantic, yaml)
-    return FieldProblem(path, f"{message[0].lower()}{message[1:]}, got {item['input']!r}")
 
 
 class Keeper(Protocol):

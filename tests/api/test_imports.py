@@ -14,10 +14,10 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # Left to right. A folder stands for all its files but the parts named apart.
 ORDER = (
-    "errors", "names", "own", "_lazy", "machine", "ranks", "progress", "bars", "scope", "budget",
-    "ledger", "step", "tasks", "models", "curvature", "ship/coding", "structure/surgery",
-    "weights", "structure", "ship", "costs", "sizes", "measure", "recover", "search", "report",
-    "recipe", "rundir", "run", "cli", "__main__",
+    "errors", "names", "own", "_lazy", "machine", "ranks", "progress", "bars", "scope",
+    "budget", "ledger", "problems", "step", "tasks", "models", "curvature", "ship/coding",
+    "structure/surgery", "weights", "structure", "ship", "costs", "sizes", "measure", "recover",
+    "search", "report", "recipe", "rundir", "run", "cli", "__main__",
 )  # fmt: skip
 # Parts that stand further left than the rest of their folder; ship's private files are coders.
 PARTS = {"ship/coding": "ship/coding", "structure/surgery": "structure/surgery"}

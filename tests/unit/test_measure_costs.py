@@ -12,10 +12,15 @@ from torch import Tensor, nn
 
 from helpers.measured import FLOAT, shared, small, small_task, three_steps
 from laconic import costs
+from laconic.errors import ArtifactError, ModelError, TaskError
 from laconic.ledger import Layer, Measurement
 from laconic.measure import bit_operations, latency, macs, measure, peak_memory
 from laconic.models import digits_cnn
+from laconic.run import compress
+from laconic.scope import Scope
+from laconic.tasks import Task
 from laconic.tasks.split import Batch
+from laconic.weights import Quantize
 from laconic.weights.codebook import KMeans
 from laconic.weights.laid import Laid, laid_tensors, lay
 from laconic.weights.representation import Float
@@ -225,3 +230,56 @@ def test_plain_networks_are_not_copied() -> None:
     assert not laid_tensors(baked)
     assert list(laid_tensors(laid)) == ["0.weight"]
     assert torch.equal(baked[0].weight, laid[0].weight)
+
+
+# --- networks whose costs cannot be stated --------------------------------------------
+
+
+def data(width: int = 6) -> Task:
+    pair = torch.rand(8, width), torch.arange(8) % 2
+    return Task(pair, pair)
+
+
+class Untold(nn.Module):
+    """Computes with the weight of a layer that it never calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.unused, self.head = nn.Linear(6, 5), nn.Linear(3, 3), nn.Linear(5, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        answer: Tensor = self.head(nn.functional.linear(inputs, self.hidden.weight).relu())
+        return answer
+
+
+def test_a_layer_whose_weight_is_used_without_a_call_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"weight of 'hidden' itself.*'!hidden'"):
+        compress(Untold(), data(), [Quantize(4, activation=8)])
+    result = compress(Untold(), data(), [Quantize(4, activation=8, scope=Scope("*, !hidden"))])
+    found = {layer.name: layer.input_bits for layer in result.history[-1].layers}
+    assert found == {"hidden.weight": 32, "unused.weight": 8, "head.weight": 8}
+
+
+def test_a_network_that_takes_no_single_example_is_told_so() -> None:
+    norm = nn.BatchNorm1d(8, track_running_stats=False)
+    model = nn.Sequential(nn.Linear(6, 8), norm, nn.Linear(8, 2))
+    with pytest.raises(TaskError, match=r"a single example.*running statistics"):
+        compress(model, data(), [Quantize(4)])
+
+
+class Versioned(nn.Linear):
+    """Keeps in its state dict what is no tensor."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 3}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        pass
+
+
+def test_what_a_file_cannot_hold_is_refused_before_any_step() -> None:
+    model = nn.Sequential(Versioned(6, 2))
+    with pytest.raises(ArtifactError, match=r"'0\._extra_state'.*make it a buffer"):
+        compress(model, data(), [Quantize(4)])
+    result = compress(nn.Linear(6, 2), data(), [Quantize(4)], teacher=model)
+    assert len(result.history) == 2

@@ -164,7 +164,7 @@ def test_several_changes_follow_one_another() -> None:
     [
         ("seed", "--set seed: write path=value"),
         ("seed={", "--set seed={: the value is not YAML"),
-        ("seed=x", "--set seed=x: seed: input should be a valid integer"),
+        ("seed=x", "--set seed=x: seed: input should be a whole number"),
         ("model=3", "--model 3: model: write a name"),
         ("sede=3", "'sede' is not a field"),
         ("steps.3=train", "steps has items 0 to 2, not '3'"),

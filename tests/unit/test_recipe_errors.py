@@ -100,6 +100,24 @@ def edited(old: str, new: str) -> str:
         ("- train\n", "- 3\n", "a.yaml:17: steps.2: ", "got 3"),
         (
             "- train\n",
+            "- reconstruct: {parts: layers}\n",
+            "a.yaml:17: steps.2 (reconstruct): parts: ",
+            "input should be 'layer' or 'block', or a whole number, got 'layers'",
+        ),
+        (
+            "weight: 4",
+            "weight: {ternary: {granularity: rows}}",
+            "a.yaml:16: steps.1 (quantize): weight.ternary.granularity: ",
+            "input should be 'tensor' or 'row', or a whole number, or a mapping, got 'rows'",
+        ),
+        (
+            "weight: 4",
+            "weight: {ternary: {granularity: {groups: 0}}}",
+            "a.yaml:16: steps.1 (quantize): weight.ternary.granularity.groups: ",
+            "greater than or equal to 1, got 0",
+        ),
+        (
+            "- train\n",
             "- train: {7: 1}\n",
             "a.yaml:17: steps.2 (train): '7' is not a field; ",
             "scope, stop",

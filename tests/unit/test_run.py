@@ -20,7 +20,6 @@ from laconic import measure as measuring
 from laconic import run, rundir
 from laconic.budget import Budget
 from laconic.errors import (
-    ArtifactError,
     BudgetError,
     LaconicError,
     ModelError,
@@ -520,26 +519,3 @@ def test_a_folder_where_nothing_would_be_lost_is_taken(tmp_path: Path) -> None:
     for name in (".lock", ".run.json.partial", "original.safetensors", "notes.txt"):
         (tmp_path / name).write_text("")
     assert compress(digits_cnn(), None, [Quantize(8)], out=tmp_path).history
-
-
-class Versioned(nn.Linear):
-    """Keeps in its state dict what is no tensor."""
-
-    def get_extra_state(self) -> dict[str, int]:
-        return {"version": 3}
-
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        pass
-
-
-def test_what_a_file_cannot_hold_is_refused_before_any_step() -> None:
-    with pytest.raises(ArtifactError, match=r"'0\._extra_state'.*make it a buffer"):
-        compress(nn.Sequential(Versioned(6, 3)), task(), STEPS)
-    result = compress(network(), task(), STEPS[:1], teacher=nn.Sequential(Versioned(6, 3)))
-    assert len(result.history) == 2
-
-
-def test_a_network_that_takes_no_single_example_is_told_so() -> None:
-    norm = nn.BatchNorm1d(8, track_running_stats=False)
-    with pytest.raises(TaskError, match=r"a single example.*running statistics"):
-        compress(nn.Sequential(nn.Linear(6, 8), norm, nn.Linear(8, 3)), task(), STEPS)

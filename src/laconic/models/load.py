@@ -221,9 +221,7 @@ def _weighted(model: nn.Module, name: str, base: Path, weights: Any) -> nn.Modul
     if not isinstance(weights, str | Path):
         raise ModelError(f"model: {name}: 'weights' must be a path, got {weights!r}")
     if _is_compressed(base / weights):
-        from laconic.ship import load
-
-        return load(base / weights, model=model)
+        return _custom("laconic:load", {"path": base / weights, "model": model}, base)
     _load_weights_(model, base / weights)
     return model
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -160,6 +161,10 @@ class Fitting:
         """Return what leaves the part as it is."""
         return _sent(*self.both(flow))
 
+    def answered(self, flow: Flow) -> Flow:
+        """Return what enters the part, with what the teacher's makes of its own."""
+        return replace(flow, answers=self._taught(flow, 1.0).outputs)
+
     def counters(self) -> list[float]:
         """Return where the fitting stands."""
         return [self.finished, self.first, self.last]
@@ -183,6 +188,8 @@ class Fitting:
         return term if self.part.start else Mixture(term.weight, 1.0, 1.0)
 
     def _taught(self, flow: Flow, share: float) -> Answer:
+        if share == 1.0 and flow.answers:
+            return Answer([*flow.answers], flow.beside)
         fed = mixed(flow.teacher, flow.student, share)
         # Outside the cache of the student's forward: without gradients, it would poison it.
         with evaluation(self.teacher), autocast(self.state):

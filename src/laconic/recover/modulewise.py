@@ -35,7 +35,8 @@ def data_of(fitting: Fitting) -> Data:
 def fit_in_order(fittings: Sequence[Fitting], state: State) -> None:
     """Fit one part after the other, each fed by those that are done (MREM-S).
 
-    What leaves the parts that are done is computed once and kept on disk until they are all done.
+    What leaves the parts that are done is computed once and kept on disk until they are all done,
+    and so is what the teacher's next part makes of it.
 
     Args:
         fittings: all parts.
@@ -49,16 +50,17 @@ def fit_in_order(fittings: Sequence[Fitting], state: State) -> None:
     with state.scratch() as folder:
         for index in state.rounds(len(fittings)):
             for number in range(passed, index):
-                source = _passed(fittings[number], source, folder / str(number))
+                pair = (fittings[number], fittings[number + 1])
+                source = _passed(*pair, source, folder / str(number))
             passed = index
             _fit(fittings[index], source, state)
 
 
-def _passed(fitting: Fitting, source: Source, folder: Path) -> Stored:
+def _passed(fitting: Fitting, following: Fitting, source: Source, folder: Path) -> Stored:
     """Return what leaves a part that is done, kept in a folder; forget what entered it."""
     label = f"reconstruct: what leaves part {fitting.number[0]}"
     batches = progress(source.each(), label, len(source))
-    flows = (fitting.passed(flow) for flow in batches)
+    flows = (following.answered(fitting.passed(flow)) for flow in batches)
     with evaluation(fitting.state.model):  # so that weights are decoded once for all batches
         kept = Stored(folder, flows, fitting.state.device)
     source.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -33,11 +33,13 @@ class Flow:
         teacher: the feature in the teacher [batch, ...]; before the first part, the batch itself.
         student: the same in the student.
         beside: what the blocks are called with besides; see Answer.
+        answers: what the teacher's part makes of its own, block by block, where that is known.
     """
 
     teacher: Any
     student: Any
     beside: Mapping[str, Any]
+    answers: Sequence[Tensor] = ()
 
     def to(self, device: str) -> Flow:
         """Return the flow with every tensor on a device."""
@@ -49,7 +51,7 @@ class Flow:
         return sum(tensor.nbytes for tensor in flattened(self)[1].values())
 
     def _parts(self) -> tuple[Any, ...]:
-        return (self.teacher, self.student, self.beside)
+        return (self.teacher, self.student, self.beside, [*self.answers])
 
 
 def flattened(flow: Flow) -> tuple[Any, dict[str, Tensor]]:
@@ -60,7 +62,7 @@ def flattened(flow: Flow) -> tuple[Any, dict[str, Tensor]]:
 
     >>> form, tensors = flattened(Flow(torch.ones(1), torch.zeros(1), {"args": [None]}))
     >>> form, sorted(tensors)
-    ([{'tensor': '0'}, {'tensor': '1'}, {'args': [None]}], ['0', '1'])
+    ([{'tensor': '0'}, {'tensor': '1'}, {'args': [None]}, []], ['0', '1'])
     """
     found: dict[int, tuple[str, Tensor]] = {}
 
@@ -83,7 +85,7 @@ def restored(form: Any, tensors: Mapping[str, Tensor]) -> Flow:
 
     Where numbers lie in a file decides how a processor sums them, and so the last bit.
 
-    >>> restored([{"tensor": "0"}, {"tensor": "0"}, {}], {"0": torch.ones(1)}).student
+    >>> restored([{"tensor": "0"}, {"tensor": "0"}, {}, []], {"0": torch.ones(1)}).student
     tensor([1.])
     """
 

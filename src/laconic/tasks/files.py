@@ -187,6 +187,12 @@ def read_folder(
         raise TaskError(
             f"{folder}: {loose[0].name} lies beside the sub-folders of classes; move it into one"
         )
+    empty = [] if classes else [name for name in names if not _pictures(folder / name)]
+    if empty and empty != list(names):
+        raise TaskError(
+            f"{folder / empty[0]}: no image ({', '.join(SUFFIXES)}) of this class; add some, or "
+            "remove the folder"
+        )
     files = [(label, path) for label, name in enumerate(names) for path in _pictures(folder / name)]
     if not files:
         raise TaskError(f"{folder}: no image ({', '.join(SUFFIXES)}) in its sub-folders; add some")

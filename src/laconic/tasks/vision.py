@@ -274,6 +274,13 @@ def npz(
     shapes = {part: list(pair[0].shape[1:]) for part, pair in pairs.items()}
     if any(shape != shapes["train"] for shape in shapes.values()):
         raise TaskError(f"{path}: images differ in shape: {shapes}; store one shape")
+    floats = {part: pair[0].is_floating_point() for part, pair in pairs.items()}
+    if len(set(floats.values())) > 1:
+        kinds = {part: "floats" if each else "uint8" for part, each in floats.items()}
+        raise TaskError(
+            f"{path}: images differ in kind: {kinds}; store one, as uint8 is divided by 255 and "
+            "floats are not"
+        )
     return Task.from_arrays(
         **pairs,
         augment=_augmentation(augment),

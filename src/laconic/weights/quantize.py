@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from laconic import costs
 from laconic.errors import ModelError, ScopeError, few
 from laconic.models.halves import Halves
 from laconic.models.rounding import INPUT, OPERANDS
-from laconic.names import module_of
 from laconic.scope import KINDS, Scope
 from laconic.step import State, Step
 from laconic.tasks.task import needed
@@ -46,8 +44,8 @@ class Quantize(Step):
     is given are refused until ``quantize: float`` has made floats of them; a file comes as floats.
 
     Attributes:
-        weight: the representation, or a number of bits (symmetric); None: weights stay as they
-            are.
+        weight: the representation, or a number of bits (symmetric; 1: binary); None: weights
+            stay as they are.
         embedding: of the weights of embeddings; None: as ``weight``.
         activation: how activations are rounded, or a number of bits (the tensor's own range);
             None: they are not. Ranges that need data are found on 8 batches of 32.
@@ -141,9 +139,8 @@ class Quantize(Step):
             lay_each(state.model, weights, representation)
         if not self._activations:
             return
-        before, places = set(state.model.modules()), self._places(state.model)
-        _check_called(state, [path for path in places if INPUT in places[path]])
-        attach_(state.model, places)
+        before = set(state.model.modules())
+        attach_(state.model, self._places(state.model))
         look(
             state, (module for module in state.model.modules() if module not in before), "quantize"
         )
@@ -180,33 +177,6 @@ class Quantize(Step):
             asked = {place: each for place, each in places.items() if each is not None}
             found |= {path: asked} if asked else {}
         return found
-
-
-def _check_called(state: State, layers: Sequence[str]) -> None:
-    """Refuse layers that are never called, though something computes with their weight.
-
-    Raises:
-        ModelError: such a layer, whose input would pass unrounded.
-    """
-    if state.task is None:
-        return
-    network, called = costs.plain(state.model).to(state.device), set[str]()
-    hooks = [
-        network.get_submodule(path).register_forward_pre_hook(lambda *_, p=path: called.add(p))
-        for path in layers
-    ]
-    batch = state.task.example_batch().to(state.device)
-    counts = costs.macs(network, batch, call=state.task.call)
-    for hook in hooks:
-        hook.remove()
-    at_work = {module_of(name) for name, count in counts.items() if count}
-    for path in layers:
-        if path in at_work - called:
-            raise ModelError(
-                f"quantize: the network computes with the weight of '{path}' itself and never "
-                "calls this layer, so its input cannot be rounded; let the network call it, or "
-                f"leave it out of the scope with '!{path}'"
-            )
 
 
 def look(state: State, modules: Iterable[nn.Module], step: str) -> None:

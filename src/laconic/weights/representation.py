@@ -347,9 +347,10 @@ class Representation(Value, ABC):
 
     @classmethod
     def shorthand(cls, value: Any) -> tuple[str, Any] | None:
-        """Return the meaning of a bare number: symmetric with so many bits."""
-        plain = isinstance(value, int) and not isinstance(value, bool)
-        return ("symmetric", {"bits": value}) if plain else None
+        """Return the meaning of a bare number: binary for 1, else symmetric with so many bits."""
+        if not isinstance(value, int) or isinstance(value, bool):
+            return None
+        return ("binary", None) if value == 1 else ("symmetric", {"bits": value})
 
 
 def masked(weight: Tensor, mask: Tensor | None) -> Tensor:

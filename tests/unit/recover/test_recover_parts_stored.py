@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from helpers.recover_parts import after, chain, quantised, same, step, task
 from laconic.errors import RunError
 from laconic.recover import Mixed, Order, Parallel, Sequential
 from laconic.recover import modulewise as ordering
-from laconic.recover.fitting import fittings_of
+from laconic.recover.fitting import Fitting, fittings_of
 from laconic.recover.stream import Data, Flow, Stored, flattened, restored
 from laconic.run import compress
 from laconic.ship.checkpoint import load_checkpoint, save_checkpoint
@@ -113,15 +113,32 @@ def test_a_part_that_is_done_keeps_no_state_of_its_optimiser() -> None:
     assert [fitting.tensors() for fitting in fittings] == [{}, {}, {}]
 
 
+def test_the_teacher_answers_a_batch_of_a_later_part_once() -> None:
+    """Of 6 updates on 3 batches; the last part's answers are the first part's batches each."""
+    state = quantised()
+    calls: list[Tensor] = []
+    state.teacher[0].blocks[3].register_forward_hook(lambda *got: calls.append(got[2]))
+    fittings = fittings_of(step(2, steps=6), state)
+    calls.clear()
+    ordering.fit_in_order(fittings, state)
+    assert len(calls) == len(ordering.data_of(fittings[0])) == 3
+
+
+def test_answers_that_are_kept_are_those_that_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = after(step(3, steps=6, feed=Mixed()))
+    monkeypatch.setattr(Fitting, "answered", lambda _, flow: flow)
+    assert same(after(step(3, steps=6, feed=Mixed())), kept)
+
+
 def test_stored_flows_come_back(tmp_path: Path) -> None:
     shared = torch.randn(2, 3)
-    flow = Flow(
-        shared, shared, {"args": [None, (shared > 0)], "named": {"more": [1.5, shared[:1]]}}
-    )
+    beside = {"args": [None, (shared > 0)], "named": {"more": [1.5, shared[:1]]}}
+    flow = Flow(shared, shared, beside, [shared, 2 * shared])
     kept = Stored(tmp_path / "kept", [flow, flow], "cpu")
     back = next(kept.each())
     assert torch.equal(back.student, shared) and torch.equal(back.beside["args"][1], shared > 0)
     assert back.beside["named"]["more"][0] == 1.5
+    assert torch.equal(back.answers[1], 2 * shared)
     assert restored(*flattened(flow)).beside.keys() == flow.beside.keys()
     assert len([*itertools.islice(kept.flows(0), 5)]) == 5
     kept.close()

@@ -255,8 +255,13 @@ def test_the_layout_rule():
         ({"train_labels": np.arange(20) / 20}, {}, "train: labels are torch.float32"),
         ({"train_labels": np.eye(20)}, {}, r"train_labels have shape \[20, 20\]"),
         ({"test_images": np.zeros((20, 9, 9, 3), np.uint8)}, {}, "images differ in shape"),
+        ({"test_images": np.zeros((20, 8, 8, 3))}, {}, "in kind: .*'test': 'floats'"),
         ({"test_images": np.array([object()] * 20)}, {}, "cannot be read as npz.*plain arrays"),
-        ({"train_images": np.full((20, 8, 8, 3), np.nan)}, {}, "train: inputs hold 3840 NaN"),
+        (
+            {"train_images": np.full((20, 8, 8, 3), np.nan), "test_images": np.ones((20, 8, 8, 3))},
+            {},
+            "train: inputs hold 3840 NaN",
+        ),
         ({}, {"augment": "crop"}, "no augmentation is called 'crop'; did you mean"),
         ({}, {"augment": {"padd": 1}}, "'padd' is not an option; did you mean 'pad'"),
         ({}, {"mean": [0.5]}, "give both or neither"),
@@ -340,6 +345,15 @@ def test_images_of_more_than_eight_bits_are_refused(folder, kind):
     image = Image.fromarray(np.full((6, 8), 300, kind))
     image.save(path, format="PNG" if kind is np.uint16 else "TIFF")
     with pytest.raises(TaskError, match=r"0\.png: a pixel has more than 8 bits.*npz"):
+        images(folder)
+
+
+def test_a_class_without_images_is_refused_in_training(folder):
+    for image in (folder / "test" / "dog").iterdir():
+        image.unlink()
+    assert images(folder).classes == ("cat", "dog")
+    (folder / "train" / "emu").mkdir()
+    with pytest.raises(TaskError, match=r"train/emu: no image .* of this class; add some"):
         images(folder)
 
 

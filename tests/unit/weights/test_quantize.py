@@ -21,7 +21,6 @@ from laconic.recover import Recalibrate, Reset, Train
 from laconic.recover.lesson import Lesson
 from laconic.report.tables import heading, layer_columns
 from laconic.run import compress
-from laconic.scope import Scope
 from laconic.ship.checkpoint import load_checkpoint, save_checkpoint
 from laconic.ship.container import read, write
 from laconic.step import State, run_step
@@ -503,25 +502,3 @@ def test_operations_count_the_bits_of_both_sides() -> None:
     assert found.bit_operations == found.macs * 2 * 8
     columns = {heading(column) for column in layer_columns([found, found])}
     assert "Bits of inputs" in columns
-
-
-class Untold(nn.Module):
-    """Computes with the weight of a layer that it never calls."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.hidden, self.unused, self.head = nn.Linear(6, 5), nn.Linear(3, 3), nn.Linear(5, 2)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.head(nn.functional.linear(inputs, self.hidden.weight).relu())
-
-
-def test_a_layer_whose_weight_is_used_without_a_call_is_refused() -> None:
-    data = (torch.rand(8, 6), torch.arange(8) % 2)
-    step, task = Quantize(4, activation=8), Task(data, data)
-    with pytest.raises(ModelError, match=r"weight of 'hidden' itself.*'!hidden'"):
-        run_step(step, State(Untold(), task))
-    for narrower in (Quantize(4, activation=8, scope=Scope("*, !hidden")), Quantize(4)):
-        run_step(narrower, State(Untold(), task))
-    run_step(step, State(model := Untold()))
-    assert activations_of(model).keys() == {"hidden", "unused", "head"}

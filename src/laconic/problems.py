@@ -1,0 +1,126 @@
+"""What is wrong with the fields of a value, said in the words of a recipe."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from types import NoneType
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from laconic.errors import FieldProblem, RecipeError, nearest
+
+__all__ = ["located", "refusal"]
+
+# What pydantic calls a list, a mapping and a number of YAML.
+_WORDS = {"valid tuple": "list", "valid dictionary": "mapping", "valid integer": "whole number"}
+_WANTED = "Input should be "
+
+
+def located(family: type, name: str, problems: tuple[FieldProblem, ...]) -> ValidationError:
+    """Return pydantic's error for problems in the fields of a family's member.
+
+    Args:
+        family: Step, Representation, ... .
+        name: of the member.
+        problems: with places that start at its fields.
+
+    >>> located(int, "kmeans", (FieldProblem(("bits",), "too wide"),)).errors()[0]["loc"]
+    ('kmeans', 'bits')
+    """
+    details = [
+        InitErrorDetails(
+            type=PydanticCustomError(
+                "field", "{text}", {"text": problem.message, "key": problem.key}
+            ),
+            loc=(name, *problem.path),
+            input=None,
+        )
+        for problem in problems
+    ]
+    return ValidationError.from_exception_data(family.__name__, details)
+
+
+def refusal(owner: type[BaseModel], name: str, error: ValidationError) -> RecipeError:
+    """Return what is wrong with a value's fields, in the words of a recipe.
+
+    Args:
+        owner: the value's class.
+        name: that a recipe calls it.
+        error: pydantic's.
+
+    >>> from laconic.weights import KMeans
+    >>> KMeans(bit=2)
+    Traceback (most recent call last):
+    laconic.errors.RecipeError: kmeans: 'bit' is not a field; did you mean 'bits'?
+    """
+    found = (_problems(owner, item) for item in _united(owner, error.errors()))
+    problems = _without_echoes(tuple(itertools.chain.from_iterable(found)))
+    return RecipeError(f"{name}: {'; '.join(str(problem) for problem in problems)}", problems)
+
+
+def _united(owner: type[BaseModel], items: Iterable[Any]) -> Iterator[Any]:
+    """Yield pydantic's errors, those of a field's alternatives as one."""
+    for place, group in itertools.groupby(items, key=lambda item: item["loc"][:1]):
+        tried = list(group)
+        if not _alternatives(owner, place) or any(len(item["loc"]) < 2 for item in tried):
+            yield from tried
+            continue
+        inner = [item for item in tried if len(item["loc"]) > 2 or _inner(item)]
+        if inner:  # one of them was begun: pydantic's name for it is no key of a recipe
+            yield from ({**item, "loc": (*place, *item["loc"][2:])} for item in inner)
+            continue
+        messages = [item["msg"].partition(", unable")[0] for item in tried]
+        wanted = [m.removeprefix(_WANTED) for m in messages if m.startswith(_WANTED)]
+        others = [m.removeprefix("Value error, ") for m in messages if not m.startswith(_WANTED)]
+        words = re.sub(r" or instance of \w+", "", ", or ".join(wanted))
+        yield tried[0] | {"loc": place, "msg": "; ".join([*others, _WANTED + words]), "type": ""}
+
+
+def _alternatives(owner: type[BaseModel], place: tuple[Any, ...]) -> bool:
+    """Return whether a field takes values of several kinds, none aside."""
+    field = owner.model_fields.get(place[0]) if place else None
+    if field is None or typing.get_origin(field.annotation) not in (typing.Union, types.UnionType):
+        return False
+    return len([each for each in typing.get_args(field.annotation) if each is not NoneType]) > 1
+
+
+def _problems(owner: type[BaseModel], item: Any) -> tuple[FieldProblem, ...]:
+    # A value inside a value has located its own problems: keep them, further down.
+    place = tuple(item["loc"])
+    found = (FieldProblem((*place, *p.path), p.message, p.key) for p in _inner(item))
+    return tuple(found) or (_problem(owner, item),)
+
+
+def _inner(item: Any) -> tuple[FieldProblem, ...]:
+    error = item.get("ctx", {}).get("error")
+    return error.problems if isinstance(error, RecipeError) else ()
+
+
+def _without_echoes(problems: tuple[FieldProblem, ...]) -> tuple[FieldProblem, ...]:
+    """Return the problems but missing fields that were only misspelt."""
+    hints = "\n".join(problem.message for problem in problems if problem.key)
+    misspelt = set(re.findall(r"did you mean ('[^']+')", hints))
+    return tuple(p for p in problems if p.message.removesuffix(" is required") not in misspelt)
+
+
+def _problem(owner: type[BaseModel], item: Any) -> FieldProblem:
+    path, kind = tuple(item["loc"]), item["type"]
+    if kind == "extra_forbidden":
+        hint = nearest(str(path[-1]), owner.model_fields)
+        return FieldProblem(path[:-1], f"'{path[-1]}' is not a field{hint}", str(path[-1]))
+    if kind == "missing":
+        return FieldProblem(path[:-1], f"'{path[-1]}' is required")
+    message = item["msg"].removeprefix("Value error, ")
+    if kind == "field":
+        return FieldProblem(path, message, item["ctx"]["key"])
+    if kind == "value_error":
+        return FieldProblem(path, message)
+    for pydantic, yaml in _WORDS.items():
+        message = message.replace(pydantic, yaml)
+    return FieldProblem(path, f"{message[0].lower()}{message[1:]}, got {item['input']!r}")
