@@ -271,6 +271,7 @@ def npz(
         for part in ("train", "test", "validate")
         if part != "validate" or "validate_images" in arrays
     }
+    _check_validated(path, pairs, "validate_images and validate_labels, or train_labels")
     shapes = {part: list(pair[0].shape[1:]) for part, pair in pairs.items()}
     if any(shape != shapes["train"] for shape in shapes.values()):
         raise TaskError(f"{path}: images differ in shape: {shapes}; store one shape")
@@ -333,6 +334,7 @@ def images(
                     f"{list(pixels.shape[1:])}; give size= to scale them"
                 )
             pairs[part] = (other, wanted)
+    _check_validated(path, pairs, "a folder validate/ with one sub-folder of images per class")
     return Task.from_arrays(
         **pairs,
         augment=_augmentation(augment),
@@ -340,6 +342,15 @@ def images(
         classes=classes,
         name=path.name,
     )
+
+
+def _check_validated(path: Path, pairs: Mapping[str, tuple[Tensor, Any]], wanted: str) -> None:
+    """Refuse training images without labels where no others tell the best checkpoint."""
+    if pairs["train"][1] is None and "validate" not in pairs:
+        raise TaskError(
+            f"{path}: the images of train have no labels, so none can be held out to choose the "
+            f"best checkpoint; add {wanted}"
+        )
 
 
 def _augmentation(value: Augmentation) -> PadCropFlip | None:

@@ -250,7 +250,7 @@ def test_the_layout_rule():
     ("changes", "options", "message"),
     [
         ({"test_labels": None}, {}, "the array 'test_labels' is missing"),
-        ({"train_labels": None}, {}, "train: the examples have no targets.*give validate="),
+        ({"train_labels": None}, {}, "train have no labels.*add validate_images"),
         ({"train_labels": np.arange(19)}, {}, "train: there are 20 inputs and 19 targets"),
         ({"train_labels": np.arange(20) / 20}, {}, "train: labels are torch.float32"),
         ({"train_labels": np.eye(20)}, {}, r"train_labels have shape \[20, 20\]"),
@@ -323,6 +323,10 @@ def test_training_images_of_a_folder_may_be_without_labels(folder):
     assert not task.train.labelled and task.test.targets().tolist() == [0] * 4 + [1] * 4
     assert task.classes == ("cat", "dog")
     assert task.train.inputs[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 100, 101, 102, 103]
+    (folder / "validate").rename(folder / "kept")
+    with pytest.raises(TaskError, match=r"train have no labels.*add a folder validate/"):
+        images(folder)
+    (folder / "kept").rename(folder / "validate")
     (folder / "validate" / "cow").mkdir()
     with pytest.raises(TaskError, match=r"validate: 'cow' is not one of the classes"):
         images(folder)
