@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +19,12 @@ from laconic.errors import ModelError
 from laconic.ledger import FLOAT_BITS, Layer, Measurement
 from laconic.models.rounding import INPUT, quantizers_of
 from laconic.names import module_of
-from laconic.scope import Scope
+from laconic.scope import KINDS, Scope
 from laconic.ship.artifact import save
 from laconic.ship.inventory import Inventory, inspect
 from laconic.sizes import SizeReport, size_report
 from laconic.tasks.task import device_of, explained
-from laconic.weights.laid import Laid, laid_tensors, owner, weights_of
+from laconic.weights.laid import Laid, laid_tensors, owner, owners_of, weights_of
 from laconic.weights.quantizer import activations_of, attention_paths
 from laconic.weights.representation import POSITION
 
@@ -183,7 +183,10 @@ def _layers(
         _layer(name, weight, laid.get(name), inventory, counts.get(name))
         for name, weight in weights.items()
     )
-    return tuple(replace(each, input_bits=_bits_into(rounded, each.name)) for each in found)
+    return tuple(
+        replace(each, input_bits=_bits_into(rounded, _multiplying(plain, weights[each.name])))
+        for each in found
+    )
 
 
 def _layer(
@@ -229,10 +232,19 @@ def _input_bits(model: nn.Module) -> dict[str, int]:
     }
 
 
-def _bits_into(rounded: Mapping[str, int], name: str) -> int:
-    """Return the width of what a weight is multiplied with; halves see what their layer does."""
-    path = module_of(name)
-    return rounded.get(path, rounded.get(path.rpartition(".")[0], FLOAT_BITS))
+def _bits_into(rounded: Mapping[str, int], paths: Iterable[str]) -> int:
+    """Return the width of what a weight is multiplied with, the widest of all layers it is of.
+
+    Halves see what their layer does.
+    """
+    widths = (rounded.get(path, rounded.get(path.rpartition(".")[0], FLOAT_BITS)) for path in paths)
+    return max(widths, default=FLOAT_BITS)
+
+
+def _multiplying(model: nn.Module, weight: Tensor) -> list[str]:
+    """Return the modules of a weight but for embeddings, which multiply it with nothing."""
+    paths = map(module_of, owners_of(model, weight))
+    return [p for p in paths if not isinstance(model.get_submodule(p), KINDS["embedding"])]
 
 
 def _code(weight: Tensor, laid: tuple[Laid, Tensor] | None) -> tuple[int, float, str]:
@@ -241,7 +253,8 @@ def _code(weight: Tensor, laid: tuple[Laid, Tensor] | None) -> tuple[int, float,
     if laid is None:
         return weight.numel(), plain_bits, "float"
     layer, latent = laid
-    streams = layer.encode(latent).streams
+    codes = layer.encode(latent)
+    streams = codes.streams
     position = streams.get(POSITION)
     survivors = latent.numel() if position is None else int(position.tensor.sum())
     coded = [stream for name, stream in streams.items() if name != POSITION]
@@ -250,8 +263,10 @@ def _code(weight: Tensor, laid: tuple[Laid, Tensor] | None) -> tuple[int, float,
         return survivors, plain_bits, words
     bits = float(sum(stream.bits for stream in coded))
     if survivors:
+        kept = sum(8 * codes.tables[name].nbytes for name in layer.representation.verbatim)
         bits = sum(stream.bits * stream.tensor.numel() for stream in coded) / survivors
-    return survivors, bits, f"{words} {bits:g} bit"
+        bits += kept / survivors
+    return survivors, bits, f"{words} {bits:.4g} bit"
 
 
 def _nominal_bits(plain: nn.Module, layers: Sequence[Layer]) -> int:

@@ -143,7 +143,7 @@ def compress(
     # A caller may be inside torch.no_grad or inference_mode; this leaves both.
     with torch.inference_mode(False), ranks.joined(), _shown(progress), ExitStack() as stack:
         state = State(
-            model=copied(model),
+            model=_contiguous(copied(model)),
             task=task,
             teacher=Teachers(teachers or (model,), device),
             seed=recipe.seed,
@@ -253,6 +253,21 @@ def _given(
                 "names is loaded by laconic.models.load_model"
             )
     return given
+
+
+def _contiguous(model: nn.Module) -> nn.Module:
+    """Return a network, its numbers in the order of a file's: sums over them depend on it.
+
+    Of a dimension of one, too, the stride is told from those of another memory format.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.layout is torch.strided and tensor.stride() != _strides(tensor.shape):
+            tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+    return model
+
+
+def _strides(shape: torch.Size) -> tuple[int, ...]:
+    return torch.empty(shape, device="meta").stride()
 
 
 def check_teachers(recipe: Recipe, teachers: Sequence[nn.Module], task: Task | None) -> None:

@@ -111,10 +111,15 @@ class Value(BaseModel):
                 Value._registry.setdefault(family, {})[cls.name] = cls
 
     def __init__(self, /, *args: Any, **fields: Any) -> None:
+        if args and not self.positional:
+            raise RecipeError(
+                f"{self.name}: a value stands there without the name of its field; fields are: "
+                f"{', '.join(type(self).model_fields) or 'none'}"
+            )
         if len(args) > len(self.positional):
             raise RecipeError(
                 f"{type(self).__name__} takes at most {len(self.positional)} positional "
-                f"arguments ({', '.join(self.positional) or 'none'}), got {len(args)}"
+                f"arguments ({', '.join(self.positional)}), got {len(args)}"
             )
         try:
             super().__init__(**dict(zip(self.positional, args, strict=False)), **fields)

@@ -17,6 +17,8 @@ from torch import nn
 from helpers.measured import FLOAT, pruned, shared, small, small_task
 from laconic.measure import environment, float_bytes, macs, measure, peak_memory
 from laconic.models import digits_cnn
+from laconic.tasks import Task
+from laconic.weights import Gobo, MinMax, attach_
 from laconic.weights.codebook import KMeans
 from laconic.weights.laid import laid_tensors, lay
 
@@ -179,3 +181,34 @@ def test_environment_is_jsonable_and_names_what_results_depend_on() -> None:
     assert {"python", "torch", "numpy", "laconic", "threads", "cpu", "precision"} <= set(found)
     assert found["torch"] == torch.__version__
     assert found["cpu"]
+
+
+def test_weights_that_are_kept_as_they_are_count_as_numbers() -> None:
+    model = nn.Sequential(nn.Linear(40, 30, bias=False))
+    lay(model, "0.weight", gobo := Gobo(3, threshold=1.0))
+    with torch.no_grad():
+        outliers = int(gobo.fit(laid_tensors(model)["0.weight"][1])["outlier"].sum())
+    assert 0 < outliers < 1200
+    found = measure(model)
+    assert found.nominal_bits == pytest.approx(4 * 1200 + 32 * outliers, abs=1)
+    assert found.layers[0].representation.startswith("gobo ")
+
+
+@pytest.mark.parametrize("rounded", ["first", "second", "both"])
+def test_a_tied_weight_counts_the_widest_input_of_its_layers(rounded: str) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = (nn.Linear(4, 4, bias=False) for _ in range(2))
+            self.second.weight = self.first.weight
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            answer: torch.Tensor = self.second(self.first(inputs).relu())
+            return answer
+
+    model, data = Twice(), (torch.rand(4, 4), torch.arange(4))
+    names = ("first", "second") if rounded == "both" else (rounded,)
+    attach_(model, {name: {"input": MinMax(8)} for name in names})
+    found = measure(model, Task(data, data, data))
+    assert found.layers[0].input_bits == (8 if rounded == "both" else 32)
+    assert found.bit_operations == 2 * 16 * 32 * found.layers[0].input_bits

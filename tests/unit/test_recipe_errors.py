@@ -105,6 +105,12 @@ def edited(old: str, new: str) -> str:
             "input should be 'layer' or 'block', or a whole number, got 'layers'",
         ),
         (
+            "- train\n",
+            "- train: {objective: {label: 0}}\n",
+            "a.yaml:17: steps.2 (train): objective.label: ",
+            "a value stands there without the name of its field; fields are: weight",
+        ),
+        (
             "weight: 4",
             "weight: {ternary: {granularity: rows}}",
             "a.yaml:16: steps.1 (quantize): weight.ternary.granularity: ",

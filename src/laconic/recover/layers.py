@@ -200,10 +200,14 @@ class LayerPart:
         """Add a loss to the layer's curve; rounding may have made one of 0 negative."""
         self.state.note(self.path, max(loss, 0.0))
 
+    def loss_now(self) -> float:
+        """Return the loss of the layer as it is now, fed as in the end."""
+        form = self.quadratic(1.0, self.matrix())
+        return max(form.constant / form.count, 0.0)
+
     def note_loss(self) -> None:
         """Add the loss of the layer as it is now."""
-        form = self.quadratic(1.0, self.matrix())
-        self.note(form.constant / form.count)
+        self.note(self.loss_now())
 
     def _mask(self) -> Tensor | None:
         return mask_of(self.state.model, self.name)
@@ -238,11 +242,11 @@ def fit_layers(state: State, scope: Scope, *, feed: Feed, solve: Solve) -> None:
             moments = inflow.moments(path, layers[path])
             _check_finite(moments, path)
             part = LayerPart(state, path, moments, feed=feed, label=label)
+            began = part.loss_now()
             solve.fit(part)
+            logger.info("%s: loss %.4g -> %.4g", label, began, part.loss_now())
             if path in axes:
                 mask_(state.model, {axes[path]: part.selected()})
-            losses = state.curves[path]
-            logger.info("%s: loss %.4g -> %.4g", label, losses[0], losses[-1])
     slice_masked_(state.model, list(axes.values()))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -87,7 +86,7 @@ class Gradient(Solve):
         removal = None if self.penalty is None else _Removal(self.penalty, part, self.steps)
         descent = part.descent(self.optimizer)
         start = part.matrix().to(part.precision)
-        form, before = part.around(start, 0.0), part.numbers()
+        form, before, began = part.around(start, 0.0), part.numbers(), part.loss_now()
         for step in progress(range(self.steps), part.label):
             done = step / self.steps
             if step and (step - 1) / self.steps < part.feed.settled:
@@ -97,15 +96,9 @@ class Gradient(Solve):
             if removal is not None:
                 removal.step(step)
         descent.finish()
-        if removal is None:
-            self._keep_nearer(part, start, before)
-
-    def _keep_nearer(self, part: LayerPart, start: Tensor, before: Mapping[str, Tensor]) -> None:
-        form = part.around(start, 1.0)
-        began, ended = (form(each.to(start) - start).item() for each in (start, part.matrix()))
-        if began < ended:
+        if removal is None and began < part.loss_now():
             part.put_back(before)
-            part.note(began)
+        part.note_loss()
 
 
 class _Removal:
@@ -326,6 +319,8 @@ def lasso_channels(inner: Tensor, toward: Tensor, keep: int) -> Tensor:
 
     >>> lasso_channels(torch.eye(3), torch.tensor([1.0, -3.0, 2.0]), 2)
     tensor([False,  True,  True])
+    >>> lasso_channels(torch.diag(torch.tensor([0.0, 1.0, 1.0])), torch.tensor([0.0, 1.0, 0.0]), 2)
+    tensor([False,  True,  True])
     """
     from sklearn.linear_model import lars_path_gram
 
@@ -341,7 +336,9 @@ def lasso_channels(inner: Tensor, toward: Tensor, keep: int) -> Tensor:
     chosen = sizes[:, fitting[-1]]
     # Where channels come or go together, those in longest are taken first.
     stays = (chosen > 0) * sizes.shape[1] + (sizes > 0).sum(dim=1)
-    order = torch.argsort(stays, descending=True, stable=True)
+    # Where none are left that help, those that contribute most.
+    largest = inner.diagonal().cpu().argsort(descending=True, stable=True)
+    order = largest[torch.argsort(stays[largest], descending=True, stable=True)]
     kept = torch.zeros(len(toward), dtype=torch.bool, device=toward.device)
     kept[order[:keep].to(kept.device)] = True
     return kept

@@ -51,7 +51,8 @@ def save(
     """Write a network as one small file and return its size in bytes.
 
     Laid weights are stored as codes, everything else as plain numbers. The network may have
-    been laid and trained by the user's own loop.
+    been laid and trained by the user's own loop. Another memory format than torch's own, such as
+    channels_last, is not kept; ``compress`` leaves it before anything is measured.
 
     Args:
         model: the network, laid or plain; unchanged.

@@ -69,7 +69,9 @@ def norms_behind(model: nn.Module, task: Task | None) -> dict[str, str]:
     """Return layer -> BatchNorm that alone reads the layer's output, by dotted names.
 
     They are found in one forward: of linear layers and convolutions, called once, whose output
-    goes into one BatchNorm with running statistics, called once, and nowhere else.
+    goes as it is into one BatchNorm with running statistics, called once, and nowhere else. The
+    norm reads what the layer calls outputs: dimension 1, of a linear layer's answers [batch,
+    outputs].
 
     Args:
         model: in evaluation mode for the forward; left as it is.
@@ -81,15 +83,16 @@ def norms_behind(model: nn.Module, task: Task | None) -> dict[str, str]:
     """
     inputs, named = example_inputs(model, task)
     calls: Counter[nn.Module] = Counter()
-    outputs: dict[nn.Module, Tensor] = {}
-    fed: dict[nn.Module, Tensor] = {}
+    outputs: dict[nn.Module, tuple[Tensor, int]] = {}
+    fed: dict[nn.Module, tuple[Tensor, int]] = {}
 
     def leave(module: nn.Module, given: Any, output: Any) -> None:
         calls[module] += 1
-        outputs[module] = output
+        outputs[module] = output, output._version
 
     def enter(module: nn.Module, given: tuple[Any, ...]) -> None:
-        fed[module] = given[0]
+        for tensor in given:
+            fed[module] = tensor, tensor._version
 
     with ExitStack() as hooks:
         for module in model.modules():
@@ -103,11 +106,13 @@ def norms_behind(model: nn.Module, task: Task | None) -> dict[str, str]:
     names = {module: name for name, module in model.named_modules()}
     return {
         names[module]: names[norm]
-        for norm, tensor in fed.items()
-        for module, output in outputs.items()
+        for norm, (tensor, changes) in fed.items()
+        for module, (output, before) in outputs.items()
         if output is tensor
+        and before == changes  # nothing in between has written to it
         and isinstance(module, FOLDABLE)
         and calls[module] == calls[norm] == 1
+        and output.dim() == module.weight.dim()
         and readers[tensor.grad_fn] == 1
     }
 
@@ -165,8 +170,9 @@ class Fold(Step):
         pairs = self._pairs(model, task)
         if not pairs and not earlier:
             raise ScopeError(
-                f"fold: no BatchNorm reads what a linear layer or convolution of '{self.scope}' "
-                "computes, and nothing else does; name other layers"
+                "fold: no BatchNorm with running statistics reads what a linear layer or "
+                f"convolution (no transposed one) of '{self.scope}' computes, and nothing else "
+                "does; name other layers"
             )
         codes = coded(model, self.scope, earlier) if earlier else {}
         for path in pairs:

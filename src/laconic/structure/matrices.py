@@ -203,9 +203,11 @@ class BlockDiagonal(Factorization):
         super().check(module)
         rows, columns, *_ = shape_of(module)
         if rows % self.blocks or columns % self.blocks:
+            common = math.gcd(rows, columns)
+            advice = f"choose a divisor of {common}, or " if common > 1 else ""
             raise ModelError(
-                f"{self.blocks} blocks do not divide [{rows}, {columns}]; choose a divisor of "
-                f"{math.gcd(rows, columns)}, or leave it out of the scope"
+                f"{self.blocks} blocks do not divide [{rows}, {columns}]; {advice}leave it out of "
+                "the scope"
             )
 
     def count(self, shape: Sequence[int], rank: int) -> int:

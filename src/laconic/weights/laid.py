@@ -329,9 +329,11 @@ def _laid(module: nn.Module, attribute: str) -> tuple[Laid, nn.Parameter] | None
     layers = parametrizations[attribute]
     laid = layers[0]
     if len(layers) != 1 or not isinstance(laid, Laid):
+        kind = parametrize.type_before_parametrizations(module).__name__
         raise ModelError(
-            f"'{attribute}' carries a parametrization that is not laconic's "
-            f"({type(laid).__name__}); remove it before compressing"
+            f"'{attribute}' of a {kind} carries a parametrization that is not laconic's "
+            f"({type(laid).__name__}); call "
+            f"torch.nn.utils.parametrize.remove_parametrizations(layer, '{attribute}') before"
         )
     return laid, cast("nn.Parameter", layers.original)
 

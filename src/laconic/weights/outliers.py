@@ -90,6 +90,7 @@ class Gobo(Representation):
     positional: ClassVar[tuple[str, ...]] = ("bits",)
     learned: ClassVar[frozenset[str]] = frozenset({"codebook"})
     fixed: ClassVar[bool] = True
+    verbatim: ClassVar[frozenset[str]] = frozenset({"outliers"})
 
     bits: Annotated[int, Field(ge=1, le=8)] = 3
     threshold: float = -4.0

@@ -195,12 +195,14 @@ class Representation(Value, ABC):
         learned: names of the state's tensors that training optimises.
         idempotent: encoding a decoded weight gives the same codes.
         fixed: the streams stay as they were laid; training moves tables alone.
+        verbatim: names of the tables that hold weights as they are, which count as codes do.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     learned: ClassVar[frozenset[str]] = frozenset()
     idempotent: ClassVar[bool] = False
     fixed: ClassVar[bool] = False
+    verbatim: ClassVar[frozenset[str]] = frozenset()
 
     def resolve(self, weights: Mapping[str, Tensor]) -> dict[str, Representation]:
         """Return the representation of each weight of a scope, shared choices made.

@@ -55,6 +55,37 @@ def fold(model: nn.Module, data: Task, step: Fold | None = None) -> nn.Module:
     return state.model
 
 
+class Doubled(nn.Module):
+    """Writes to what its layer has computed before the norm reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Linear(6, 4), nn.BatchNorm1d(4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.layer(inputs)
+        hidden *= 2
+        return self.norm(hidden)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (nn.Sequential(nn.Linear(6, 4), nn.ReLU(inplace=True), nn.BatchNorm1d(4)), (6,)),
+        (Doubled(), (6,)),
+        (nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)), (4, 6)),
+        (nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(5)), (5, 6)),
+    ],
+    ids=["in place", "written to", "positions", "other positions"],
+)
+def test_a_norm_of_something_else_than_the_answers_stays(
+    model: nn.Module, shape: tuple[int, ...]
+) -> None:
+    assert norms_behind(lived(model), task(*shape)) == {}
+    plain = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4))
+    assert norms_behind(lived(plain), task(6)) == {"0": "1"}
+
+
 def test_a_residual_network_computes_the_same_without_any_norm(tmp_path: Path) -> None:
     model, data = lived(resnet20()), task(3, 32, 32)
     small = fold(model, data)
@@ -144,7 +175,7 @@ def test_bad_input() -> None:
     data = task(3, 32, 32)
     with pytest.raises(TaskError):
         Fold().check(resnet20(), None)
-    with pytest.raises(ScopeError, match="no BatchNorm reads"):
+    with pytest.raises(ScopeError, match="no BatchNorm with running statistics reads"):
         Fold(scope="conv1, linear").check(resnet20(), data)
     with pytest.raises(ChainError, match="fold first"):
         Fold().check(resnet20(), data, (Quantize(4),))
