@@ -73,7 +73,7 @@ def test_analyse_refuses_data_that_do_not_fit(artefact: Path, tmp_path: Path) ->
     data = {f"{part}_images": images for part in ("train", "test")}
     np.savez(tmp_path / "d.npz", **data, train_labels=labels, test_labels=labels)
     said = refused("analyse", artefact, "--task", f"{{npz: {tmp_path / 'd.npz'}}}")
-    assert "the network cannot be called with inputs [1, 3, 8, 8]" in said
+    assert "the network cannot be called with inputs [2, 3, 8, 8]" in said
 
 
 def test_analyse_compares_files_of_one_network(folder: Path, tmp_path: Path) -> None:
