@@ -1,15 +1,13 @@
-"""Modules that learn by themselves: time on two processes, and beside training as a whole.
+"""Modules that learn side by side: time on two processes, and memory beside training as a whole.
 
-The 6-layer encoder (MiniLM's shape, untrained, ternary) learns from itself in floats. Processes:
-two parts of three layers, in turns on one process and on two that torchrun starts, one thread each,
+The 6-layer encoder (MiniLM's shape, untrained, ternary) learns from itself in floats. Time: two
+parts of three layers, in turns on one process and on two that torchrun starts, one thread each,
 seconds of the step for an update of both parts; medians of runs in alternation. From the time of an
 update of every single block follows what processes would take if nothing were queued: the slowest
 share of blocks, cut as evenly as can be; of 24 such blocks too, for four and eight processes.
-Training as a whole (hidden states, attention scores, logits) beside three parts, one after the
-other: seconds of the step for an update, every batch seen twice, in alternation. From their ratio
-follows what share of the time of one epoch of SST-2, or three of MNLI, that many updates of every
-part take. And memory: the peak of a process above what it held with network and data loaded,
-batches of 32 texts of 128 tokens. Writes benchmarks/results/mrem.json.
+Memory: the peak of a process above what it held with network and data loaded, batches of 32 texts
+of 128 tokens, three parts one after the other beside training all of it (hidden states, attention
+scores, logits). Writes benchmarks/results/mrem.json.
 """
 
 from __future__ import annotations
@@ -22,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +52,9 @@ from laconic.weights import Quantize, Ternary
 from laconic.weights.laid import copied
 
 ROUNDS, UPDATES, TIMED, BATCH = 3, 150, 8, 32
-SEEN, AGAIN = 24, 2  # batches, and how often each is seen
-# Updates of every part in the paper, and those of all epochs over all examples.
-BESIDE = {"one epoch of SST-2": (250, 2105), "three epochs of MNLI": (2000, 3 * 12_272)}
 TOKENS = {"time": 64, "memory": 128}
 TERNARY = Quantize(Ternary(), embedding=Ternary("row"), activation=8, scope=SCOPE)
 PROCESSES = {"in turns": 1, "two processes": 2}
-WAY = "three parts one after the other"
 Row = dict[str, Any]
 
 
@@ -88,12 +81,6 @@ def whole(epochs: int = 1) -> Step:
     """Return the training of the network as a whole."""
     objective = Hidden() + Attention() + Logits(loss="cross_entropy")
     return Train(objective, epochs=epochs, batch=BATCH, stop=Stop(keep="last"))
-
-
-def step_seconds(step: Step) -> float:
-    """Return the seconds of an update, of those that see every batch again."""
-    result = compress(encoder(), texts(TOKENS["time"], SEEN), [TERNARY, step])
-    return result.history[-1].seconds / (SEEN * AGAIN)
 
 
 def update_seconds() -> float:
@@ -134,8 +121,6 @@ def peak_bytes(step: Step) -> int:
 MEASURED = {
     "time": update_seconds,
     "blocks": block_seconds,
-    "time of parts": lambda: step_seconds(parts(3, SEEN * AGAIN, Sequential())),
-    "time of the whole": lambda: step_seconds(whole(AGAIN)),
     "parts": lambda: peak_bytes(parts(3, 6, Sequential())),
     "whole": lambda: peak_bytes(whole()),
 }
@@ -154,16 +139,6 @@ def asked(what: str, *, processes: int = 1) -> Any:
         return json.loads(out.read_text(encoding="utf-8"))
 
 
-def alternated(ways: Mapping[str, Mapping[str, Any]]) -> list[float]:
-    """Return the medians of measurements that are taken by turns, one for each way."""
-    times: dict[str, list[float]] = {way: [] for way in ways}
-    for _ in range(ROUNDS):
-        for way, given in ways.items():
-            times[way].append(asked(**given))
-            print(way, times[way][-1], flush=True)
-    return [statistics.median(each) for each in times.values()]
-
-
 def slowest(blocks: list[float], processes: int) -> float:
     """Return the seconds of the share that takes longest."""
     cuts = balanced(blocks, processes)
@@ -172,8 +147,12 @@ def slowest(blocks: list[float], processes: int) -> float:
 
 def speed() -> list[Row]:
     """Return the rows of time."""
-    ways = {way: {"what": "time", "processes": count} for way, count in PROCESSES.items()}
-    one, two = alternated(ways)
+    times: dict[str, list[float]] = {way: [] for way in PROCESSES}
+    for _ in range(ROUNDS):
+        for way, processes in PROCESSES.items():
+            times[way].append(asked("time", processes=processes))
+            print(way, times[way][-1], flush=True)
+    one, two = (statistics.median(each) for each in times.values())
     rows: list[Row] = [
         {"row": way, "seconds": seconds, "ratio": one / seconds, "seeds": ROUNDS}
         for way, seconds in zip(PROCESSES, (one, two), strict=True)
@@ -184,26 +163,6 @@ def speed() -> list[Row]:
     rows += [computed(blocks, count, queued) for count in (2, 4)]
     rows += [computed(deep, count, queued) for count in (4, 8)]
     return [{"task": "an update of all parts", "metric": "seconds"} | each for each in rows]
-
-
-def pace() -> list[Row]:
-    """Return the rows of time beside training as a whole."""
-    names = {"trained as a whole": "time of the whole", WAY: "time of parts"}
-    seconds = alternated({way: {"what": what} for way, what in names.items()})
-    ratio = seconds[1] / seconds[0]
-    rows: list[Row] = [
-        {"row": way, "metric": "seconds", "seconds": each, "ratio": each / seconds[0]}
-        for way, each in zip(names, seconds, strict=True)
-    ]
-    rows += [
-        {
-            "row": f"{WAY}, {updates:,} updates, beside {epochs}, computed",
-            "metric": "share of the time",
-            "ratio": ratio * updates / every,
-        }
-        for epochs, (updates, every) in BESIDE.items()
-    ]
-    return [{"task": "an update beside one of the whole", "seeds": ROUNDS} | each for each in rows]
 
 
 def computed(blocks: list[float], processes: int, queued: float) -> Row:
@@ -221,7 +180,7 @@ def computed(blocks: list[float], processes: int, queued: float) -> Row:
 def memory() -> list[Row]:
     """Return the rows of memory."""
     peaks = {what: asked(what) for what in ("whole", "parts")}
-    names = {"whole": "trained as a whole", "parts": WAY}
+    names = {"whole": "trained as a whole", "parts": "three parts one after the other"}
     return [
         {
             "row": names[what],
@@ -243,7 +202,7 @@ def main() -> None:
         if int(os.environ.get("RANK", "0")) == 0:
             Path(sys.argv[2]).write_text(json.dumps(found), encoding="utf-8")
         return
-    write("mrem", [*memory(), *pace(), *speed()], packages=("torch", "transformers"))
+    write("mrem", [*memory(), *speed()], packages=("torch", "transformers"))
 
 
 if __name__ == "__main__":
