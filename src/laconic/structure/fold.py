@@ -81,7 +81,6 @@ def norms_behind(model: nn.Module, task: Task | None) -> dict[str, str]:
         TaskError: there is no task.
         ModelError: the forward fails.
     """
-    inputs, named = example_inputs(model, task)
     calls: Counter[nn.Module] = Counter()
     outputs: dict[nn.Module, tuple[Tensor, int]] = {}
     fed: dict[nn.Module, tuple[Tensor, int]] = {}
@@ -94,7 +93,9 @@ def norms_behind(model: nn.Module, task: Task | None) -> dict[str, str]:
         for tensor in given:
             fed[module] = tensor, tensor._version
 
-    with ExitStack() as hooks:
+    # A caller may be inside inference_mode, where no writes are counted.
+    with torch.inference_mode(False), ExitStack() as hooks:
+        inputs, named = example_inputs(model, task)
         for module in model.modules():
             if isinstance(module, (*FOLDABLE, _BatchNorm)):
                 hooks.enter_context(module.register_forward_hook(leave))

@@ -86,6 +86,13 @@ def test_a_norm_of_something_else_than_the_answers_stays(
     assert norms_behind(lived(plain), task(6)) == {"0": "1"}
 
 
+@pytest.mark.parametrize("inside", [torch.no_grad, torch.inference_mode])
+def test_norms_are_found_wherever_the_caller_is(inside: type) -> None:
+    plain = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4))
+    with inside():
+        assert norms_behind(lived(plain), task(6)) == {"0": "1"}
+
+
 def test_a_residual_network_computes_the_same_without_any_norm(tmp_path: Path) -> None:
     model, data = lived(resnet20()), task(3, 32, 32)
     small = fold(model, data)
