@@ -11,10 +11,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, Self
+from types import UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Protocol,
+    Self,
+    Union,
+    get_args,
+    get_origin,
+)
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import core_schema
 from torch import Tensor, nn
 
@@ -112,10 +130,11 @@ class Value(BaseModel):
 
     def __init__(self, /, *args: Any, **fields: Any) -> None:
         if args and not self.positional:
-            raise RecipeError(
-                f"{self.name}: a value stands there without the name of its field; fields are: "
+            problem = (
+                "a value stands there without the name of its field; fields are: "
                 f"{', '.join(type(self).model_fields) or 'none'}"
             )
+            raise RecipeError(f"{self.name}: {problem}", (FieldProblem((), problem),))
         if len(args) > len(self.positional):
             raise RecipeError(
                 f"{type(self).__name__} takes at most {len(self.positional)} positional "
@@ -125,6 +144,15 @@ class Value(BaseModel):
             super().__init__(**dict(zip(self.positional, args, strict=False)), **fields)
         except ValidationError as error:
             raise refusal(type(self), self.name, error) from None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # Python counts True as 1: "epochs: yes" would train once.
+        kinds = _kinds(cls.model_fields[info.field_name or ""].annotation)
+        if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
+            raise ValueError(f"input should be a number, got {value}")
+        return value
 
     @classmethod
     def understood(cls, value: Any) -> Self:
@@ -202,6 +230,13 @@ class Value(BaseModel):
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> dict[str, Any]:
         return {"x-family": cls.__name__} if ABC in cls.__bases__ else handler(schema)
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """Return the types that an annotation admits, those of a union one by one."""
+    if get_origin(annotation) not in (Union, UnionType, Annotated):
+        return {annotation}
+    return set().union(*(_kinds(each) for each in get_args(annotation)))
 
 
 def inside(value: Any, kind: type) -> Iterator[Any]:

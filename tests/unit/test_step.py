@@ -2,7 +2,7 @@
 
 import threading
 from abc import ABC
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, ClassVar
 
 import pytest
@@ -167,6 +167,12 @@ def test_too_many_positional_arguments_are_refused_by_name() -> None:
         RecipeError, match=r"Circle takes at most 1 positional arguments \(radius\), got 2"
     ):
         Circle(1.0, 2.0)
+
+
+@pytest.mark.parametrize("made", [lambda: Circle(True), lambda: Circle(radius=False)])
+def test_truth_is_no_number(made: Callable[[], Value]) -> None:
+    with pytest.raises(RecipeError, match=r"circle: radius: input should be a number, got (T|F)"):
+        made()
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
