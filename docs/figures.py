@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,13 +107,75 @@ def cell(row: Mapping[str, Any], column: str) -> str:
 def results(path: Path) -> str:
     """Return the part on one file of results; columns without a value are left out."""
     data = json.loads(path.read_text(encoding="utf-8"))
-    shown = [name for name in COLUMNS if any(row.get(name) is not None for row in data["rows"])]
-    rows = [[cell(row, name) for name in shown] for row in data["rows"]]
+    ordered = in_order(data["rows"])
+    shown = [name for name in COLUMNS if any(row.get(name) is not None for row in ordered)]
+    rows = [[cell(row, name) for name in shown] for row in ordered]
     versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
     run = f"`{data['command']}`, {data['date']}, {data['hardware']}; {versions}."
     headings = [HEADINGS.get(name, name) for name in shown]
-    notes = [f"- {row['row']}: {row['note']}" for row in data["rows"] if row.get("note")]
-    return "\n\n".join([f"## {path.stem}", run, table(rows, headings), "\n".join(notes)]).strip()
+    parts = [f"## {path.stem}", run, table(rows, headings), notes(ordered)]
+    return "\n\n".join(parts).strip()
+
+
+def in_order(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return rows task by task, those of every task in the same order."""
+    tasks, names = (list(dict.fromkeys(row[key] for row in rows)) for key in ("task", "row"))
+    return sorted(rows, key=lambda row: (tasks.index(row["task"]), names.index(row["row"])))
+
+
+def notes(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return what the notes of rows say, each thing once; how rows were made comes last, folded."""
+    said: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        for part in statements(row.get("note") or ""):
+            said.setdefault(part, []).append(place)
+    made = {part: places for part, places in said.items() if part.startswith("`")}
+    facts = bullets(rows, {part: places for part, places in said.items() if part not in made})
+    settings = f"<details><summary>Settings</summary>\n\n{bullets(rows, made)}\n\n</details>"
+    return "\n\n".join(part for part in (facts, settings if made else "") if part)
+
+
+def bullets(rows: Sequence[Mapping[str, Any]], said: Mapping[str, Sequence[int]]) -> str:
+    """Return a list of statements with the rows they hold for, those that hold for most first."""
+    together: dict[tuple[int, ...], list[str]] = {}
+    for part, places in said.items():
+        together.setdefault(tuple(places), []).append(part)
+    widest = sorted(together.items(), key=lambda item: -len(item[0]))
+    return "\n".join(f"- {called(rows, places)}: {'; '.join(parts)}" for places, parts in widest)
+
+
+def statements(note: str) -> Iterator[str]:
+    """Yield the parts of a note; those of earlier seeds say of which they are.
+
+    >>> list(statements("slow; (Train(),); of seeds 0: slow; (Prune(),)"))
+    ['slow', '`(Train(),)`', '`(Prune(),)` (seeds 0)']
+    """
+    newest, *earlier = note.split("; of seeds ")
+    known = newest.split("; ") if newest else []
+    yield from map(as_code, known)
+    for block in earlier:
+        seeds, _, rest = block.partition(": ")
+        parts = [part for part in rest.split("; ") if part not in known]
+        yield from (f"{as_code(part)} (seeds {seeds})" for part in parts)
+
+
+def as_code(part: str) -> str:
+    """Return a part of a note, steps as code."""
+    return f"`{part}`" if part.startswith(("(", "Recipe(")) else part
+
+
+def called(rows: Sequence[Mapping[str, Any]], places: Sequence[int]) -> str:
+    """Return what some rows are called: a row by its name, and by its tasks where not by all."""
+    if len(places) == len(rows) > 1:
+        return "every row"
+    tasks: dict[str, list[str]] = {}
+    for place in places:
+        tasks.setdefault(rows[place]["row"], []).append(rows[place]["task"].removesuffix(" dev"))
+    every = Counter(row["row"] for row in rows)
+    return ", ".join(
+        name if len(found) == every[name] else f"{name} ({', '.join(found)})"
+        for name, found in tasks.items()
+    )
 
 
 def papers(note: str) -> str:

@@ -12,7 +12,7 @@ import re
 import shlex
 import statistics
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -132,14 +132,24 @@ def costs(results: Sequence[Result], plain: int | None = None) -> dict[str, floa
     }
 
 
-def write_table(name: str, rows: Iterable[dict[str, Any]]) -> None:
-    """Run a table, or the part of it that was asked for; every row is written when it is done."""
+def write_table(
+    name: str, rows: Iterable[dict[str, Any]], *, order: Callable[[Any], Any] | None = None
+) -> None:
+    """Run a table, or the part of it that was asked for; every row is written when it is done.
+
+    Args:
+        name: of the file.
+        rows: made one by one.
+        order: what the rows of the file are sorted by; None: those of a task as they came.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    if not [write_results(name, [found]) for found in rows]:
+    if not [write_results(name, [found], order=order) for found in rows]:
         sys.exit("the table has no such row for this task and these seeds; see papers/README.md")
 
 
-def write_results(name: str, rows: Sequence[dict[str, Any]]) -> Path:
+def write_results(
+    name: str, rows: Sequence[dict[str, Any]], *, order: Callable[[Any], Any] | None = None
+) -> Path:
     """Write rows into papers/results/<name>.json, beside the others of that file; return its path.
 
     A row that is there already, of the same task, is replaced. One that stays from another day or
@@ -158,7 +168,8 @@ def write_results(name: str, rows: Sequence[dict[str, Any]]) -> Path:
     with (RESULTS / f".{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another process may run other rows of the table
         before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": []}
-        body["rows"] = beside(before, rows, {key: body[key] for key in ("date", "hardware")})
+        found = beside(before, rows, {key: body[key] for key in ("date", "hardware")})
+        body["rows"] = sorted(found, key=order) if order else found
         path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
     return path
 

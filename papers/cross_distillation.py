@@ -229,6 +229,13 @@ def rows(options: argparse.Namespace, kind: str) -> Iterator[dict[str, Any]]:
             yield generalised(model, fitted, task, kind=kind, shots=shots)
 
 
+def place(row: Mapping[str, Any]) -> tuple[str, int, int]:
+    """Return where a row stands in the table: by kind, then images, then method."""
+    _, label, kind, images = row["row"].split(", ")
+    shots = int(images.split()[0])
+    return kind, shots, [*methods(kind, 0.5, shots), COMPARISON].index(label)
+
+
 def main() -> None:
     """Run the tables and write what is finished after every row."""
     made = parser_of_rows(__doc__)
@@ -238,7 +245,8 @@ def main() -> None:
     options = made.parse_args()
     options.keep = {"structured": options.keep_channels, "unstructured": 0.1}
     kinds = [options.only] if options.only else SHOTS
-    write_table("cross_distillation", (found for kind in kinds for found in rows(options, kind)))
+    found = (row for kind in kinds for row in rows(options, kind))
+    write_table("cross_distillation", found, order=place)
 
 
 if __name__ == "__main__":

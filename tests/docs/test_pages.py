@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
@@ -136,3 +137,30 @@ def test_results_are_rendered_from_their_files(render, tmp_path):
     text = render.results(path)
     assert "| row | task | ours | seeds | published | size (bytes) | times smaller |" in text
     assert "| w/o CD | mnist | 0.9877 ± 0.0012 | 2 | 0.99 (GPU) | 12,345 | 40 |" in text
+
+
+def test_what_rows_say_is_said_once_and_names_them(render, tmp_path):
+    notes = {
+        ("A", "CoLA"): "same file; slow; (Train(),)",
+        ("A", "MRPC"): "same file; (Train(),); of seeds 0: slow; (Prune(),)",
+        ("B", "CoLA"): "same file; (Train(),)",
+    }
+    rows = [{"row": key[0], "task": f"{key[1]} dev", "note": note} for key, note in notes.items()]
+    head = {"command": "x", "date": "2026-01-01", "hardware": "", "versions": {}}
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(head | {"rows": rows}))
+    facts, settings = render.results(path).split("<details><summary>Settings</summary>")
+    assert facts.split("\n\n")[3].splitlines() == [
+        "- every row: same file",
+        "- A (CoLA): slow",
+        "- A (MRPC): slow (seeds 0)",
+    ]
+    assert settings.split("\n\n")[1].splitlines() == [
+        "- every row: `(Train(),)`",
+        "- A (MRPC): `(Prune(),)` (seeds 0)",
+    ]
+    assert [line[:12] for line in facts.splitlines() if line.startswith(("| A", "| B"))] == [
+        "| A | CoLA d",
+        "| B | CoLA d",
+        "| A | MRPC d",
+    ]
