@@ -163,7 +163,7 @@ def bytes_of(text: str) -> int:
     (2000000000, 512)
     """
     match = _AMOUNT.fullmatch(text)
-    if match is None or match[2] not in _BYTES:
+    if match is None or match[2] not in _BYTES or math.isinf(float(match[1]) * _BYTES[match[2]]):
         raise BudgetError(
             f"'{text}' is no amount of memory; write a number and one of "
             f"{', '.join(_BYTES)}, such as '2 GB'"

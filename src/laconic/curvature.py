@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -144,13 +145,13 @@ def top_eigenvalue(
     >>> round(top_eigenvalue(lambda: (weight**3).sum(), [weight], generator=draws), 2)
     12.0
     """
-    slopes, value = _graph(loss_function, tensors), 0.0
+    slopes, value = _graph(loss_function, tensors), math.nan
     v = [torch.randn(t.shape, generator=generator, dtype=t.dtype).to(t.device) for t in tensors]
     for _ in range(iterations):
         v = _unit(v)
         hv = _product(slopes, tensors, v)
         last, value = value, float(_dot(v, hv))
-        if abs(value - last) < tolerance * (abs(value) + 1e-6):
+        if abs(value - last) <= tolerance * abs(value):
             break
         v = list(hv)
     return value

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from laconic.budget import Budget, knapsack
+from laconic.budget import Budget, bytes_of, knapsack
 from laconic.errors import BudgetError
 
 COSTS = {
@@ -149,6 +149,12 @@ def test_knapsack_equals_brute_force(
     assert sum(costs[item] for item in chosen) <= capacity
     total = sum(utilities[item] for item in chosen)
     assert math.isclose(total, brute_force(costs, utilities, capacity), abs_tol=1e-9)
+
+
+@pytest.mark.parametrize("text", ["2", "2 gigabytes", "-1 GB", "1e400 GB", "nan GB"])
+def test_what_is_no_amount_of_memory_is_refused(text: str) -> None:
+    with pytest.raises(BudgetError, match=f"'{text}' is no amount of memory"):
+        bytes_of(text)
 
 
 def test_knapsack_never_takes_an_item_without_a_gain() -> None:

@@ -155,6 +155,21 @@ def test_the_largest_eigenvalue_has_its_sign(values: list[float]) -> None:
     assert found == pytest.approx(max(values), rel=1e-3)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e-9, 1e-12])
+def test_the_top_eigenvalue_is_as_exact_however_small(scale: float) -> None:
+    spectrum = torch.linspace(0.01, 1.0, 50, dtype=torch.float64)
+    weight = torch.ones(50, dtype=torch.float64, requires_grad=True)
+    found = [
+        top_eigenvalue(
+            lambda: factor * 0.5 * (spectrum * weight.square()).sum(),  # noqa: B023
+            [weight],
+            generator=draws(),
+        )
+        for factor in (scale, 1.0)
+    ]
+    assert found[0] / scale == pytest.approx(found[1], rel=1e-9)
+
+
 def test_top_eigenvalue_of_a_flat_loss_is_zero() -> None:
     weight = torch.tensor([1.0, 2.0], requires_grad=True)
     assert top_eigenvalue(lambda: weight.sum(), [weight], generator=draws()) == 0.0

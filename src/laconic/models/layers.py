@@ -99,18 +99,25 @@ NORM: dict[str, Check] = {
     "momentum": _or(_none, _number),
     "affine": _flag,
     "track_running_stats": _flag,
+    "bias": _flag,
 }
-MAXIMUM: dict[str, Check] = {**WINDOW, "dilation": SIZES, "ceil_mode": _flag}
+MAXIMUM: dict[str, Check] = {
+    **WINDOW,
+    "dilation": SIZES,
+    "return_indices": _flag,
+    "ceil_mode": _flag,
+}
 MEAN: dict[str, Check] = {**WINDOW, "ceil_mode": _flag, "count_include_pad": _flag}
 INPLACE: dict[str, Check] = {"inplace": _flag}
 CHANCE: dict[str, Check] = {"p": lambda value: _number(value) and 0 <= value <= 1, **INPLACE}
 
 # Layers of torch.nn -> the arguments of the constructor that are kept; each is an attribute too.
+# They are all but FIRST, which say how its first numbers are made.
 LAYERS: dict[str, dict[str, Check]] = {
     "AdaptiveAvgPool1d": {"output_size": SIZES},
     "AdaptiveAvgPool2d": {"output_size": SIZES},
     "AvgPool1d": MEAN,
-    "AvgPool2d": MEAN,
+    "AvgPool2d": {**MEAN, "divisor_override": _or(_none, SIZE)},
     "BatchNorm1d": NORM,
     "BatchNorm2d": NORM,
     "Conv1d": CONVOLUTION,
@@ -122,10 +129,20 @@ LAYERS: dict[str, dict[str, Check]] = {
         "num_embeddings": SIZE,
         "embedding_dim": SIZE,
         "padding_idx": _or(_none, _whole(0)),
+        "max_norm": _or(_none, _number),
+        "norm_type": _number,
+        "scale_grad_by_freq": _flag,
+        "sparse": _flag,
     },
     "Flatten": {"start_dim": _dimension, "end_dim": _dimension},
     "GELU": {"approximate": _word("none", "tanh")},
-    "GroupNorm": {"num_groups": SIZE, "num_channels": SIZE, "eps": _number, "affine": _flag},
+    "GroupNorm": {
+        "num_groups": SIZE,
+        "num_channels": SIZE,
+        "eps": _number,
+        "affine": _flag,
+        "bias": _flag,
+    },
     "Hardsigmoid": INPLACE,
     "Hardswish": INPLACE,
     "Identity": {},
@@ -147,6 +164,7 @@ LAYERS: dict[str, dict[str, Check]] = {
     "Softmax": {"dim": _dimension},
     "Tanh": {},
 }
+FIRST = {"args", "kwargs", "device", "dtype", "init", "_weight", "_freeze"}
 CONTAINERS: dict[str, type[nn.Module]] = {"ModuleList": nn.ModuleList, "Sequential": nn.Sequential}
 # What a container is called must not hide what it has.
 TAKEN = frozenset(dir(nn.Sequential()))
@@ -213,15 +231,17 @@ def _describe(module: nn.Module) -> dict[str, Any]:
 
 
 def _arguments(module: nn.Module, kind: type[nn.Module], name: str) -> dict[str, Any]:
-    defaults = {
-        key: parameter.default for key, parameter in inspect.signature(kind).parameters.items()
-    }
     found = {}
-    for key in LAYERS[name]:
-        value = getattr(module, key)
+    for key, parameter in inspect.signature(kind).parameters.items():
+        if key in FIRST or (key == "bias" and module.weight is None):  # an affine=False says it
+            continue
+        value = getattr(module, key, parameter.default)
         value = value is not None if key == "bias" else _plain(value)
-        if value != _plain(defaults[key]):
-            found[key] = value
+        if value == _plain(parameter.default):
+            continue
+        if key not in LAYERS[name]:  # of a torch newer than this list
+            raise ModelError(f"{name}: a file cannot keep {key}={shown(value)}")
+        found[key] = value
     return found
 
 

@@ -222,9 +222,9 @@ class LossSurface(Analysis):
     losses: Mapping[str, Grid]
 
     def height(self, network: str) -> float:
-        """Return the difference of the highest and the lowest loss: how steep the surface is."""
+        """Return the difference of the highest and the lowest loss; nan where a loss is none."""
         values = list(itertools.chain.from_iterable(self.losses[network]))
-        return max(values) - min(values)
+        return math.nan if any(map(math.isnan, values)) else max(values) - min(values)
 
 
 def loss_surface(
@@ -270,8 +270,9 @@ def loss_surface(
         latents = [latent_of(moved, tensor)[1] for tensor in tensors]
         if latents[0] is latents[1]:
             raise ModelError(f"'{tensors[0]}' and '{tensors[1]}' are the same weight; name two")
-        for still in set(laid_tensors(moved)) - set(tensors):
-            bake(moved, still)  # decoding takes time
+        for still in laid_tensors(moved):  # one that does not move: decoding takes time
+            if all(latent_of(moved, still)[1] is not latent for latent in latents):
+                bake(moved, still)
         one, other = (torch.full_like(w, float(w.detach().abs().mean())) for w in latents)
         first, second = [one, torch.zeros_like(other)], [torch.zeros_like(one), other]
         plane = _Plane(moved, latents, first, second)

@@ -293,6 +293,7 @@ def _inputs(task: Task) -> dict[str, Any]:
     return {key: value for key, value in described.items() if value}
 
 
+@torch.inference_mode(False)  # what is loaded may be trained later
 def load(path: str | Path, *, model: nn.Module | None = None) -> nn.Module:
     """Return the network of an artefact, in evaluation mode, with plain weights.
 

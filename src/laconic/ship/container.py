@@ -118,8 +118,8 @@ def _replace(partial: Path, path: Path) -> None:
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return manifest and tensors of a file after checking its checksum.
 
-    Every byte counts: a header that says the same in other words is refused too. No more is
-    allocated than the file has bytes.
+    Every byte counts: a header that says the same in other words is refused too. Tensors take no
+    more memory than the file has bytes; the header, as Python's objects, up to 25 times its own.
 
     Args:
         path: of the file.

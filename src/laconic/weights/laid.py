@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from laconic.errors import ModelError, nearest
 from laconic.names import joined, of_laid
-from laconic.scope import Scope
+from laconic.scope import KINDS, Scope
 from laconic.weights.representation import Codes, Float, Representation, ste
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ __all__ = [
     "Laid",
     "bake",
     "baked",
+    "check_table",
     "laid_tensors",
     "latent_of",
     "lay",
@@ -30,7 +31,6 @@ __all__ = [
     "mask_of",
     "narrow",
     "owner",
-    "refuse_renormalised",
     "swap_",
     "tie_",
     "ties_of",
@@ -212,15 +212,18 @@ def laid_tensors(model: nn.Module) -> dict[str, tuple[Laid, Tensor]]:
 def weights_of(model: nn.Module, scope: Scope) -> dict[str, Tensor]:
     """Return the matrices and kernels of a scope by dotted name, as the network uses them.
 
-    One that holds no numbers is left out. A parameter shared by several modules appears once,
-    under its first name. Those of one module are sorted by name: laying moves them about, and a
-    ranking breaks ties by order.
+    One that holds no numbers is left out, and so are biases and norms of any shape. A parameter
+    shared by several modules appears once, under its first name. Those of one module are sorted
+    by name: laying moves them about, and a ranking breaks ties by order.
     """
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
     for path, module in scope.select(model).items():
+        if isinstance(module, KINDS["norm"]):
+            continue
         for attribute, latent in sorted(_parameters(module), key=lambda named: named[0]):
-            if latent.dim() >= 2 and latent.numel() and id(latent) not in seen:
+            matrix = latent.dim() >= 2 and latent.numel() and not attribute.startswith("bias")
+            if matrix and id(latent) not in seen:
                 seen.add(id(latent))
                 found[joined(path, attribute)] = getattr(module, attribute)
     return found
@@ -338,6 +341,7 @@ def _laid(module: nn.Module, attribute: str) -> tuple[Laid, nn.Parameter] | None
     return laid, cast("nn.Parameter", layers.original)
 
 
+@torch.inference_mode(False)  # what is made here is trained later
 def lay(
     model: nn.Module,
     tensor: str,
@@ -376,7 +380,7 @@ def lay(
         )
     current = getattr(module, attribute).detach().clone()
     _check(tensor, current, mask)
-    refuse_renormalised(model, tensor)
+    check_table(model, tensor)
     mask = mask_of(model, tensor) if mask is None else mask
     if state is None:
         state = representation.fit(current, mask)
@@ -394,23 +398,30 @@ def lay(
         parametrize.register_parametrization(holder, name, laid, unsafe=True)
 
 
-def refuse_renormalised(model: nn.Module, tensor: str) -> None:
-    """Refuse a table whose rows change where they are looked up: nothing can be laid on them.
+def check_table(model: nn.Module, tensor: str) -> None:
+    """Refuse a table of embeddings on which nothing can be laid.
 
     Args:
         model: the network.
         tensor: dotted name of a weight.
 
     Raises:
-        ModelError: its module has a max_norm.
+        ModelError: its module has a max_norm, or sparse gradients.
 
-    >>> refuse_renormalised(nn.Embedding(2, 2), "weight")
+    >>> check_table(nn.Embedding(2, 2), "weight")
     """
     module, _ = owner(model, tensor)
-    if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
+    if not isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return
+    if module.max_norm is not None:
         raise ModelError(
             f"'{tensor}': max_norm changes rows in place when they are looked up, which what is "
             "laid on them cannot follow; set max_norm = None, or leave it out of the scope"
+        )
+    if module.sparse:
+        raise ModelError(
+            f"'{tensor}': sparse gradients cannot flow through what is laid on it; set sparse = "
+            "False, which computes the same, or leave it out of the scope"
         )
 
 

@@ -17,7 +17,7 @@ from laconic.scope import KINDS, Scope
 from laconic.step import State, Step
 from laconic.tasks.task import needed
 from laconic.weights.activations import Activation
-from laconic.weights.laid import laid_tensors, lay_each, refuse_renormalised, weights_of
+from laconic.weights.laid import check_table, laid_tensors, lay_each, weights_of
 from laconic.weights.quantizer import Quantizer, attach_, attention_paths, calibrate, check_places
 from laconic.weights.representation import Float, Representation
 
@@ -28,6 +28,8 @@ __all__ = ["Quantize", "coded", "look", "planned"]
 
 logger = logging.getLogger(__name__)
 
+# Layers whose input is rounded.
+LAYERS = (*KINDS["linear"], *KINDS["conv"], nn.modules.conv._ConvTransposeNd)
 # Batches, and examples in each, that give activations their first range.
 FIRST_LOOK = (8, 32)
 
@@ -93,7 +95,7 @@ class Quantize(Step):
         if self.embedding is not None and not apart:
             raise ScopeError(f"'{self.scope}' selects no embedding")
         for name in plain | apart:
-            refuse_renormalised(model, name)
+            check_table(model, name)
         self._check_codes(model, earlier)
         if self._activations:
             self._check_activations(model, task)
@@ -167,7 +169,7 @@ class Quantize(Step):
         for path, module in chosen.items():
             half = isinstance(model.get_submodule(path.rpartition(".")[0]), Halves)
             layer = module.first if isinstance(module, Halves) else module
-            if isinstance(layer, (*KINDS["linear"], *KINDS["conv"])) and not half:
+            if isinstance(layer, LAYERS) and not half:
                 places = {INPUT: self.activation}
             elif self.operands and path in attentions:
                 places = dict.fromkeys(OPERANDS, self.activation)

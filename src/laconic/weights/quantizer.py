@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from laconic.models.rounding import (
 from laconic.names import joined
 from laconic.tasks.task import device_of, full_precision
 from laconic.weights.activations import Activation
-from laconic.weights.workspace import traced
+from laconic.weights.workspace import traced, wide_dtype
 
 if TYPE_CHECKING:
     from laconic.tasks import Batch, Task
@@ -46,7 +46,8 @@ Mode = Literal["round", "calibrate", "pass"]
 class Quantizer(nn.Module):
     """Rounds a tensor as an activation says; owns what that learns.
 
-    It computes in float32 whatever autocast says. In training it follows what it sees first.
+    It computes in float32 whatever autocast says, and what it learns stays in float32 when a
+    network is turned to half precision. In training it follows what it sees first.
 
     Attributes:
         activation: how numbers are rounded.
@@ -81,6 +82,14 @@ class Quantizer(nn.Module):
         """Return whether it needs data for its range and has seen none."""
         seen = any(bool(tensor.any()) for tensor in self.state.values())
         return self.activation.needs_data and not seen
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def kept(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            wide = moved.dtype == wide_dtype(moved)
+            return moved if wide else tensor.to(moved.device, wide_dtype(moved))
+
+        return super()._apply(kept, recurse)
 
     def extra_repr(self) -> str:
         """Return what ``print`` shows of it."""
@@ -120,6 +129,7 @@ def activations_of(model: nn.Module) -> dict[str, dict[str, Activation]]:
     }
 
 
+@torch.inference_mode(False)  # what is made here is trained later
 def attach_(model: nn.Module, activations: Mapping[str, Mapping[str, Activation]]) -> None:
     """Let modules of a network round what flows into them.
 

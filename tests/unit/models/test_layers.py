@@ -22,7 +22,7 @@ EXAMPLES = [
     nn.AdaptiveAvgPool1d(3),
     nn.AdaptiveAvgPool2d((2, 3)),
     nn.AvgPool1d(3, 2, 1, ceil_mode=True),
-    nn.AvgPool2d((3, 2), 2, 1, count_include_pad=False),
+    nn.AvgPool2d((3, 2), 2, 1, count_include_pad=False, divisor_override=3),
     nn.BatchNorm1d(5, eps=1e-3, momentum=None, track_running_stats=False),
     nn.BatchNorm2d(5, momentum=0.2, affine=False),
     nn.Conv1d(4, 6, 3, 2, 1, groups=2, bias=False, padding_mode="circular"),
@@ -32,6 +32,7 @@ EXAMPLES = [
     nn.Dropout2d(0.0, inplace=True),
     nn.ELU(0.5),
     nn.Embedding(7, 3, padding_idx=0),
+    nn.Embedding(7, 3, max_norm=0.5, norm_type=1.0, scale_grad_by_freq=True, sparse=True),
     nn.Flatten(0, -2),
     nn.GELU("tanh"),
     nn.GroupNorm(2, 6, eps=1e-3),
@@ -42,7 +43,7 @@ EXAMPLES = [
     nn.LayerNorm(3, elementwise_affine=False),
     nn.LeakyReLU(0.1),
     nn.Linear(3, 4, bias=False),
-    nn.MaxPool1d(3, dilation=2),
+    nn.MaxPool1d(3, dilation=2, return_indices=True),
     nn.MaxPool2d((2, 3), (1, 2), ceil_mode=True),
     nn.PReLU(3),
     nn.ReLU(),
@@ -74,6 +75,24 @@ def test_every_layer_survives_the_round_trip(example):
     assert {key: vars(again)[key] for key in plain} == plain
 
 
+@pytest.mark.parametrize(
+    "example", [nn.BatchNorm1d(4), nn.BatchNorm2d(4), nn.GroupNorm(2, 4)], ids=lambda e: repr(e)
+)
+def test_a_norm_without_a_bias_is_built_without_it(example: nn.Module) -> None:
+    name, options = type(example).__name__, describe(example)[type(example).__name__]
+    if "bias" not in inspect.signature(type(example)).parameters:
+        pytest.skip("norms of this torch have no such argument")
+    without = layer({name: {**options, "bias": False}})
+    assert without.bias is None and without.weight is not None
+    assert describe(without)[name]["bias"] is False
+
+
+def test_an_argument_that_a_file_cannot_keep_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(layers.LAYERS["Softmax"], "dim")
+    with pytest.raises(ModelError, match="Softmax: a file cannot keep dim=-1"):
+        describe(nn.Softmax(-1))
+
+
 def test_every_kind_of_torch_has_an_example():
     kinds = {type(example).__name__ for example in EXAMPLES}
     assert kinds == set(layers.LAYERS) | set(layers.CONTAINERS)
@@ -82,7 +101,8 @@ def test_every_kind_of_torch_has_an_example():
 @pytest.mark.parametrize("name", layers.LAYERS)
 def test_arguments_are_those_of_the_constructor(name):
     parameters = inspect.signature(getattr(nn, name)).parameters
-    assert layers.LAYERS[name].keys() <= parameters.keys()
+    assert layers.LAYERS[name].keys() - {"bias"} == parameters.keys() - layers.FIRST - {"bias"}
+    assert layers.LAYERS[name].keys() >= parameters.keys() - layers.FIRST
     needed = {key for key, p in parameters.items() if p.default is p.empty}
     assert needed - {"args", "kwargs"} <= layers.LAYERS[name].keys()
 

@@ -27,6 +27,7 @@ from laconic.report.analyse import (
 from laconic.tasks import Task
 from laconic.tasks.split import Batch
 from laconic.weights import Binary, Ternary, lay
+from laconic.weights.laid import laid_tensors
 
 # Power iteration stops when the eigenvalue changes by less.
 CLOSE = 1e-3
@@ -191,6 +192,31 @@ def test_surfaces_hold_the_loss_of_the_network_as_it_is(
     for name, each in networks.items():
         assert found.losses[name][1][1] == loss_of(each, task, batches)
     assert found == loss_surface(networks, task, batches, tensors=tensors, points=3)
+
+
+def test_a_tied_weight_is_moved_behind_its_codes() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 6, bias=False), nn.ReLU(), nn.Linear(6, 6, bias=False))
+    network.append(nn.Linear(6, 3))
+    network[2].weight = network[0].weight
+    lay(network, "0.weight", Ternary())
+    lay(network, "3.weight", Ternary())
+    data = torch.randn(16, 6), torch.randint(0, 3, (16,))
+    task, batch = Task(data, data, data), Batch(*data)
+    tensors = ("0.weight", "3.weight")
+    found = loss_surface({"net": network}, task, [batch], tensors=tensors, points=3)
+    for place, step in enumerate(found.steps):
+        moved = copy.deepcopy(network)
+        latent = laid_tensors(moved)["0.weight"][1]
+        with torch.no_grad():
+            latent += step * latent.abs().mean()
+        assert found.losses["net"][place][1] == pytest.approx(loss_of(moved, task, [batch]))
+
+
+def test_a_height_with_a_loss_that_is_none_is_none() -> None:
+    for grid in (((math.nan, 1.0), (2.0, 3.0)), ((1.0, math.nan), (2.0, 3.0))):
+        surface = LossSurface(("a", "b"), (0.0, 1.0), {"net": grid})
+        assert math.isnan(surface.height("net"))
 
 
 def bytes_of(model: nn.Module) -> dict[str, bytes]:

@@ -94,3 +94,14 @@ def test_rows_that_a_look_up_changes_are_refused(kind: type[nn.Module]) -> None:
     ):
         with pytest.raises(ModelError, match=r"'0\.weight': max_norm changes rows in place"):
             refuse()
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_sparse_gradients_are_refused(kind: type[nn.Module]) -> None:
+    table = nn.Sequential(kind(4, 2, sparse=True))
+    for refuse in (
+        lambda: lay(table, "0.weight", Ternary("row")),
+        lambda: Quantize(Ternary("row")).check(table, None),
+    ):
+        with pytest.raises(ModelError, match=r"'0\.weight': sparse gradients .* sparse = False"):
+            refuse()
