@@ -89,7 +89,7 @@ class Quantizer(nn.Module):
             wide = moved.dtype == wide_dtype(moved)
             return moved if wide else tensor.to(moved.device, wide_dtype(moved))
 
-        return super()._apply(kept, recurse)
+        return super()._apply(kept, recurse)  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         """Return what ``print`` shows of it."""
