@@ -15,11 +15,27 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from laconic.errors import FieldProblem, RecipeError, nearest
 
-__all__ = ["located", "refusal"]
+__all__ = ["admitted", "located", "refusal"]
 
 # What pydantic calls a list, a mapping and a number of YAML.
 _WORDS = {"valid tuple": "list", "valid dictionary": "mapping", "valid integer": "whole number"}
 _WANTED = "Input should be "
+
+
+def admitted(annotation: Any) -> frozenset[Any]:
+    """Return the types that an annotation admits, those of a union apart.
+
+    None is left out.
+
+    >>> sorted(kind.__name__ for kind in admitted(int | str | None))
+    ['int', 'str']
+    """
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is typing.Annotated:
+        return admitted(arguments[0])
+    if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
+        return frozenset({annotation} - {NoneType})
+    return frozenset().union(*map(admitted, arguments))
 
 
 def located(family: type, name: str, problems: tuple[FieldProblem, ...]) -> ValidationError:
@@ -85,9 +101,7 @@ def _united(owner: type[BaseModel], items: Iterable[Any]) -> Iterator[Any]:
 def _alternatives(owner: type[BaseModel], place: tuple[Any, ...]) -> bool:
     """Return whether a field takes values of several kinds, none aside."""
     field = owner.model_fields.get(place[0]) if place else None
-    if field is None or typing.get_origin(field.annotation) not in (typing.Union, types.UnionType):
-        return False
-    return len([each for each in typing.get_args(field.annotation) if each is not NoneType]) > 1
+    return field is not None and len(admitted(field.annotation)) > 1
 
 
 def _problems(owner: type[BaseModel], item: Any) -> tuple[FieldProblem, ...]:
@@ -109,10 +123,16 @@ def _without_echoes(problems: tuple[FieldProblem, ...]) -> tuple[FieldProblem, .
     return tuple(p for p in problems if p.message.removesuffix(" is required") not in misspelt)
 
 
+def _inside(owner: Any, name: str) -> str:
+    """Return how a value is written in the field that takes it, where its name is given alone."""
+    field = owner.taking(name)
+    return f"; write '{field}: {name}', or '{field}: {{{name}: ...}}'" if field else ""
+
+
 def _problem(owner: type[BaseModel], item: Any) -> FieldProblem:
     path, kind = tuple(item["loc"]), item["type"]
     if kind == "extra_forbidden":
-        hint = nearest(str(path[-1]), owner.model_fields)
+        hint = _inside(owner, str(path[-1])) or nearest(str(path[-1]), owner.model_fields)
         return FieldProblem(path[:-1], f"'{path[-1]}' is not a field{hint}", str(path[-1]))
     if kind == "missing":
         return FieldProblem(path[:-1], f"'{path[-1]}' is required")

@@ -298,6 +298,8 @@ def _check_folder(out: Path) -> None:
 
     They are those that are not of a run, and the network of one that cannot be taken up again.
     """
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out} is a file; a run is kept in a directory, choose another name")
     there = [name for name in FILES if (out / name).exists()]
     if there and not _is_run(out / RUN):
         raise RunError(

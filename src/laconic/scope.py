@@ -13,7 +13,7 @@ from torch import nn
 from laconic.errors import ScopeError, nearest
 from laconic.names import QUANTIZERS
 
-__all__ = ["KINDS", "Scope"]
+__all__ = ["KINDS", "Scope", "left_out"]
 
 KINDS: dict[str, tuple[type[nn.Module], ...]] = {
     "linear": (nn.Linear,),
@@ -25,6 +25,17 @@ KINDS: dict[str, tuple[type[nn.Module], ...]] = {
 
 ALIKE = 0.6  # of two names whose difference looks like a slip
 SHOWN = 8  # modules, where none is alike
+ROOT = "name modules below it, such as 'kind:linear'"
+
+
+def left_out(path: str) -> str:
+    """Return what to do so that a scope does not select a module.
+
+    >>> left_out("head"), left_out("")
+    ("leave it out of the scope with '!head'", "name modules below it, such as 'kind:linear'")
+    """
+    # No pattern is for the network itself.
+    return f"leave it out of the scope with '!{path}'" if path else ROOT
 
 
 class Scope:

@@ -11,18 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    ClassVar,
-    Protocol,
-    Self,
-    Union,
-    get_args,
-    get_origin,
-)
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, Self
 
 import torch
 from pydantic import (
@@ -37,7 +26,7 @@ from pydantic_core import core_schema
 from torch import Tensor, nn
 
 from laconic.errors import FieldProblem, LaconicError, RecipeError, RunError, nearest
-from laconic.problems import located, refusal
+from laconic.problems import admitted, located, refusal
 from laconic.scope import Scope
 
 if TYPE_CHECKING:
@@ -149,7 +138,7 @@ class Value(BaseModel):
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         # Python counts True as 1: "epochs: yes" would train once.
-        kinds = _kinds(cls.model_fields[info.field_name or ""].annotation)
+        kinds = admitted(cls.model_fields[info.field_name or ""].annotation)
         if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
             raise ValueError(f"input should be a number, got {value}")
         return value
@@ -188,6 +177,16 @@ class Value(BaseModel):
         except RecipeError as error:
             problems = error.problems or (FieldProblem((), str(error)),)
             raise located(cls, name, problems) from None
+
+    @classmethod
+    def taking(cls, name: str) -> str | None:
+        """Return the field that a member of this name is written in; None: there is none."""
+        for place, info in cls.model_fields.items():
+            kinds = (kind for kind in admitted(info.annotation) if isinstance(kind, type))
+            families = (kind for kind in kinds if issubclass(kind, Value) and ABC in kind.__bases__)
+            if any(name in members(family, every=True) for family in families):
+                return place
+        return None
 
     @classmethod
     def shorthand(cls, value: Any) -> tuple[str, Any] | None:
@@ -230,13 +229,6 @@ class Value(BaseModel):
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> dict[str, Any]:
         return {"x-family": cls.__name__} if ABC in cls.__bases__ else handler(schema)
-
-
-def _kinds(annotation: Any) -> set[Any]:
-    """Return the types that an annotation admits, those of a union one by one."""
-    if get_origin(annotation) not in (Union, UnionType, Annotated):
-        return {annotation}
-    return set().union(*(_kinds(each) for each in get_args(annotation)))
 
 
 def inside(value: Any, kind: type) -> Iterator[Any]:

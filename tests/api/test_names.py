@@ -100,3 +100,11 @@ def test_methods_are_abstract_or_final(family):
 def test_step_has_at_most_eight_fields(step):
     fields = members(Step)[step].model_fields
     assert len(fields) <= 8, f"group some of {', '.join(fields)} into a value"
+
+
+def test_a_name_of_another_package_is_told_where_it_is() -> None:
+    with pytest.raises(AttributeError, match=r"no attribute 'Split'; it is in laconic\.structure"):
+        _ = laconic.Split
+    with pytest.raises(AttributeError, match=r"no attribute 'Split'; it is in laconic\.structure"):
+        _ = laconic.weights.Split
+    assert not hasattr(laconic, "__nothing__")

@@ -111,6 +111,12 @@ def edited(old: str, new: str) -> str:
             "a value stands there without the name of its field; fields are: weight",
         ),
         (
+            "- train\n",
+            "- train: {adamw: 1e-3}\n",
+            "a.yaml:17: steps.2 (train): ",
+            "'adamw' is not a field; write 'optimizer: adamw', or 'optimizer: {adamw: ...}'",
+        ),
+        (
             "weight: 4",
             "weight: {ternary: {granularity: rows}}",
             "a.yaml:16: steps.1 (quantize): weight.ternary.granularity: ",

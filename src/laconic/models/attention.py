@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -177,18 +178,51 @@ def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, float("-inf"))
 
 
-def hand_on_padded_(model: nn.Module) -> None:
-    """Let torch's encoders hand padded batches to their layers, in evaluation too.
+def hand_on_padded_(model: nn.Module, changed: Iterable[nn.Module]) -> None:
+    """Let torch's encoders hand padded batches to layers that were changed, in evaluation too.
 
     They may pack a padded batch into a nested tensor, which only their own fused layers read, and
-    which has no extremes to round by. What they return where there is padding differs then.
+    which has no extremes to round by. What they return where there is padding is zeros then, and
+    otherwise what the layers make of it, as in training.
+
+    Args:
+        model: the network, changed in place.
+        changed: modules of it that are no longer as torch has them.
 
     >>> layers = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
     >>> encoder = nn.TransformerEncoder(layers, 2)
-    >>> hand_on_padded_(encoder)
+    >>> hand_on_padded_(encoder, [encoder.layers[0].linear1])
     >>> encoder.use_nested_tensor
     False
     """
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoder):
-            cast("Any", module).use_nested_tensor = False
+    # The fused layers never call a dropout.
+    others = {module for module in changed if not isinstance(module, nn.Dropout)}
+    for encoder in _encoders(model):
+        if not others.isdisjoint(encoder.modules()):
+            encoder.use_nested_tensor = False
+
+
+@contextmanager
+def handing_on_padded(*models: nn.Module) -> Iterator[None]:
+    """Let torch's encoders hand on padded batches inside a with block, for features to be seen.
+
+    >>> layers = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+    >>> encoder = nn.TransformerEncoder(layers, 2)
+    >>> with handing_on_padded(encoder):
+    ...     encoder.use_nested_tensor
+    False
+    >>> encoder.use_nested_tensor
+    True
+    """
+    packing = [each for model in models for each in _encoders(model) if each.use_nested_tensor]
+    try:
+        for encoder in packing:
+            encoder.use_nested_tensor = False
+        yield
+    finally:
+        for encoder in packing:
+            encoder.use_nested_tensor = True
+
+
+def _encoders(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, nn.TransformerEncoder)]

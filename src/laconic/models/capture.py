@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
 
 from laconic.errors import FeatureError, ModelError, nearest
+from laconic.models.attention import handing_on_padded
 from laconic.models.families import FAMILIES, Family, blocks_path, family_of
 from laconic.models.rounding import quantizer_of
 from laconic.names import of_laid
@@ -224,6 +225,7 @@ class _Recorder:
         """Hook what the features need, and unhook it whatever happens."""
         with ExitStack() as stack:
             if self.taps:
+                stack.enter_context(handing_on_padded(root))
                 stack.enter_context(root.register_forward_pre_hook(self.begin))
             for module, side in dict.fromkeys((tap.module, tap.side) for tap in self.taps):
                 if side == "input":

@@ -271,15 +271,9 @@ def fitted_layers(state: State, scope: Scope, feed: Feed) -> dict[str, Pair]:
     for path, calls in called.items():
         student = cast("Fitted", state.model.get_submodule(path))
         weight = latent_of(state.model, joined(path, "weight"))[1]
-        if not weight.requires_grad:
-            reason = "its weight is frozen"
-        elif not weight.numel():
-            reason = "its weight is empty"
-        elif held[cast("nn.Parameter", weight)] > 1:
-            reason = "other modules share its weight"
-        elif taught[path] != calls or not _answers_alike(other := theirs[path], student):
-            reason = "the teacher's gives other answers"
-        else:
+        other = theirs[path] if taught[path] == calls else None
+        reason = _reason(student, weight, other, shared=held[cast("nn.Parameter", weight)] > 1)
+        if not reason:
             pairs[path] = Pair(cast("Fitted", other), student, calls)
             _check_feed(feed, path, pairs[path])
             continue
@@ -291,6 +285,20 @@ def fitted_layers(state: State, scope: Scope, feed: Feed) -> dict[str, Pair]:
             "replaced"
         )
     return pairs
+
+
+def _reason(student: Fitted, weight: Tensor, other: nn.Module | None, *, shared: bool) -> str:
+    """Return why a layer cannot learn the answers of the teacher's; "": it can."""
+    if not weight.requires_grad:
+        return "its weight is frozen"
+    if not weight.numel():
+        return "its weight is empty"
+    if shared:
+        return "other modules share its weight"
+    if is_fitted(other) and other.weight.shape[0] != weight.shape[0]:
+        return "outputs of it were cut before; a penalty of this step cuts and fits at once"
+    alike = other is not None and _answers_alike(other, student)
+    return "" if alike else "the teacher's gives other answers"
 
 
 def _answers_alike(teacher: nn.Module, student: Fitted) -> bool:

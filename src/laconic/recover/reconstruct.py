@@ -9,6 +9,7 @@ from torch import nn
 
 from laconic import ranks
 from laconic.errors import ChainError, RecipeError, ScopeError
+from laconic.models.attention import handing_on_padded
 from laconic.recover.descent import check_curvature, check_numbers, parameters_of
 from laconic.recover.feeding import Feed, Student
 from laconic.recover.fitting import fittings_of, gradient_of, parts_of
@@ -148,7 +149,8 @@ class Reconstruct(Step):
 
     def apply(self, state: State) -> None:
         """Fit every part."""
-        if self.parts == "layer":
-            fit_layers(state, self.scope, feed=self.feed, solve=self.solve)
-        else:
-            self.order.fit(self, state)
+        with handing_on_padded(state.model, *state.teacher):
+            if self.parts == "layer":
+                fit_layers(state, self.scope, feed=self.feed, solve=self.solve)
+            else:
+                self.order.fit(self, state)

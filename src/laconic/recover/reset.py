@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from laconic.errors import ModelError, ScopeError
 from laconic.names import of_laid
-from laconic.scope import Scope
+from laconic.scope import Scope, left_out
 from laconic.step import State, Step, derive
 from laconic.weights.laid import bake, laid_tensors, lay
 from laconic.weights.quantize import look
@@ -101,7 +101,7 @@ def _resettable(model: nn.Module, scope: Scope) -> dict[str, tuple[nn.Module, Dr
         elif owned:
             raise ModelError(
                 f"reset: '{name}' ({type(module).__name__}) has parameters and no "
-                f"reset_parameters(); give it one, or leave it out of the scope: '!{name}'"
+                f"reset_parameters(); give it one, or {left_out(name)}"
             )
     if not moving:
         raise ScopeError(f"'{scope}' selects no module with parameters to reset")

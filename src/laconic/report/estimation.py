@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from laconic.errors import ModelError, ScopeError, nearest
+from laconic.models.attention import handing_on_padded
 from laconic.models.capture import padding_mask
 from laconic.progress import progress
 from laconic.recover.quadratic import Fitted
@@ -175,6 +176,6 @@ def _outputs(
 
             if path in modules:
                 stack.enter_context(modules[path].register_forward_hook(note))
-        with evaluation(model):
+        with handing_on_padded(model), evaluation(model):
             task.call(model, batch)
     return found

@@ -26,6 +26,7 @@ __all__ = [
     "Matrices",
     "Role",
     "alive",
+    "apart",
     "axes_of",
     "gather",
     "hide_",
@@ -89,6 +90,29 @@ def axes_of(model: nn.Module, task: Task | None, kind: str, scope: Scope) -> lis
     if len(free) < len(inside):
         logger.info("%s: %s", kind, _listed(axis for axis in inside if axis not in free))
     return free
+
+
+def apart(axes: Sequence[Axis]) -> list[Axis]:
+    """Return axes of which no two are factors of one dimension, in their order.
+
+    The channels of a convolution in groups are groups times channels of each: a fraction of both
+    would be its square of the channels. Larger factors come first, then inner ones.
+
+    >>> layers = nn.Conv2d(1, 8, 1), nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 1, 1)
+    >>> found = find_axes(nn.Sequential(*layers), torch.ones(1, 1, 2, 2))
+    >>> free = [axis for axis in found if axis.frozen is None]
+    >>> [axis.size for axis in free], [axis.size for axis in apart(free)]
+    ([2, 4, 4], [4, 4])
+    """
+    inner = {axis: max(use.position for use in axis.uses) for axis in axes}
+    taken: set[tuple[str, int, int]] = set()
+    chosen: set[Axis] = set()
+    for axis in sorted(axes, key=lambda axis: (-axis.size, -inner[axis])):
+        places = {(use.name, use.dim, use.offset) for use in axis.uses if len(use.sizes) > 1}
+        if taken.isdisjoint(places):
+            taken |= places
+            chosen.add(axis)
+    return [axis for axis in axes if axis in chosen]
 
 
 def _why_none(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from laconic.errors import ModelError, ScopeError
+from laconic.models.attention import handing_on_padded
 from laconic.progress import progress
 from laconic.step import State, Step
 from laconic.structure.columns import groups_of, unfolded
@@ -178,7 +179,8 @@ class Factorize(Step):
         if self.method.samples is None:
             return {}
         task, (batches, size) = needed(state.task, MOMENTS), self.method.samples
-        with _watched(targets) as moments, full_precision(state.model):
+        padded = handing_on_padded(state.model)
+        with padded, _watched(targets) as moments, full_precision(state.model):
             for batch in drawn(state, task, batches, size, "factorize: inputs"):
                 task.call(state.model, batch)
         for name in targets:

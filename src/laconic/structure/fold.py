@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,7 +20,7 @@ from laconic.structure.factorization import bias_of, refuse_tied
 from laconic.structure.surgery import replace_
 from laconic.tasks.split import tensors_in
 from laconic.tasks.task import evaluation
-from laconic.weights.laid import laid_tensors, lay, mask_of
+from laconic.weights.laid import laid_tensors, lay, mask_of, owners_of
 from laconic.weights.quantize import coded
 from laconic.weights.representation import Float
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from laconic.tasks import Task
 
 __all__ = ["Fold", "folded", "norms_behind"]
+
+# What torch calls the end of a graph, a parameter.
+LEAF = "torch::autograd::AccumulateGrad"
 
 logger = logging.getLogger(__name__)
 
@@ -69,9 +72,9 @@ def norms_behind(model: nn.Module, task: Task | None) -> dict[str, str]:
     """Return layer -> BatchNorm that alone reads the layer's output, by dotted names.
 
     They are found in one forward: of linear layers and convolutions, called once, whose output
-    goes as it is into one BatchNorm with running statistics, called once, and nowhere else. The
-    norm reads what the layer calls outputs: dimension 1, of a linear layer's answers [batch,
-    outputs].
+    goes as it is into one BatchNorm with running statistics, called once, and nowhere else; and
+    of which nothing else reads a parameter, nor of the norm. The norm reads what the layer calls
+    outputs: dimension 1, of a linear layer's answers [batch, outputs].
 
     Args:
         model: in evaluation mode for the forward; left as it is.
@@ -104,6 +107,7 @@ def norms_behind(model: nn.Module, task: Task | None) -> dict[str, str]:
         with evaluation(model), _nothing_frozen(model), torch.enable_grad():
             result = model(*inputs, **named)
     readers = _readers(tensors_in(result))
+    read_apart = _read_apart(model, readers)
     names = {module: name for name, module in model.named_modules()}
     return {
         names[module]: names[norm]
@@ -115,6 +119,7 @@ def norms_behind(model: nn.Module, task: Task | None) -> dict[str, str]:
         and calls[module] == calls[norm] == 1
         and output.dim() == module.weight.dim()
         and readers[tensor.grad_fn] == 1
+        and not (read_apart & {*module.parameters(), *norm.parameters()})
     }
 
 
@@ -143,6 +148,16 @@ def _readers(outputs: Iterable[Tensor]) -> Counter[Any]:
                 seen.add(reader)
                 left.append(reader)
     return found
+
+
+def _read_apart(model: nn.Module, readers: Mapping[Any, int]) -> set[Tensor]:
+    """Return the parameters that more operations read than modules own them.
+
+    What reads a weight besides its layer would get one that holds the norm.
+    """
+    leaves = [node for node in readers if node is not None and node.name() == LEAF]
+    reads = {node.variable: readers[node] for node in leaves}
+    return {leaf for leaf, count in reads.items() if count > len(owners_of(model, leaf))}
 
 
 class Fold(Step):

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from laconic.errors import ChainError, ModelError, ScopeError
+from laconic.models.attention import handing_on_padded
 from laconic.scope import Scope
 from laconic.step import Count, State, Step
 from laconic.structure.columns import columns
@@ -243,7 +244,7 @@ class OBS(Criterion):
             sums[name] = sums[name] + moment if name in sums else moment.double()
             counts[name] = counts.get(name, 0) + found.shape[1]
 
-        with ExitStack() as hooks, evaluation(network):
+        with ExitStack() as hooks, handing_on_padded(network), evaluation(network):
             for name in weights:
                 for each in owners_of(network, latent_of(network, name)[1]):
                     noting = functools.partial(note, name)

@@ -17,6 +17,7 @@ from laconic.structure.axes import Axis
 from laconic.structure.criteria import Criterion, Magnitude
 from laconic.structure.elements import (
     alive,
+    apart,
     axes_of,
     hide_,
     mask_,
@@ -55,9 +56,11 @@ class Prune(During):
     Of the channels, heads, ... that this step finds, round(keep * size) are left in every axis
     (or over all of them), and no axis loses all. They are found by a forward of two training
     examples, so there must be a task; an axis belongs to the scope if all the matrices and
-    kernels that compute it do. Elements are masked in all rounds but the last, in which the
-    network becomes smaller. Training cannot go on with other tensors: inside ``Train`` elements
-    are masked, and a ``Prune`` with ``keep=1`` after it slices what is masked.
+    kernels that compute it do. Where channels are a product, as in convolutions in groups, its
+    largest factor is cut, the inner one of equals, and the others stay. Elements are masked in
+    all rounds but the last, in which the network becomes smaller. Training cannot go on with
+    other tensors: inside ``Train`` elements are masked, and a ``Prune`` with ``keep=1`` after it
+    slices what is masked.
 
     Attributes:
         scope: modules whose matrices and kernels are pruned, or compute what is pruned.
@@ -121,7 +124,7 @@ class Prune(During):
                 )
 
     def _check_axes(self, model: nn.Module, task: Task | None) -> None:
-        axes = axes_of(model, task, self.axes, self.scope)
+        axes = apart(axes_of(model, task, self.axes, self.scope))
         self.by.check_axes(model, axes)
         for axis in axes:
             if self._order.over == "local" and not round(self.keep * axis.size):
@@ -170,7 +173,7 @@ class Prune(During):
         """Return the axes to prune; none where single weights are pruned."""
         if self.axes == "weights":
             return ()
-        return axes_of(state.model, state.task, self.axes, self.scope)
+        return apart(axes_of(state.model, state.task, self.axes, self.scope))
 
     def _prune(self, state: State, progress: float, axes: Sequence[Axis] = ()) -> None:
         keep, revives = self.schedule.keep(progress, self.keep), self.schedule.revives(progress)

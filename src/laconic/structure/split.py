@@ -17,7 +17,7 @@ from laconic.models.families import blocks_path, family_of
 from laconic.models.halves import Halves
 from laconic.models.layers import describe
 from laconic.names import PARAMETRIZED, QUANTIZERS, module_of, of_laid
-from laconic.scope import Scope
+from laconic.scope import Scope, left_out
 from laconic.step import State, Step
 from laconic.structure.depth import refuse_shared
 from laconic.structure.factorization import bias_of, check_runs, refuse_needed, refuse_tied
@@ -139,7 +139,7 @@ def _check_module(model: nn.Module, path: str, step: str) -> None:
         parts = "put the step 'unpack' before, or " if kind is nn.MultiheadAttention else ""
         raise ModelError(
             f"{step}: '{path}' is a {kind.__name__}, which cannot be split; only Linear, Conv1d, "
-            f"Conv2d and Embedding can: {parts}leave it out of the scope with '!{path}'"
+            f"Conv2d and Embedding can: {parts}{left_out(path)}"
         )
     refuse_needed(model, path, step)
     refuse_tied(model, path, step)

@@ -82,7 +82,7 @@ def replace_(model: nn.Module, path: str, module: nn.Module) -> None:
     records = _read(model)
     carry_(old, module)
     _put(_places(model)[old], module.train(old.training))
-    hand_on_padded_(model)
+    hand_on_padded_(model, [module])
     records.modules[module] = {}
     _write(model, records, module)
 
@@ -272,7 +272,7 @@ def _apply_modules(model: nn.Module, modules: Mapping[str, Any]) -> None:
             raise ModelError(f"'{path}' is the root or within a module that is replaced too")
         placed[old] = layer(spec).train(old.training)
         _put(places[old], placed[old])
-    hand_on_padded_(model)
+    hand_on_padded_(model, placed.values())
 
 
 def _above(index: Mapping[str, nn.Module], path: str) -> Iterator[nn.Module]:

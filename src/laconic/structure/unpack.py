@@ -37,7 +37,9 @@ class Unpack(Step):
     ``nn.MultiheadAttention`` keeps three matrices in one tensor that no layer owns and fixes its
     sizes, so that its heads cannot be pruned, its inputs not rounded and its matrices not
     factorised. Unpacked, they can; the network computes the same but for the order of sums. It is
-    what torch's own Transformer layers, torchvision's ViT and many others attend with.
+    what torch's own Transformer layers, torchvision's ViT and many others attend with. Only what
+    ``nn.TransformerEncoder`` returns where there is padding may differ: in evaluation it packs
+    padded batches and returns zeros there; unpacked, it returns what it does in training.
 
     What adds keys of its own (``add_bias_kv``, ``add_zero_attn``) and subclasses stay as they are.
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from laconic.errors import TaskError
 from laconic.tasks.split import Split, required
 
-__all__ = ["check_labels", "check_loss", "check_targets"]
+__all__ = ["check_classes", "check_labels", "check_loss", "check_targets"]
 
 # Where the losses of torch are defined.
 TORCHS = (F.__name__, nn.CrossEntropyLoss.__module__)
@@ -105,3 +105,31 @@ def _labels(split: Split, name: str) -> Tensor:
             "metrics= for targets that are values"
         )
     return labels
+
+
+def check_classes(name: str, outputs: Tensor, targets: Tensor) -> None:
+    """Refuse targets that do not say one class for every place that outputs are for.
+
+    Args:
+        name: of the task.
+        outputs: [examples, classes, ...].
+        targets: [examples, ...], or probabilities of the shape of the outputs.
+
+    Raises:
+        TaskError: they have another shape.
+
+    >>> import torch
+    >>> check_classes("mine", torch.zeros(8, 3), torch.zeros(8, dtype=torch.int64))
+    """
+    places = (outputs.shape[0], *outputs.shape[2:])
+    if targets.is_floating_point() or tuple(targets.shape) == places:
+        return
+    remedy = "give loss= and metrics= for such targets"
+    if targets.shape == (*places, 1):
+        remedy = "give labels[..., 0]"
+    elif targets.shape == outputs.shape:
+        remedy = "give labels.argmax(1), if each has one class; else loss= and metrics="
+    raise TaskError(
+        f"{name}: the targets have shape {[*targets.shape]} where outputs of shape "
+        f"{[*outputs.shape]} need {[*places]}, a class for each: {remedy}"
+    )

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 
 from laconic.errors import LaconicError, TaskError, nearest
 from laconic.step import generator_of
-from laconic.tasks.checks import check_labels, check_loss, check_targets
+from laconic.tasks.checks import check_classes, check_labels, check_loss, check_targets
 from laconic.tasks.metrics import Metric, accuracy, as_values
 from laconic.tasks.split import (
     Augment,
@@ -398,6 +398,8 @@ class Task:
             )
 
     def _loss(self, outputs: Tensor, batch: Batch) -> float:
+        if self.loss is cross_entropy:
+            check_classes(self.name, outputs, required(batch.targets))
         with explained(
             f"{self.name}: the loss of outputs {[*outputs.shape]} failed",
             "it is called with the outputs and the Batch, for their mean, one number",

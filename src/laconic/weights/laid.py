@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves
 
 from laconic.errors import ModelError, nearest
@@ -36,6 +39,13 @@ __all__ = [
     "ties_of",
     "weights_of",
 ]
+
+# What makes a weight from other tensors in torch's older ways -> what ends that.
+HOOKED: dict[type, str] = {
+    WeightNorm: "torch.nn.utils.remove_weight_norm(layer)",
+    SpectralNorm: "torch.nn.utils.remove_spectral_norm(layer)",
+    BasePruningMethod: "torch.nn.utils.prune.remove(layer, 'weight')",
+}
 
 
 class Laid(nn.Module):
@@ -324,8 +334,24 @@ def mask_of(model: nn.Module, tensor: str) -> Tensor | None:
     return found[0].mask if found is not None else None
 
 
+def _refuse_hooked(module: nn.Module, attribute: str) -> None:
+    """Refuse a tensor that is part of what one of torch's hooks makes a weight from."""
+    hooks: Iterable[Any] = module._forward_pre_hooks.values()
+    for hook in hooks:
+        for kind, remedy in HOOKED.items():
+            if not isinstance(hook, kind):
+                continue
+            made = hook._tensor_name if isinstance(hook, BasePruningMethod) else hook.name
+            if attribute == made or attribute.startswith(f"{made}_"):
+                raise ModelError(
+                    f"'{attribute}' of a {type(module).__name__}: its '{made}' is made anew in "
+                    f"every forward ({type(hook).__name__}); call {remedy} before"
+                )
+
+
 def _laid(module: nn.Module, attribute: str) -> tuple[Laid, nn.Parameter] | None:
     """Return what is laid on a tensor, and the latent weight."""
+    _refuse_hooked(module, attribute)
     parametrizations = _parametrizations(module)
     if attribute not in parametrizations:
         return None

@@ -154,7 +154,7 @@ def attach_(model: nn.Module, activations: Mapping[str, Mapping[str, Activation]
             place_(model.get_submodule(path), place, Quantizer(activation).to(device))
     if _exchanges(model, activations):
         use_attention_(model)
-    hand_on_padded_(model)
+    hand_on_padded_(model, map(model.get_submodule, activations))
 
 
 def _exchanges(model: nn.Module, activations: Mapping[str, Mapping[str, Activation]]) -> bool:

@@ -86,6 +86,23 @@ def test_a_norm_of_something_else_than_the_answers_stays(
     assert norms_behind(lived(plain), task(6)) == {"0": "1"}
 
 
+class Scaled(nn.Module):
+    """Reads the weight of its layer, or the scale of its norm, for something else too."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.layer, self.norm, self.what = nn.Linear(6, 4), nn.BatchNorm1d(4), what
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        factor: Tensor = self.get_parameter(self.what)
+        return self.norm(self.layer(inputs)) * factor.sum()
+
+
+@pytest.mark.parametrize("what", ["layer.weight", "layer.bias", "norm.weight"])
+def test_a_layer_whose_numbers_something_else_reads_stays(what: str) -> None:
+    assert norms_behind(lived(Scaled(what)), task(6)) == {}
+
+
 @pytest.mark.parametrize("inside", [torch.no_grad, torch.inference_mode])
 def test_norms_are_found_wherever_the_caller_is(inside: type) -> None:
     plain = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4))

@@ -88,6 +88,22 @@ def test_local_ranking_leaves_the_same_share_of_every_axis(case: str) -> None:
         assert sizes(small, axes) == [round(axis.size * keep) for axis in axes]
 
 
+@pytest.mark.parametrize(
+    ("groups", "left"), [((4,), (8, 4)), ((8,), (8, 4)), ((4, 2), (8, 4)), ((16,), (8, 8))]
+)
+def test_channels_of_groups_are_cut_to_the_share_once(
+    groups: tuple[int, ...], left: tuple[int, int]
+) -> None:
+    model: nn.Module = nn.Sequential(nn.Conv2d(3, 16, 3))
+    for each in groups:
+        model.extend([nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1, groups=each)])
+    model.append(nn.Conv2d(16, 4, 1))
+    run_step(Prune("channels", keep=0.5), State(model, images()))
+    convs = [module for module in model if isinstance(module, nn.Conv2d)]
+    assert [conv.out_channels for conv in convs[:-1]] == [8] * (len(groups) + 1)
+    assert convs[1].groups == left[1]
+
+
 def test_global_ranking_leaves_the_share_of_all() -> None:
     axes = found(plain(), images(), "channels")
     by = Magnitude("size")

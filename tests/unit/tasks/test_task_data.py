@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from helpers.task import pair
@@ -195,3 +196,21 @@ def test_a_recipe_draws_few_examples() -> None:
 def test_few_examples_that_cannot_be_drawn(few: object, text: str) -> None:
     with pytest.raises(TaskError, match=text):
         task_from_dict({"digits": None, "few": few})
+
+
+@pytest.mark.parametrize(
+    ("shaped", "remedy"),
+    [
+        (lambda labels: labels[:, None], r"give labels\[\.\.\., 0\]"),
+        (lambda labels: nn.functional.one_hot(labels, 3), r"give labels\.argmax\(1\)"),
+        (lambda labels: labels[:, None].expand(-1, 2), "give loss= and metrics="),
+    ],
+    ids=["a column", "one hot", "several"],
+)
+def test_labels_of_another_shape_are_told_what_to_be(
+    shaped: Callable[[Tensor], Tensor], remedy: str
+) -> None:
+    data = torch.rand(12, 5), shaped(torch.arange(12) % 3)
+    task = Task.from_arrays(data, data, classes=("a", "b", "c"))
+    with pytest.raises(TaskError, match=rf"have shape .* need \[12\], a class for each: {remedy}"):
+        task.score(nn.Linear(5, 3))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.prune import l1_unstructured
 
+from laconic import Prune, Reconstruct, Task, compress
 from laconic.errors import ModelError, RecipeError
 from laconic.weights import Binary, Float, LearnedStep, Quantize, Symmetric, Ternary, lay
 from laconic.weights.laid import narrow, owner
@@ -105,3 +109,26 @@ def test_sparse_gradients_are_refused(kind: type[nn.Module]) -> None:
     ):
         with pytest.raises(ModelError, match=r"'0\.weight': sparse gradients .* sparse = False"):
             refuse()
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize(
+    ("wrap", "remedy"),
+    [
+        (nn.utils.weight_norm, "remove_weight_norm"),
+        (nn.utils.spectral_norm, "remove_spectral_norm"),
+        (lambda layer: l1_unstructured(layer, "weight", amount=0.5), r"prune\.remove"),
+    ],
+    ids=["weight_norm", "spectral_norm", "pruned"],
+)
+def test_a_weight_that_a_hook_makes_is_refused(
+    wrap: Callable[[nn.Module], nn.Module], remedy: str
+) -> None:
+    model = nn.Sequential(wrap(nn.Linear(4, 3)))
+    data = torch.rand(4, 4), torch.zeros(4, dtype=torch.long)
+    task = Task(data, data, data)
+    for step in (Quantize(4), Prune("weights", keep=0.5), Reconstruct()):
+        with pytest.raises(ModelError, match=f"of a Linear: its 'weight' is made.*{remedy}"):
+            compress(model, task, [step])
+    # What touches no weight goes on as ever.
+    assert compress(model, task, [Quantize(activation=8)]).history[-1].metrics

@@ -31,7 +31,6 @@ from laconic.weights import (
     Float,
     LearnedClip,
     LearnedSpacing,
-    LearnedStep,
     LeastError,
     MinMax,
     MovingAverage,
@@ -42,7 +41,7 @@ from laconic.weights import (
     activations_of,
     attach_,
 )
-from laconic.weights.laid import laid_tensors, lay
+from laconic.weights.laid import laid_tensors
 from laconic.weights.lookup import looked_up
 from laconic.weights.quantizer import calibrate, quantizing
 
@@ -494,52 +493,6 @@ def test_an_ordinary_folder_cannot_round(tmp_path: Path) -> None:
 
     with pytest.raises(ModelError, match="rounds what flows into it"):
         save_pretrained(quantized(Quantize(activation=8), bert()), tmp_path / "folder")
-
-
-def test_norms_and_biases_of_several_dimensions_stay_float() -> None:
-    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.LayerNorm([4, 6, 6]), nn.Flatten())
-    network.append(nn.MultiheadAttention(144, 2, add_bias_kv=True))
-    Quantize("ternary").apply(State(network))
-    found = set(laid_tensors(network))
-    assert found == {"0.weight", "3.in_proj_weight", "3.out_proj.weight"}
-
-
-def test_inputs_of_transposed_convolutions_are_rounded() -> None:
-    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ConvTranspose2d(2, 1, 3))
-    Quantize(4, activation=4).apply(State(network))
-    assert activations_of(network) == {path: {"input": MinMax(4)} for path in "01"}
-    assert network(torch.rand(1, 1, 8, 8)).shape == (1, 1, 8, 8)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_ranges_stay_exact_in_half_precision(dtype: torch.dtype, tmp_path: Path) -> None:
-    network = digits_cnn()
-    attach_(network, {"conv1": {"input": MovingAverage()}, "fc1": {"input": LearnedClip()}})
-    for _ in range(3):
-        network(torch.rand(4, 1, 8, 8))
-    before = [each.state for each in network.modules() if isinstance(each, Quantizer)]
-    half = network.to(dtype).eval()
-    after = [each.state for each in half.modules() if isinstance(each, Quantizer)]
-    assert [{k: v.item() for k, v in state.items()} for state in after] == [
-        {k: v.item() for k, v in state.items()} for state in before
-    ]
-    assert {v.dtype for state in after for v in state.values()} == {torch.float32}
-    inputs = torch.rand(4, 1, 8, 8).to(dtype)
-    save(half, tmp_path / "half.safetensors")
-    assert torch.equal(load(tmp_path / "half.safetensors")(inputs), half(inputs))
-
-
-def test_what_was_made_in_inference_mode_can_be_trained(tmp_path: Path) -> None:
-    network = digits_cnn()
-    save(network, tmp_path / "model.safetensors")
-    with torch.inference_mode():
-        loaded = load(tmp_path / "model.safetensors")
-        for model in (network, loaded):
-            lay(model, "fc1.weight", LearnedStep(4))
-            attach_(model, {"fc1": {"input": LearnedClip()}})
-    for model in (network, loaded):
-        model(torch.rand(2, 1, 8, 8)).sum().backward()
-        assert model.fc1.parametrizations.weight.original.grad is not None
 
 
 def test_operations_count_the_bits_of_both_sides() -> None:
