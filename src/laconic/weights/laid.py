@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from itertools import product
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -40,11 +41,11 @@ __all__ = [
     "weights_of",
 ]
 
-# What makes a weight from other tensors in torch's older ways -> what ends that.
-HOOKED: dict[type, str] = {
-    WeightNorm: "torch.nn.utils.remove_weight_norm(layer)",
-    SpectralNorm: "torch.nn.utils.remove_spectral_norm(layer)",
-    BasePruningMethod: "torch.nn.utils.prune.remove(layer, 'weight')",
+# Hooks by which torch makes a weight from other tensors -> what in them says which, what ends it.
+HOOKED: dict[type, tuple[str, str]] = {
+    WeightNorm: ("name", "torch.nn.utils.remove_weight_norm(layer)"),
+    SpectralNorm: ("name", "torch.nn.utils.remove_spectral_norm(layer)"),
+    BasePruningMethod: ("_tensor_name", "torch.nn.utils.prune.remove(layer, 'weight')"),
 }
 
 
@@ -336,17 +337,13 @@ def mask_of(model: nn.Module, tensor: str) -> Tensor | None:
 
 def _refuse_hooked(module: nn.Module, attribute: str) -> None:
     """Refuse a tensor that is part of what one of torch's hooks makes a weight from."""
-    hooks: Iterable[Any] = module._forward_pre_hooks.values()
-    for hook in hooks:
-        for kind, remedy in HOOKED.items():
-            if not isinstance(hook, kind):
-                continue
-            made = hook._tensor_name if isinstance(hook, BasePruningMethod) else hook.name
-            if attribute == made or attribute.startswith(f"{made}_"):
-                raise ModelError(
-                    f"'{attribute}' of a {type(module).__name__}: its '{made}' is made anew in "
-                    f"every forward ({type(hook).__name__}); call {remedy} before"
-                )
+    for hook, (kind, (named, remedy)) in product(module._forward_pre_hooks.values(), HOOKED.items()):
+        made = getattr(hook, named) if isinstance(hook, kind) else None
+        if made and (attribute == made or attribute.startswith(f"{made}_")):
+            raise ModelError(
+                f"'{attribute}' of a {type(module).__name__}: its '{made}' is made anew in every "
+                f"forward ({type(hook).__name__}); call {remedy} before"
+            )
 
 
 def _laid(module: nn.Module, attribute: str) -> tuple[Laid, nn.Parameter] | None:
