@@ -337,7 +337,8 @@ def mask_of(model: nn.Module, tensor: str) -> Tensor | None:
 
 def _refuse_hooked(module: nn.Module, attribute: str) -> None:
     """Refuse a tensor that is part of what one of torch's hooks makes a weight from."""
-    for hook, (kind, (named, remedy)) in product(module._forward_pre_hooks.values(), HOOKED.items()):
+    hooks = module._forward_pre_hooks.values()
+    for hook, (kind, (named, remedy)) in product(hooks, HOOKED.items()):
         made = getattr(hook, named) if isinstance(hook, kind) else None
         if made and (attribute == made or attribute.startswith(f"{made}_")):
             raise ModelError(
