@@ -17,6 +17,7 @@ __all__ = [
     "LedgerRow",
     "Measurement",
     "Table",
+    "comparison_table",
     "excess_text",
     "factor_text",
     "ledger",
@@ -271,6 +272,37 @@ def ledger_table(history: Sequence[Measurement]) -> Table:
         **{name.capitalize(): _metric_texts(values) for name, values in metrics.items()},
         "Time": [_time_text(row.seconds) for row in rows],
     }
+    return Table(tuple(columns), tuple(zip(*columns.values(), strict=True)))
+
+
+def comparison_table(runs: Mapping[str, Sequence[Measurement]]) -> Table:
+    """Return what runs came to as text: a row for each, every metric but the loss.
+
+    Factors are those of a run's result to the network that it began with.
+
+    Args:
+        runs: name -> what was measured of it, the uncompressed network first.
+
+    >>> comparison_table({}).columns[:3]
+    ('Run', 'Steps', 'Size')
+    """
+    rows = {name: ledger(history) for name, history in runs.items()}
+    names = dict.fromkeys(name for found in rows.values() for name in found[-1].metrics)
+    columns = {
+        "Run": list(rows),
+        "Steps": [" > ".join(row.step for row in found[1:]) for found in rows.values()],
+        "Size": [size_text(found[-1].size_bytes) for found in rows.values()],
+        "Codes alone": [factor_text(found[-1].nominal_total) for found in rows.values()],
+        "File": [factor_text(found[-1].measured_total) for found in rows.values()],
+        "Parameters": [f"{found[-1].parameters:,}" for found in rows.values()],
+        "Non-zero": [f"{found[-1].nonzero:,}" for found in rows.values()],
+    }
+    for metric in (name for name in names if name != "loss"):
+        for title, place in ((f"{metric.capitalize()} before", 0), (metric.capitalize(), -1)):
+            scored = [found[place].metrics.get(metric) for found in rows.values()]
+            columns[title] = _metric_texts(scored)
+    seconds = [sum(row.seconds for row in found) for found in rows.values()]
+    columns["Time"] = list(map(_time_text, seconds))
     return Table(tuple(columns), tuple(zip(*columns.values(), strict=True)))
 
 

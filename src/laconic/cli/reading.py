@@ -13,7 +13,7 @@ import typer
 
 from laconic.cli.command import DONE, UNCOMPARED, command
 from laconic.cli.output import Output
-from laconic.cli.shared import Threads, network_of, reserved, task_of, tell_ledger, use
+from laconic.cli.shared import SPARE, Threads, network_of, reserved, task_of, tell_ledger, use
 from laconic.errors import LaconicError, RunError
 
 if TYPE_CHECKING:
@@ -33,11 +33,14 @@ Plain = Annotated[
 ]
 
 
-@command("measure runs/1", "measure model.safetensors --task digits")
+@command("measure runs/1", "measure runs/1 runs/2", "measure model.safetensors --task digits")
 def measure(
     output: Output,
-    target: Annotated[
-        Path, typer.Argument(metavar="FILE-OR-RUN", help="An artefact, or the folder of a run.")
+    targets: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE-OR-RUN...", help="An artefact, or the folder of a run, or of several."
+        ),
     ],
     task: Annotated[
         str | None,
@@ -48,9 +51,13 @@ def measure(
 ) -> int:
     """Say what a network costs and scores.
 
-    Bytes, parameters and how many are not zero; with data, operations, time and metrics too.
+    Bytes, parameters and how many are not zero; with data, operations, time and metrics too. Of
+    several runs, what each came to stands in one table.
     """
     use(threads)
+    target, *others = targets
+    if others:
+        return _compare_runs(output, targets)
     if target.is_dir():
         return _measure_run(output, target, {"--task": task, "--model": model})
     from laconic.cli.contents import file_costs
@@ -79,6 +86,32 @@ def _measure_run(output: Output, run: Path, given: Mapping[str, str | None]) -> 
     tell_ledger(output, history)
     if open_end:
         output.line(f"\n{open_end}")
+    return DONE
+
+
+def _compare_runs(output: Output, runs: Sequence[Path]) -> int:
+    """Show what several runs came to, a row for each."""
+    from laconic.ledger import comparison_table
+    from laconic.rundir import read_history
+
+    histories, open_ends = {}, []
+    for run in dict.fromkeys(runs):
+        history, facts = read_history(run)
+        if not history:
+            raise RunError(f"{run}: nothing was measured yet; leave it out, or go on with --resume")
+        histories[str(run)] = history
+        open_ends.append(_open_end(run, history, facts))
+    output.event(
+        "result",
+        runs=[
+            {"run": name, "unfinished": left, "history": [each.to_data() for each in history]}
+            for (name, history), left in zip(histories.items(), open_ends, strict=True)
+        ],
+    )
+    table = comparison_table(histories)
+    output.table(table.columns, table.rows, text=("Steps",), spare=SPARE)
+    for left in filter(None, open_ends):
+        output.line(f"\n{left}")
     return DONE
 
 

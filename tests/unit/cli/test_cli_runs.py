@@ -33,6 +33,27 @@ def test_measure_of_a_run_is_its_ledger(folder: Path) -> None:
     assert [measured["step"] for measured in history] == ["original", "prune", "quantize", "train"]
 
 
+def test_measure_of_several_runs_compares_them(folder: Path, tmp_path: Path) -> None:
+    run, other = folder / "run", tmp_path / "other"
+    shutil.copytree(run, other)
+    history = json.loads((other / rundir.HISTORY).read_text())
+    (other / rundir.HISTORY).write_text(json.dumps(history[:2]))
+    text = laconic("measure", run, other).stdout.splitlines()
+    assert " ".join(text[0].split())[:14] == "Run Steps Size"
+    assert text[0].split()[-3:] == ["before", "Accuracy", "Time"]
+    assert str(run) in text[1] and "prune > quantize > train" in text[1]
+    assert str(other) in text[2] and " prune " in text[2] and "quantize" not in text[2]
+    assert text[-1].startswith(f"{other} is unfinished")
+    found = answer("measure", run, other, run)["runs"]
+    assert [(each["run"], len(each["history"])) for each in found] == [
+        (str(run), 4),
+        (str(other), 2),
+    ]
+    (other / rundir.HISTORY).write_text("[]")
+    assert refused("measure", run, other).startswith(f"{other}: nothing was measured yet")
+    assert "holds no run" in refused("measure", run, tmp_path / "nothing")
+
+
 def test_report_writes_the_page_or_prints_the_tables(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     assert laconic("report", folder / "run", "--out", path).stdout.strip() == str(path)
