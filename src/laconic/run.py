@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -338,6 +339,12 @@ def _measure(state: State, label: str, seconds: float) -> None:
     scores = [f"{name} {value:.4f}" for name, value in measured.metrics.items()]
     facts = ", ".join([f"{measured.size_bytes} bytes", *scores])
     logger.info("%s: %s (%.1f s)", label, facts, seconds)
+    if not math.isfinite(measured.metrics.get("loss", 0.0)):
+        logger.warning(
+            "%s: the loss is not finite: the network overflows or divides by nothing, which no "
+            "later step mends; lower the step's learning rate, or compress less",
+            label,
+        )
 
 
 def _keep(keeper: Keeper | None, state: State) -> None:

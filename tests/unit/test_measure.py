@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import math
 import time
 from pathlib import Path
@@ -12,11 +13,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from helpers.measured import FLOAT, pruned, shared, small, small_task
 from laconic.measure import environment, float_bytes, macs, measure, peak_memory
 from laconic.models import digits_cnn
+from laconic.run import compress
+from laconic.structure import Prune
 from laconic.tasks import Task
 from laconic.weights import Gobo, MinMax, attach_
 from laconic.weights.codebook import KMeans
@@ -212,3 +215,17 @@ def test_a_tied_weight_counts_the_widest_input_of_its_layers(rounded: str) -> No
     found = measure(model, Task(data, data, data))
     assert found.layers[0].input_bits == (8 if rounded == "both" else 32)
     assert found.bit_operations == 2 * 16 * 32 * found.layers[0].input_bits
+
+
+def test_a_loss_that_is_no_number_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    class Divided(nn.Sequential):
+        def forward(self, inputs: Tensor) -> Tensor:
+            answer: Tensor = super().forward(inputs)
+            return answer / self[0].weight.abs().min()
+
+    pair = torch.rand(24, 6), torch.arange(24) % 3
+    task = Task.from_arrays(pair, pair)
+    with caplog.at_level(logging.WARNING):
+        compress(Divided(nn.Linear(6, 3)), task, [Prune("weights", keep=0.5)])
+    assert [record.message.partition(": ")[0] for record in caplog.records] == ["prune"]
+    assert "the loss is not finite" in caplog.text
