@@ -149,7 +149,7 @@ class Reconstruct(Step):
 
     def apply(self, state: State) -> None:
         """Fit every part."""
-        with handing_on_padded(state.model, *state.teacher):
+        with handing_on_padded(state.model, *state.teacher[:1]):  # the one that is learned from
             if self.parts == "layer":
                 fit_layers(state, self.scope, feed=self.feed, solve=self.solve)
             else:
