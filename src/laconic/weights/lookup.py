@@ -50,7 +50,7 @@ def _row_by_row(table: nn.Embedding) -> Laid | None:
     """Return what is laid on a table, where each of its rows is decoded by itself."""
     plain: Any = parametrize.type_before_parametrizations(table)
     own = "forward" in vars(table) or plain.forward is not nn.Embedding.forward
-    if own or table.sparse or not parametrize.is_parametrized(table, "weight"):
+    if own or not parametrize.is_parametrized(table, "weight"):
         return None
     laid, latent = latent_of(table, "weight")
     if laid is None or laid.mask is not None or laid.quant_noise is not None:
