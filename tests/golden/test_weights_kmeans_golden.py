@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from helpers.weights import ROUNDING, encoded
-from laconic.weights import KMeans, lay
+from laconic.weights import Gobo, KMeans, lay
 from laconic.weights.codebook import lloyd, start_centroids
 
 
@@ -70,6 +70,19 @@ def test_shared_weights_are_codebook_entries() -> None:
     for cluster in index.unique().tolist():
         mean = float(weight[mask][index == cluster].mean())
         assert float(codes.tables["codebook"][cluster]) == pytest.approx(mean, abs=ROUNDING)
+
+
+@pytest.mark.parametrize("representation", [KMeans(4), Gobo(4)])
+def test_large_weights_of_float16_fall_into_the_nearest_cluster(
+    representation: KMeans | Gobo,
+) -> None:
+    numbers = torch.randn(2000, generator=torch.Generator().manual_seed(0)) * 3e4
+    weight = numbers.clamp(-6e4, 6e4).half()  # the sum of two such centroids is infinite
+    state = representation.fit(weight)
+    nearest = (weight.double()[:, None] - state["codebook"].double()).abs().argmin(1)
+    inside = ~state["outlier"] if "outlier" in state else torch.ones(2000, dtype=torch.bool)
+    alike = state["index"].long() == nearest
+    assert float(alike[inside].double().mean()) > 0.99  # but for ties in float16
 
 
 def test_sixteen_weights_and_four_centroids_compress_3_2_times() -> None:

@@ -372,7 +372,8 @@ class MovingAverage(Ranged):
     """The extremes, averaged over the batches of training with exponential weights.
 
     ``range <- decay range + (1 - decay) extremes``; until ``1 / (1 - decay)`` tensors were seen
-    it is their plain mean (Jacob et al. 2018, section 3.1; Q8BERT, Zafrir et al. 2019).
+    it is their plain mean (Jacob et al. 2018, section 3.1; Q8BERT, Zafrir et al. 2019). What
+    ``torch.utils.checkpoint`` computes twice counts twice.
 
     Attributes:
         decay: weight of the past.

@@ -59,7 +59,7 @@ class KMeans(Representation):
         centroids = start_centroids(numbers, 2**self.bits, self.start)
         centroids = lloyd(numbers, centroids, self.iterations)
         codebook = torch.from_numpy(centroids).to(weight) + 0.0
-        middles = (codebook[1:] + codebook[:-1]) / 2
+        middles = codebook[1:] / 2 + codebook[:-1] / 2  # a sum may leave float16
         index = torch.bucketize(weight.contiguous(), middles, right=True)
         return {"index": index.to(torch.uint8), "codebook": codebook}
 

@@ -104,7 +104,7 @@ class Gobo(Representation):
         outlier[kept] = torch.from_numpy(far).to(kept.device)
         centroids = population_centroids(np.sort(numbers[~far]), 2**self.bits)
         codebook = torch.from_numpy(centroids).to(weight) + 0.0
-        middles = (codebook[1:] + codebook[:-1]) / 2
+        middles = codebook[1:] / 2 + codebook[:-1] / 2  # a sum may leave float16
         index = torch.bucketize(weight.contiguous(), middles, right=True).to(torch.uint8)
         # One and the same index where none is looked up is the shortest to write.
         index.masked_fill_(outlier, 0)
