@@ -79,10 +79,10 @@ def test_large_weights_of_float16_fall_into_the_nearest_cluster(
     numbers = torch.randn(2000, generator=torch.Generator().manual_seed(0)) * 3e4
     weight = numbers.clamp(-6e4, 6e4).half()  # the sum of two such centroids is infinite
     state = representation.fit(weight)
-    nearest = (weight.double()[:, None] - state["codebook"].double()).abs().argmin(1)
-    inside = ~state["outlier"] if "outlier" in state else torch.ones(2000, dtype=torch.bool)
-    alike = state["index"].long() == nearest
-    assert float(alike[inside].double().mean()) > 0.99  # but for ties in float16
+    distances = (weight.double()[:, None] - state["codebook"].double()).abs()
+    chosen = distances.gather(1, state["index"].long()[:, None])[:, 0]
+    nearest = chosen <= distances.min(1).values + 32  # a middle is rounded to float16
+    assert bool(nearest[~state.get("outlier", torch.zeros(2000, dtype=torch.bool))].all())
 
 
 def test_sixteen_weights_and_four_centroids_compress_3_2_times() -> None:
