@@ -265,11 +265,11 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path)
 
 def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for out in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(RunError, match="the run cannot be kept there") as caught:
-            compress(network(), None, [], out=out)
-        assert str(caught.value).startswith(str(out))
-        assert isinstance(caught.value.__cause__, OSError)
+    for out, why in (("file", "is a file"), ("file/run", "the run cannot be kept there")):
+        with pytest.raises(RunError, match=why) as caught:
+            compress(network(), None, [], out=tmp_path / out)
+        assert str(caught.value).startswith(str(tmp_path / out))
+    assert isinstance(caught.value.__cause__, OSError)
 
 
 @pytest.mark.parametrize("name", [name for name in rundir.FILES if name != rundir.RECIPE])
