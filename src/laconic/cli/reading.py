@@ -57,7 +57,7 @@ def measure(
     use(threads)
     target, *others = targets
     if others:
-        return _compare_runs(output, targets)
+        return _compare_runs(output, targets, {"--task": task, "--model": model})
     if target.is_dir():
         return _measure_run(output, target, {"--task": task, "--model": model})
     from laconic.cli.contents import file_costs
@@ -89,13 +89,18 @@ def _measure_run(output: Output, run: Path, given: Mapping[str, str | None]) -> 
     return DONE
 
 
-def _compare_runs(output: Output, runs: Sequence[Path]) -> int:
+def _compare_runs(output: Output, runs: Sequence[Path], given: Mapping[str, str | None]) -> int:
     """Show what several runs came to, a row for each."""
     from laconic.ledger import comparison_table
     from laconic.rundir import read_history
 
+    unread = [option for option, text in given.items() if text is not None]
+    if unread:
+        raise LaconicError(f"{unread[0]} is for one file; runs were measured when they were made")
     histories, open_ends = {}, []
     for run in dict.fromkeys(runs):
+        if run.is_file():
+            raise RunError(f"{run} is a file; of several, give the folders of runs")
         history, facts = read_history(run)
         if not history:
             raise RunError(f"{run}: nothing was measured yet; leave it out, or go on with --resume")

@@ -52,6 +52,9 @@ def test_measure_of_several_runs_compares_them(folder: Path, tmp_path: Path) -> 
     (other / rundir.HISTORY).write_text("[]")
     assert refused("measure", run, other).startswith(f"{other}: nothing was measured yet")
     assert "holds no run" in refused("measure", run, tmp_path / "nothing")
+    file = run / rundir.ARTIFACT
+    assert refused("measure", run, file).startswith(f"{file} is a file; of several, give")
+    assert refused("measure", run, run, "--task", "digits").startswith("--task is for one file")
 
 
 def test_report_writes_the_page_or_prints_the_tables(folder: Path, tmp_path: Path) -> None:
