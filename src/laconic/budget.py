@@ -6,12 +6,11 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from pydantic_core import core_schema
 
 from laconic.errors import BudgetError, nearest
+from laconic.text_value import TextValue
 
 __all__ = ["Budget", "bytes_of", "knapsack"]
 
@@ -50,8 +49,7 @@ class _Limit:
         return self.amount * _measured(self.field, start) if self.relative else self.amount
 
 
-@dataclass(frozen=True, repr=False)
-class Budget:
+class Budget(TextValue):
     """Upper limits on costs, as text: ``"size <= 28 MiB, macs <= 0.5x"``.
 
     Quantities: size and memory (B kB MB GB KiB MiB GiB), latency (ms s), and the counts
@@ -69,12 +67,13 @@ class Budget:
     {'size_bytes': 6.0}
     """
 
-    text: str
+    example = "size <= 28 MiB, macs <= 0.5x"
+    described = f"upper limits: '{example}'"
 
-    def __post_init__(self) -> None:
-        parsed = [_parse(part, self.text) for part in self.text.split(",")]
-        object.__setattr__(self, "text", ", ".join(text for text, _ in parsed))
-        object.__setattr__(self, "_limits", tuple(limit for _, limit in parsed))
+    def __init__(self, text: str) -> None:
+        parsed = [_parse(part, text) for part in text.split(",")]
+        super().__init__(", ".join(tidied for tidied, _ in parsed))
+        self._limits = tuple(limit for _, limit in parsed)
 
     @property
     def fields(self) -> frozenset[str]:
@@ -83,7 +82,7 @@ class Budget:
         >>> sorted(Budget("size <= 1 KiB, macs <= 0.5x").fields)
         ['macs', 'size_bytes']
         """
-        return frozenset(limit.field for limit in self._limits)  # type: ignore[attr-defined]
+        return frozenset(limit.field for limit in self._limits)
 
     def limits(self, start: Mapping[str, float | None]) -> dict[str, float]:
         """Return the largest allowed cost of every limited field.
@@ -98,7 +97,7 @@ class Budget:
         {'macs': 1000.0}
         """
         found: dict[str, float] = {}
-        for limit in self._limits:  # type: ignore[attr-defined]
+        for limit in self._limits:
             found[limit.field] = min(limit.of(start), found.get(limit.field, math.inf))
         return found
 
@@ -121,33 +120,6 @@ class Budget:
             field: _measured(field, now) - allowed for field, allowed in self.limits(start).items()
         }
         return {field: amount for field, amount in over.items() if amount > 0}
-
-    def __repr__(self) -> str:
-        return f"Budget({self.text!r})"
-
-    def __str__(self) -> str:
-        return self.text
-
-    @classmethod
-    def _validate(cls, value: Any) -> Budget:
-        if isinstance(value, Budget):
-            return value
-        if isinstance(value, str):
-            try:
-                return cls(value)
-            except BudgetError as error:
-                raise ValueError(str(error)) from None
-        raise ValueError("a budget is a text such as 'size <= 28 MiB, macs <= 0.5x'")
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:
-        return core_schema.no_info_plain_validator_function(
-            cls._validate, serialization=core_schema.to_string_ser_schema()
-        )
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> dict[str, str]:
-        return {"type": "string", "description": "upper limits: 'size <= 28 MiB, macs <= 0.5x'"}
 
 
 def bytes_of(text: str) -> int:

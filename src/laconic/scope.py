@@ -5,13 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
-from typing import Any
 
-from pydantic_core import core_schema
 from torch import nn
 
 from laconic.errors import ScopeError, nearest
 from laconic.names import QUANTIZERS
+from laconic.text_value import TextValue
 
 __all__ = ["KINDS", "Scope", "left_out"]
 
@@ -38,7 +37,7 @@ def left_out(path: str) -> str:
     return f"leave it out of the scope with '!{path}'" if path else ROOT
 
 
-class Scope:
+class Scope(TextValue):
     """Patterns that select modules by name and by kind.
 
     Commas unite, a space intersects, ``!`` subtracts last: ``"encoder.* kind:linear,
@@ -54,8 +53,11 @@ class Scope:
     ['0']
     """
 
+    example = "encoder.* kind:linear, !*.pooler"
+    described = "patterns over module names; ! subtracts"
+
     def __init__(self, text: str = "*") -> None:
-        self.text = ", ".join(part.strip() for part in text.split(","))
+        super().__init__(", ".join(part.strip() for part in text.split(",")))
         terms = [part.split() for part in self.text.split(",")]
         if not all(terms):
             raise ScopeError(f"scope {text!r} has an empty part; write '*' for every module")
@@ -100,39 +102,6 @@ class Scope:
         if not found:
             raise ScopeError(f"'{' '.join(term)}' selects no module; {_hint(term, modules, names)}")
         return found
-
-    def __repr__(self) -> str:
-        return f"Scope({self.text!r})"
-
-    def __str__(self) -> str:
-        return self.text
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Scope) and self.text == other.text
-
-    def __hash__(self) -> int:
-        return hash(self.text)
-
-    @classmethod
-    def _validate(cls, value: Any) -> Scope:
-        if isinstance(value, Scope):
-            return value
-        if isinstance(value, str):
-            try:
-                return cls(value)
-            except ScopeError as error:
-                raise ValueError(str(error)) from None
-        raise ValueError("a scope is a text such as 'encoder.* kind:linear, !*.pooler'")
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:
-        return core_schema.no_info_plain_validator_function(
-            cls._validate, serialization=core_schema.to_string_ser_schema()
-        )
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> dict[str, str]:
-        return {"type": "string", "description": "patterns over module names; ! subtracts"}
 
 
 def _names(model: nn.Module, modules: Iterable[str]) -> dict[str, list[str]]:

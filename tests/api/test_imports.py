@@ -14,8 +14,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # Left to right. A folder stands for all its files but the parts named apart.
 ORDER = (
-    "errors", "names", "own", "_lazy", "machine", "ranks", "progress", "bars", "scope",
-    "budget", "ledger", "problems", "step", "tasks", "models", "curvature", "ship/coding",
+    "errors", "names", "own", "_lazy", "machine", "ranks", "progress", "bars", "text_value",
+    "scope", "budget", "ledger", "problems", "step", "tasks", "models", "curvature", "ship/coding",
     "structure/surgery", "weights", "structure", "ship", "costs", "sizes", "measure", "recover",
     "search", "report", "recipe", "rundir", "run", "cli", "__main__",
 )  # fmt: skip
