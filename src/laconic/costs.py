@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import platform
 import statistics
 import tempfile
@@ -56,8 +57,9 @@ def macs(model: nn.Module, inputs: Any, *, call: Call = call_model) -> dict[str,
 
     One MAC is one multiplication with its addition, half of the floating-point operations
     torch counts. Only matrix products and convolutions count, dense (zeros included), padding
-    too; biases, norms and activation functions do not. Products of two activations, as in
-    attention, are in the total alone.
+    too; biases, norms and activation functions do not. A product of two weights counts for the
+    first. Products of two activations, as in attention, and those with what a network computes
+    from its weights are in the total alone.
 
     Args:
         model: laid weights count as plain ones; the meta device works too.
@@ -71,11 +73,7 @@ def macs(model: nn.Module, inputs: Any, *, call: Call = call_model) -> dict[str,
     {'': 24, '0.weight': 24}
     """
     network, batch = plain(model), _batch(inputs)
-    names = {
-        StorageWeakRef(weight.untyped_storage()): name
-        for name, weight in weights_of(network, Scope("*")).items()
-    }
-    counter = _Counter(names)
+    counter = _Counter(weights_of(network, Scope("*")))
     with evaluation(network), _countable(), counter:
         call(network, batch)
     return counter.macs
@@ -84,28 +82,94 @@ def macs(model: nn.Module, inputs: Any, *, call: Call = call_model) -> dict[str,
 class _Counter(TorchDispatchMode):
     """Adds up the MACs of every operation, on the account of the weight it reads."""
 
-    def __init__(self, names: Mapping[StorageWeakRef, str]) -> None:
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.names = names
-        self.macs = {TOTAL: 0} | dict.fromkeys(names.values(), 0)
+        self.owners = _Owners()
+        for name, weight in weights.items():
+            self.owners.add(weight, name)
+        self.macs = {TOTAL: 0} | dict.fromkeys(weights, 0)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        kwargs = kwargs or {}
-        formula = flop_registry.get(func.overloadpacket)
+        kwargs, operation = kwargs or {}, func.overloadpacket
+        formula = _FORMULAS.get(operation) or flop_registry.get(operation)
         if formula is None:
             with self:
                 result = func.decompose(*args, **kwargs)
-            return func(*args, **kwargs) if result is NotImplemented else result
+            if result is NotImplemented:
+                result = func(*args, **kwargs)
+            if operation in _COPIES and (name := self.owners.of(args[0])):
+                self.owners.add(result, name)
+            return result
         result = func(*args, **kwargs)
         amount = formula(*args, **kwargs, out_val=result) // 2
         self.macs[TOTAL] += amount
-        tensors = [argument for argument in args if isinstance(argument, Tensor)]
-        owners = [self.names.get(StorageWeakRef(tensor.untyped_storage())) for tensor in tensors]
-        for name in dict.fromkeys(owner for owner in owners if owner is not None):
-            self.macs[name] += amount
+        owners = (self.owners.of(each) for each in args if isinstance(each, Tensor))
+        if first := next(filter(None, owners), None):
+            self.macs[first] += amount
         return result
+
+
+class _Owners:
+    """Which weight a tensor is, or is a part of: the bytes of memory that each takes."""
+
+    def __init__(self) -> None:
+        self._places: dict[StorageWeakRef, list[tuple[range, str]]] = {}
+
+    def add(self, tensor: Tensor, name: str) -> None:
+        steps = zip(tensor.shape, tensor.stride(), strict=True)
+        last = sum((size - 1) * stride for size, stride in steps)
+        place = range(_start(tensor), _start(tensor) + (last + 1) * tensor.element_size())
+        self._places.setdefault(_storage(tensor), []).append((place, name))
+
+    def of(self, tensor: Tensor) -> str | None:
+        within = self._places.get(_storage(tensor), [])
+        return next((name for place, name in within if _start(tensor) in place), None)
+
+
+def _storage(tensor: Tensor) -> StorageWeakRef:
+    return StorageWeakRef(tensor.untyped_storage())
+
+
+def _start(tensor: Tensor) -> int:
+    return tensor.storage_offset() * tensor.element_size()
+
+
+def _product_flops(first: Tensor, second: Tensor, *_: Any, **__: Any) -> int:
+    """Return the operations of a matrix, or a vector, times a vector."""
+    return 2 * first.numel()
+
+
+def _added_product_flops(_: Tensor, matrix: Tensor, vector: Tensor, **__: Any) -> int:
+    return _product_flops(matrix, vector)
+
+
+def _added_batches_flops(_: Tensor, first: Tensor, second: Tensor, **__: Any) -> int:
+    return 2 * first.numel() * second.shape[-1]
+
+
+def _trilinear_flops(*tensors: Any, out_val: Tensor, **_: Any) -> int:
+    """Return those of torch's Bilinear: three factors, each broadcast over its own dimensions."""
+    spread = []
+    for tensor, places in zip(tensors[:3], tensors[3:6], strict=True):
+        for place in places:
+            tensor = tensor.unsqueeze(place)
+        spread.append(tensor.shape)
+    return 2 * math.prod(torch.broadcast_shapes(*spread))
+
+
+# What torch's own table of operations lacks.
+_FORMULAS: dict[Any, Callable[..., int]] = {
+    torch.ops.aten.mv: _product_flops,
+    torch.ops.aten.dot: _product_flops,
+    torch.ops.aten.vdot: _product_flops,
+    torch.ops.aten.addmv: _added_product_flops,
+    torch.ops.aten.addbmm: _added_batches_flops,
+    torch.ops.aten._trilinear: _trilinear_flops,
+}
+# A weight in another dtype, as under autocast, or in another order is that weight still.
+_COPIES = {torch.ops.aten._to_copy, torch.ops.aten.clone}
 
 
 @contextlib.contextmanager

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from helpers.measured import FLOAT, shared, small, small_task, three_steps
 from laconic import costs
@@ -77,6 +79,69 @@ def test_laid_recurrent_layers_are_counted_once_they_were_moved() -> None:
     expected = macs(layer, inputs)
     lay(layer, "weight_hh_l0", Float())
     assert macs(layer.to("cpu"), inputs) == expected
+
+
+class Using(nn.Module):
+    """A network that is one operation on its inputs [2, 4] and its weight [3, 4]."""
+
+    def __init__(self, operation: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.weight, self.operation = nn.Parameter(torch.randn(3, 4)), operation
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.operation(inputs, self.weight)
+
+
+def under_autocast(inputs: Tensor, weight: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return functional.linear(inputs, weight)
+
+
+@pytest.mark.parametrize(
+    ("operation", "total", "count"),
+    [
+        (lambda x, w: w @ x[0], 12, 12),
+        (lambda x, w: torch.addmv(torch.zeros(3), w, x[0]), 12, 12),
+        (lambda x, w: torch.dot(x[0], w[0]), 4, 4),
+        (lambda x, w: torch.vdot(x[0], w[0]), 4, 4),
+        (lambda x, w: torch.addbmm(torch.zeros(2, 3), x[None], w.t()[None]), 24, 24),
+        (lambda x, w: torch.einsum("bi,oi->bo", x, w), 24, 24),
+        (lambda x, w: x @ w.t().contiguous(), 24, 24),
+        (lambda x, w: functional.linear(x, w[1:]), 16, 16),
+        (lambda x, w: functional.linear(x, w.t() @ w), 48 + 32, 48),
+        (lambda x, w: functional.linear(x, 2 * w), 24, 0),
+        (under_autocast, 24, 24),
+    ],
+)
+def test_every_product_counts_for_the_weight_it_reads(
+    operation: Callable[[Tensor, Tensor], Tensor], total: int, count: int
+) -> None:
+    assert macs(Using(operation), torch.ones(2, 4)) == {"": total, "weight": count}
+
+
+def test_macs_of_a_product_of_two_inputs_and_a_weight() -> None:
+    found = macs(nn.Bilinear(3, 4, 5), (torch.ones(2, 3), torch.ones(2, 4)))
+    assert found == {"": 2 * 3 * 4 * 5, "weight": 2 * 3 * 4 * 5}
+
+
+def test_weights_in_one_piece_of_memory_count_apart() -> None:
+    model = small()
+    torch.nn.utils.vector_to_parameters(
+        torch.cat([each.detach().flatten() for each in model.parameters()]), model.parameters()
+    )
+    assert macs(model, torch.ones(1, 10)) == {"": 300, "0.weight": 200, "2.weight": 100}
+
+
+def test_a_product_of_two_weights_counts_once() -> None:
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = (nn.Parameter(torch.randn(5, 5)) for _ in range(2))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return functional.linear(inputs, self.first @ self.second)
+
+    assert macs(Product(), torch.ones(1, 5)) == {"": 150, "first": 125, "second": 0}
 
 
 def test_counting_leaves_torch_as_it_was() -> None:
