@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 
@@ -83,11 +82,11 @@ def diagonal_hutchinson(
     (tensor([ 6., 12.]),)
     """
     slopes = _graph(loss_function, tensors)
-    total = [torch.zeros_like(tensor) for tensor in tensors]
+    total = [torch.zeros_like(_wide(tensor)) for tensor in tensors]
     for _ in range(samples):
         signs = [_signs(tensor, generator) for tensor in tensors]
         for sum_, v, hv in zip(total, signs, _product(slopes, tensors, signs), strict=True):
-            sum_ += v * hv / samples
+            sum_ += v * _wide(hv) / samples
     return tuple(total)
 
 
@@ -110,10 +109,10 @@ def diagonal_fisher(
     >>> diagonal_fisher([lambda: weight.sum(), lambda: 3 * weight[0]], [weight])
     (tensor([5.0000, 0.5000]),)
     """
-    total, count = [torch.zeros_like(tensor) for tensor in tensors], 0
+    total, count = [torch.zeros_like(_wide(tensor)) for tensor in tensors], 0
     for loss_function in losses:
         for sum_, g in zip(total, gradients(loss_function, tensors), strict=True):
-            sum_ += g**2
+            sum_ += _wide(g) ** 2
         count += 1
     if not count:
         raise ValueError("the Fisher matrix of no loss was asked for; give at least one")
@@ -130,8 +129,9 @@ def top_eigenvalue(
 ) -> float:
     """Return the Hessian's eigenvalue of largest magnitude, by power iteration.
 
-    ``v <- H v / ||H v||`` until ``lambda = v . (H v)`` changes by less than ``tolerance``,
-    relatively. The tensors form one block: their cross derivatives count.
+    ``v <- H v / ||H v||`` until ``||H v||``, which only grows, grows by less than
+    ``tolerance``, relatively; the sign is that of ``v . (H v)``. The tensors form one block:
+    their cross derivatives count.
 
     Args:
         loss_function: computes a scalar, twice differentiable loss; called once.
@@ -145,16 +145,8 @@ def top_eigenvalue(
     >>> round(top_eigenvalue(lambda: (weight**3).sum(), [weight], generator=draws), 2)
     12.0
     """
-    slopes, value = _graph(loss_function, tensors), math.nan
-    v = [torch.randn(t.shape, generator=generator, dtype=t.dtype).to(t.device) for t in tensors]
-    for _ in range(iterations):
-        v = _unit(v)
-        hv = _product(slopes, tensors, v)
-        last, value = value, float(_dot(v, hv))
-        if abs(value - last) <= tolerance * abs(value):
-            break
-        v = list(hv)
-    return value
+    size, quotient = _power(loss_function, tensors, generator, iterations, tolerance)
+    return math.copysign(size, quotient)
 
 
 def largest_eigenvalue(
@@ -168,7 +160,7 @@ def largest_eigenvalue(
     """Return the Hessian's algebraically largest eigenvalue, by power iteration.
 
     Where that of largest magnitude is ``lambda < 0``, it is ``top(H + |lambda| I) - |lambda|``:
-    the steepest way up of a loss that curves down more steeply elsewhere.
+    the steepest way up of a loss that curves down as steeply, or more, elsewhere.
 
     Args:
         loss_function: computes a scalar, twice differentiable loss; called once or twice.
@@ -182,17 +174,37 @@ def largest_eigenvalue(
     >>> round(largest_eigenvalue(lambda: (weight**3).sum(), [weight], generator=draws), 1)
     6.0
     """
-    find = functools.partial(top_eigenvalue, generator=generator, iterations=iterations)
-    value = find(loss_function, tensors, tolerance=tolerance)
-    if value >= 0:
-        return value
+    size, quotient = _power(loss_function, tensors, generator, iterations, tolerance)
+    # An eigenvector of +size is its own direction; else some of v is one of a negative number.
+    if quotient >= (1 - tolerance) * size:
+        return size
 
     def shifted() -> Tensor:
         bowl = torch.stack([(tensor - tensor.detach()).square().sum() for tensor in tensors])
-        return loss_function() - value / 2 * bowl.sum()
+        return loss_function() + size / 2 * bowl.sum()
 
     # Finer, because a difference of two numbers is relatively less sure than they are.
-    return find(shifted, tensors, tolerance=tolerance / 10) + value
+    return _power(shifted, tensors, generator, iterations, tolerance / 10)[0] - size
+
+
+def _power(
+    loss_function: LossFunction,
+    tensors: Sequence[Tensor],
+    generator: torch.Generator,
+    iterations: int,
+    tolerance: float,
+) -> tuple[float, float]:
+    """Return ``||H v||`` and ``v . (H v)`` of the unit vector at which the iteration stops."""
+    slopes, size, quotient = _graph(loss_function, tensors), math.nan, math.nan
+    v = [torch.randn(t.shape, generator=generator, dtype=t.dtype).to(t.device) for t in tensors]
+    for _ in range(iterations):
+        v = _unit(v)
+        hv = _product(slopes, tensors, v)
+        last, size, quotient = size, float(_dot(hv, hv).sqrt()), float(_dot(v, hv))
+        if abs(size - last) <= tolerance * size:
+            break
+        v = list(hv)
+    return size, quotient
 
 
 def _graph(loss_function: LossFunction, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -227,12 +239,19 @@ def _grad(
 
 def _dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
     with torch.enable_grad():
-        return torch.stack([(a * b).sum() for a, b in zip(first, second, strict=True)]).sum()
+        products = [(_wide(a) * b).sum() for a, b in zip(first, second, strict=True)]
+        return torch.stack(products).sum()
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Return the tensor in float32 at least: sums of narrower numbers lose the small ones."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _unit(vectors: Sequence[Tensor]) -> list[Tensor]:
-    norm = _dot(vectors, vectors).sqrt().clamp_min(torch.finfo(vectors[0].dtype).tiny)
-    return [vector / norm for vector in vectors]
+    norm = _dot(vectors, vectors).sqrt()
+    norm = norm.clamp_min(torch.finfo(norm.dtype).tiny)
+    return [(vector / norm).to(vector.dtype) for vector in vectors]
 
 
 def _signs(tensor: Tensor, generator: torch.Generator) -> Tensor:

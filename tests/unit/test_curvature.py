@@ -170,6 +170,40 @@ def test_the_top_eigenvalue_is_as_exact_however_small(scale: float) -> None:
     assert found[0] / scale == pytest.approx(found[1], rel=1e-9)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_eigenvalues_of_a_saddle_do_not_depend_on_where_the_search_starts(seed: int) -> None:
+    """Those of x y are 1 and -1, between which the Rayleigh quotient turns."""
+    weight = torch.tensor([1.0, 1.0], requires_grad=True)
+    found, largest = (
+        find(lambda: weight[0] * weight[1], [weight], generator=draws(seed))
+        for find in (top_eigenvalue, largest_eigenvalue)
+    )
+    assert abs(found) == pytest.approx(1, rel=1e-4)
+    assert largest == pytest.approx(1, rel=1e-3)
+
+
+def test_eigenvalues_of_mixed_signs_are_found_as_exactly() -> None:
+    for seed in range(40):
+        a, weight = quadratic(20, seed)
+        values = torch.linalg.eigvalsh(a)
+
+        def loss(a: Tensor = a, weight: Tensor = weight) -> Tensor:
+            return 0.5 * weight @ a @ weight
+
+        top = abs(top_eigenvalue(loss, [weight], generator=draws(seed)))
+        assert top == pytest.approx(float(values.abs().max()), rel=0.05)
+        largest = largest_eigenvalue(loss, [weight], generator=draws(seed))
+        assert largest == pytest.approx(float(values.max()), rel=0.1)
+
+
+def test_sums_over_examples_keep_what_half_precision_would_lose() -> None:
+    weight = torch.ones(2, dtype=torch.float16, requires_grad=True)
+    slopes = [1e-4, 1.0]  # the square of the first is zero in float16
+    losses = [lambda: (weight * torch.tensor(slopes).half()).sum()] * 3000
+    (fisher,) = diagonal_fisher(losses, [weight])
+    assert fisher.tolist() == pytest.approx([1e-8, 1.0], rel=2e-3)
+
+
 def test_top_eigenvalue_of_a_flat_loss_is_zero() -> None:
     weight = torch.tensor([1.0, 2.0], requires_grad=True)
     assert top_eigenvalue(lambda: weight.sum(), [weight], generator=draws()) == 0.0

@@ -15,7 +15,7 @@ from laconic.errors import ChainError, ModelError, RunError
 from laconic.names import module_of, plain_name
 from laconic.recover.optimize import Optimizer, curvature_of
 from laconic.step import State, Step
-from laconic.weights.laid import Laid, laid_tensors
+from laconic.weights.laid import Laid, laid_tensors, shifts_of
 from laconic.weights.lookup import looked_up
 from laconic.weights.quantize import planned
 from laconic.weights.quantizer import Quantizer
@@ -57,7 +57,7 @@ class Descent:
         self.networks = networks
         self.parameters = [*itertools.chain.from_iterable(networks)]
         check_numbers(name, self.parameters)
-        self.optimizer = optimizer.build(self.parameters, _learned(model))
+        self.optimizer = optimizer.build(self.parameters, _learned(model), shifts_of(model))
 
     def update(self, loss: Callable[[], Tensor], done: float, where: str) -> float:
         """Take one step down a loss and return what it was.
@@ -84,6 +84,9 @@ class Descent:
         self.refuse(value, where)
         self.optimizer.zero_grad()
         found.backward(inputs=self.parameters)
+        for parameter in self.parameters:
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.to_dense()  # few optimisers take it as it is
         if self.value.clip is not None:
             for parameters in self.networks:
                 nn.utils.clip_grad_norm_(parameters, self.value.clip)

@@ -129,7 +129,7 @@ class AttentionTransfer(Taught):
         weight: factor of this term; the reference code's is 1000.
         at: the student's features [batch, channels, height, width].
         of: the teacher's features; empty: the same names.
-        power: m.
+        power: m, at least 1: below, the slope at an activation of zero is infinite.
 
     >>> AttentionTransfer(("output:layer1", "output:layer2"), weight=1000.0).pairs(0, 0)
     (('output:layer1', 'output:layer1'), ('output:layer2', 'output:layer2'))
@@ -139,7 +139,7 @@ class AttentionTransfer(Taught):
 
     at: Annotated[tuple[Name, ...], Field(min_length=1)]
     of: tuple[Name, ...] = ()
-    power: Annotated[float, Field(gt=0)] = 2.0
+    power: Annotated[float, Field(ge=1)] = 2.0
 
     @model_validator(mode="after")
     def _paired(self) -> Self:

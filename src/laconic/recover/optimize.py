@@ -139,20 +139,25 @@ class Optimizer(Value, ABC):
     scales: Positive | None = None
 
     def build(
-        self, parameters: Iterable[nn.Parameter], learned: Collection[nn.Parameter] = ()
+        self,
+        parameters: Iterable[nn.Parameter],
+        learned: Collection[Tensor] = (),
+        shifts: Collection[Tensor] = (),
     ) -> torch.optim.Optimizer:
         """Return torch's optimiser over parameters; each group keeps its ``initial_lr``.
 
         Args:
             parameters: all that move.
             learned: those of them that representations learn.
+            shifts: biases and those of norms; all vectors count as such.
         """
         weights: list[nn.Parameter] = []
         vectors: list[nn.Parameter] = []
         scales: list[nn.Parameter] = []
-        apart = set(learned)
+        apart, shifting = set(learned), set(shifts)
         for parameter in parameters:
-            plain = weights if parameter.dim() >= 2 else vectors
+            vector = parameter.dim() < 2 or parameter in shifting
+            plain = vectors if vector else weights
             (scales if parameter in apart else plain).append(parameter)
         groups: list[dict[str, Any]] = [
             {"params": weights, "weight_decay": self.weight_decay, "initial_lr": self.lr},

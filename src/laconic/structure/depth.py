@@ -251,7 +251,7 @@ class Similar(Depth):
         drop: how many at most; None: all that are above the threshold.
         above: the cosine from which on a block may go; -1: any.
         tokens: whose vectors are compared: the first one's ([CLS]), or those of all tokens that
-            the batch does not mask.
+            the batch does not mask. Of maps [batch, channels, ...] it is all places, always.
         batches: of training data.
         batch: examples in each.
 
@@ -286,14 +286,14 @@ class Similar(Depth):
         task, count = needed(state.task, COMPARED), len(_blocks(state.model, path))
         pairs = [(f"input:{path}.{place}", f"output:{path}.{place}") for place in range(count)]
         names = [name for pair in pairs for name in pair]
-        total, sums = 0.0, torch.zeros(count, dtype=torch.float64)
+        vectors, sums = torch.zeros(count), torch.zeros(count, dtype=torch.float64)
         with evaluation(state.model):
             for batch in drawn(state, task, self.batches, self.batch, self.name):
                 found = observe(task, state.model, batch, names)
                 compared = [self._cosines(found[a], found[b], found.get("mask")) for a, b in pairs]
-                total += compared[0].numel()
+                vectors += torch.tensor([cosines.numel() for cosines in compared])
                 sums += torch.stack([cosines.double().sum().cpu() for cosines in compared])
-        return [float(value) for value in sums / total]
+        return [float(value) for value in sums / vectors]
 
     def _cosines(self, before: Tensor, after: Tensor, mask: Tensor | None) -> Tensor:
         """Return the cosines of all vectors that count [vectors]."""
@@ -302,6 +302,8 @@ class Similar(Depth):
                 f"similar: a block turns {list(before.shape)} into {list(after.shape)}, so they "
                 "cannot be compared; choose another way to drop blocks"
             )
+        if before.dim() > 3:  # maps: the channels of a place are its vector
+            return F.cosine_similarity(before, after, dim=1).flatten()
         cosines = F.cosine_similarity(before, after, dim=-1)
         if cosines.dim() < 2:
             return cosines

@@ -27,6 +27,8 @@ Metric = Callable[[Tensor, Tensor], float]
 def accuracy(outputs: Tensor, targets: Tensor) -> float:
     """Return the fraction, 0 to 1, of examples whose largest output is the label.
 
+    Of equal outputs the first is the largest. NaN where an output is.
+
     Args:
         outputs: scores [examples, classes].
         targets: labels [examples].
@@ -59,7 +61,8 @@ def top5_accuracy(outputs: Tensor, targets: Tensor) -> float:
 def f1(outputs: Tensor, targets: Tensor) -> float:
     """Return the harmonic mean, 0 to 1, of precision and recall of class 1.
 
-    F1 = 2 TP / (2 TP + FP + FN); 0.0 where class 1 is neither predicted nor true.
+    F1 = 2 TP / (2 TP + FP + FN); 0.0 where class 1 is neither predicted nor true. NaN where an
+    output is.
 
     Args:
         outputs: scores [examples, 2]; the larger one is the prediction.
@@ -71,12 +74,14 @@ def f1(outputs: Tensor, targets: Tensor) -> float:
     >>> f1(torch.eye(2)[[1, 1, 0, 0]], torch.tensor([1, 0, 1, 1]))
     0.4
     """
-    _check_shapes("f1", outputs, targets)
+    _check_labels("f1", outputs, targets)
     if outputs.shape[1] != 2:
         raise TaskError(
             f"f1 is of class 1 against class 0, and there are {outputs.shape[1]} outputs per "
             "example; give the task other metrics"
         )
+    if bool(outputs.isnan().any()):
+        return math.nan
     (_, false_positive), (false_negative, true_positive) = _confusion(outputs, targets)
     total = 2 * true_positive + false_positive + false_negative
     return 2 * true_positive / total if total else 0.0
@@ -87,8 +92,8 @@ def matthews(outputs: Tensor, targets: Tensor) -> float:
 
     With s examples, c of them right, p_k predicted and t_k true ones of class k:
     (c s - sum p_k t_k) / sqrt((s^2 - sum p_k^2) (s^2 - sum t_k^2)); for two classes the usual
-    phi coefficient. 0.0 where one class is always predicted, or always true.
-    (Gorodkin 2004, equation 8.)
+    phi coefficient. 0.0 where one class is always predicted, or always true. NaN where an
+    output is. (Gorodkin 2004, equation 8.)
 
     Args:
         outputs: scores [examples, classes]; the largest one is the prediction.
@@ -100,7 +105,9 @@ def matthews(outputs: Tensor, targets: Tensor) -> float:
     >>> matthews(torch.eye(2)[[1, 1, 0, 0]], torch.tensor([1, 1, 0, 0]))
     1.0
     """
-    _check_shapes("matthews", outputs, targets)
+    _check_labels("matthews", outputs, targets)
+    if bool(outputs.isnan().any()):
+        return math.nan
     table = _confusion(outputs, targets)
     true, predicted = [sum(row) for row in table], [sum(row) for row in zip(*table, strict=True)]
     count, right = sum(true), sum(row[place] for place, row in enumerate(table))
@@ -163,7 +170,7 @@ def as_values(outputs: Tensor, targets: Tensor) -> Tensor:
     torch.Size([3])
     """
     values = outputs[:, 0] if outputs.ndim == 2 and outputs.shape[1] == 1 else outputs
-    if values.ndim != 1 or values.shape != targets.shape:
+    if values.ndim != 1 or values.shape != targets.shape or not values.numel():
         raise TaskError(
             f"values need outputs [examples, 1] and targets [examples], got "
             f"{list(outputs.shape)} and {list(targets.shape)}; give the network one output "
@@ -173,29 +180,34 @@ def as_values(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _top(outputs: Tensor, targets: Tensor, count: int) -> float:
-    _check_shapes("accuracy", outputs, targets)
-    best = outputs.topk(min(count, outputs.shape[1]), dim=1).indices
-    found = (best == targets[:, None]).any(dim=1)
-    return int(found.sum()) / len(found)
+    _check_labels("accuracy", outputs, targets)
+    if bool(outputs.isnan().any()):
+        return math.nan
+    labels = targets.long()[:, None]
+    own, places = outputs.gather(1, labels), torch.arange(outputs.shape[1], device=outputs.device)
+    # Of equal outputs the first goes first, as in argmax; topk would take any.
+    ahead = (outputs > own) | ((outputs == own) & (places < labels))
+    return int((ahead.sum(dim=1) < count).sum()) / len(targets)
 
 
-def _check_shapes(name: str, outputs: Tensor, targets: Tensor) -> None:
-    if outputs.ndim != 2 or targets.shape != outputs.shape[:1]:
+def _check_labels(name: str, outputs: Tensor, targets: Tensor) -> None:
+    if outputs.ndim != 2 or targets.shape != outputs.shape[:1] or not outputs.numel():
         raise TaskError(
             f"{name} needs outputs [examples, classes] and labels [examples], got "
             f"{list(outputs.shape)} and {list(targets.shape)}; give the task other metrics"
+        )
+    lowest, highest, classes = int(targets.min()), int(targets.max()), outputs.shape[1]
+    if lowest < 0 or highest >= classes:
+        raise TaskError(
+            f"labels go from {lowest} to {highest} and there are {classes} outputs per example; "
+            "give the network one output for each class"
         )
 
 
 def _confusion(outputs: Tensor, targets: Tensor) -> list[list[int]]:
     """Return how many examples of each true class (row) were taken for each class (column)."""
     classes = outputs.shape[1]
-    if int(targets.min()) < 0 or int(targets.max()) >= classes:
-        raise TaskError(
-            f"labels go from {int(targets.min())} to {int(targets.max())} and there are {classes} "
-            "outputs per example; give the network one output for each class"
-        )
-    pairs = targets * classes + outputs.argmax(dim=1)
+    pairs = targets.long() * classes + outputs.argmax(dim=1)
     counts = pairs.bincount(minlength=classes * classes)
     table: list[list[int]] = counts.reshape(classes, classes).tolist()
     return table

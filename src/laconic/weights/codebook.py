@@ -12,12 +12,14 @@ from torch import Tensor
 
 from laconic.step import Count
 from laconic.weights.representation import Codes, Representation, Stream
+from laconic.weights.workspace import wide_dtype
 
 __all__ = [
     "KMeans",
     "cluster_means",
     "lloyd",
     "nearest_edges",
+    "nearest_word",
     "start_centroids",
 ]
 
@@ -59,9 +61,7 @@ class KMeans(Representation):
         centroids = start_centroids(numbers, 2**self.bits, self.start)
         centroids = lloyd(numbers, centroids, self.iterations)
         codebook = torch.from_numpy(centroids).to(weight) + 0.0
-        middles = codebook[1:] / 2 + codebook[:-1] / 2  # a sum may leave float16
-        index = torch.bucketize(weight.contiguous(), middles, right=True)
-        return {"index": index.to(torch.uint8), "codebook": codebook}
+        return {"index": nearest_word(weight, codebook), "codebook": codebook}
 
     def codes(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor]) -> Codes:
         """Return the fixed assignments and the codebook as trained so far."""
@@ -114,6 +114,22 @@ def lloyd(numbers: np.ndarray, centroids: np.ndarray, iterations: int) -> np.nda
             break
         centroids = means
     return centroids
+
+
+def nearest_word(weight: Tensor, codebook: Tensor) -> Tensor:
+    """Return the index of the nearest word of every number, uint8 [shape of the weight].
+
+    Args:
+        weight: numbers of any shape.
+        codebook: ascending [k]; half way the higher word is taken.
+
+    >>> nearest_word(torch.tensor([[0.4, 3.0]]), torch.tensor([0.0, 1.0, 5.0]))
+    tensor([[0, 2]], dtype=torch.uint8)
+    """
+    words = codebook.to(wide_dtype(codebook))
+    middles = words[1:] / 2 + words[:-1] / 2
+    numbers = weight.to(words.dtype).contiguous()
+    return torch.bucketize(numbers, middles, right=True).to(torch.uint8)
 
 
 def nearest_edges(numbers: np.ndarray, centroids: np.ndarray) -> np.ndarray:

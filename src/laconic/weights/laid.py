@@ -35,6 +35,7 @@ __all__ = [
     "mask_of",
     "narrow",
     "owner",
+    "shifts_of",
     "swap_",
     "tie_",
     "ties_of",
@@ -230,14 +231,30 @@ def weights_of(model: nn.Module, scope: Scope) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
     for path, module in scope.select(model).items():
-        if isinstance(module, KINDS["norm"]):
-            continue
         for attribute, latent in sorted(_parameters(module), key=lambda named: named[0]):
-            matrix = latent.dim() >= 2 and latent.numel() and not attribute.startswith("bias")
+            matrix = latent.dim() >= 2 and latent.numel() and not _shifts(module, attribute)
             if matrix and id(latent) not in seen:
                 seen.add(id(latent))
                 found[joined(path, attribute)] = getattr(module, attribute)
     return found
+
+
+def shifts_of(model: nn.Module) -> set[Tensor]:
+    """Return the biases and what norms learn, of any shape: they only shift and scale.
+
+    >>> len(shifts_of(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm([2, 2]))))
+    3
+    """
+    return {
+        latent
+        for module in model.modules()
+        for attribute, latent in _parameters(module)
+        if _shifts(module, attribute)
+    }
+
+
+def _shifts(module: nn.Module, attribute: str) -> bool:
+    return isinstance(module, KINDS["norm"]) or attribute.startswith("bias")
 
 
 def ties_of(model: nn.Module) -> dict[str, str]:

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from laconic.weights.codebook import cluster_means, nearest_edges, start_centroids
+from laconic.weights.codebook import cluster_means, nearest_edges, nearest_word, start_centroids
 from laconic.weights.representation import Codes, Representation, Stream, full_mask
 
 __all__ = ["Gobo", "log_likelihood", "population_centroids"]
@@ -104,10 +104,8 @@ class Gobo(Representation):
         outlier[kept] = torch.from_numpy(far).to(kept.device)
         centroids = population_centroids(np.sort(numbers[~far]), 2**self.bits)
         codebook = torch.from_numpy(centroids).to(weight) + 0.0
-        middles = codebook[1:] / 2 + codebook[:-1] / 2  # a sum may leave float16
-        index = torch.bucketize(weight.contiguous(), middles, right=True).to(torch.uint8)
         # One and the same index where none is looked up is the shortest to write.
-        index.masked_fill_(outlier, 0)
+        index = nearest_word(weight, codebook).masked_fill_(outlier, 0)
         return {"index": index, "codebook": codebook, "outlier": outlier}
 
     def codes(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor]) -> Codes:

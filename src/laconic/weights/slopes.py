@@ -17,6 +17,7 @@ from laconic.step import State, generator_of
 from laconic.tasks.split import Batch, map_tensors
 from laconic.tasks.task import needed
 from laconic.weights.laid import baked, owner
+from laconic.weights.workspace import wide_dtype
 
 if TYPE_CHECKING:
     from laconic.tasks import Task
@@ -63,7 +64,7 @@ def products(
     for loss_function in losses(network, task, found if per == "batch" else examples(found)):
         slopes = gradients(loss_function, list(tensors.values()))
         yield {
-            name: slope * tensor.detach()
+            name: slope.to(wide_dtype(slope)) * tensor.detach()
             for (name, tensor), slope in zip(tensors.items(), slopes, strict=True)
         }
 

@@ -19,6 +19,7 @@ from laconic.weights.representation import (
     indicator,
     masked,
 )
+from laconic.weights.workspace import wide_dtype
 
 __all__ = [
     "Affine",
@@ -228,8 +229,9 @@ class Symmetric(Representation):
         low, high = level_range(self.bits, self.levels)
         groups = grouped(masked(weight, mask), self.granularity)
         scale = state["scale"] if self.range == "mse" else smallest_scale(groups, low, high)
-        levels = round_to(groups / scale[:, None], self.rounding, noise_of(state))
-        return levels.clamp_(low, high), scale
+        wide = groups.to(wide_dtype(groups))  # the nearest level of a narrow quotient may not be
+        levels = round_to(wide / scale[:, None], self.rounding, noise_of(state))
+        return levels.clamp_(low, high).to(weight.dtype), scale
 
     def shortcut(self, weight: Tensor, mask: Tensor | None, state: Mapping[str, Tensor]) -> Tensor:
         """Return scale * level without the codes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -39,9 +40,11 @@ from laconic.recover import (
     Linear,
     Logits,
     Milestones,
+    Optimizer,
     Stop,
     Train,
 )
+from laconic.recover.descent import Descent
 from laconic.recover.train import _Loop
 from laconic.scope import Scope
 from laconic.step import State, Step, run_step
@@ -127,6 +130,30 @@ def test_what_representations_learn_does_not_decay() -> None:
     made = AdamW(1e-3, weight_decay=0.5, scales=1e-2).build(model.parameters(), {learned})
     ours = [group for group in made.param_groups if any(p is learned for p in group["params"])]
     assert [(g["weight_decay"], g["initial_lr"], len(g["params"])) for g in ours] == [(0, 0.01, 1)]
+
+
+def test_biases_and_norms_of_any_shape_do_not_decay() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm([3, 4]))
+    descent = Descent(
+        AdamW(1e-3, weight_decay=0.5), model, [], networks=[[*model.parameters()]], name="train"
+    )
+    decaying = [group for group in descent.optimizer.param_groups if group["weight_decay"]]
+    assert [group["params"] for group in decaying] == [[model[0].weight]]
+
+
+@pytest.mark.parametrize("optimizer", [AdamW(0.1, clip=1.0), SGD(0.1)])
+def test_a_table_of_sparse_gradients_learns_as_one_of_dense_ones(optimizer: Optimizer) -> None:
+    tables = [nn.EmbeddingBag(6, 2, sparse=sparse) for sparse in (True, False)]
+    tables[0].load_state_dict(tables[1].state_dict())
+
+    def found(table: nn.Module) -> Tensor:
+        return table(torch.tensor([[1, 4]])).square().sum()
+
+    for table in tables:
+        descent = Descent(optimizer, table, [""], networks=[[table.weight]], name="train")
+        for _ in range(3):
+            descent.update(functools.partial(found, table), 0.0, "")
+    assert torch.equal(tables[0].weight, tables[1].weight)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from laconic.structure import (
     Top,
 )
 from laconic.structure.surgery import apply_edits_, edits_of
+from laconic.tasks import Task
 from laconic.weights import Ternary
 from laconic.weights.laid import lay
 
@@ -187,6 +188,44 @@ def test_similarity_is_measured_on_training_data() -> None:
     assert first[0] == pytest.approx(float(cosine[:, 0].mean()), abs=1e-6)
     kept = [*model.blocks[:2], model.blocks[3]]
     assert list(after(DropLayers(by), model).blocks) == kept
+
+
+class Residual(nn.Module):
+    """Adds so many times a convolution of its input [batch, 4, height, width]."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.inner, self.factor = nn.Conv2d(4, 4, 3, padding=1), factor
+
+    def forward(self, maps: Tensor) -> Tensor:
+        change = torch.cat([torch.zeros_like(maps[:, :1]), self.inner(maps)[:, 1:]], dim=1)
+        return maps + self.factor * change
+
+
+class Residuals(nn.Module):
+    """Three residual blocks; none changes the first channel, and the second hardly any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Residual(5), Residual(0.01), Residual(3)])
+
+    def forward(self, maps: Tensor) -> Tensor:
+        for block in self.blocks:
+            maps = block(maps)
+        return maps.mean((2, 3))
+
+
+def test_maps_are_similar_where_the_channels_of_their_places_are() -> None:
+    torch.manual_seed(0)
+    model, maps = Residuals(), torch.randn(16, 4, 5, 6)
+    pair = (maps, torch.zeros(16, dtype=torch.long))
+    data = Task.from_arrays(pair, pair, pair)
+    by = Similar(1, batches=1, batch=16)
+    found = by.similarity(State(model, data), "blocks")
+    with torch.no_grad():
+        cosine = nn.functional.cosine_similarity(maps, model.blocks[0](maps), dim=1)
+    assert found[0] == pytest.approx(float(cosine.mean()), abs=1e-6)
+    assert by.kept(3, similarity=found) == (0, 2)
 
 
 def test_steps_in_a_row_are_checked_together() -> None:

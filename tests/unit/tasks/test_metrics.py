@@ -13,7 +13,16 @@ from scipy import stats
 from sklearn import metrics as oracle
 
 from laconic.errors import TaskError
-from laconic.tasks import Batch, f1, matthews, pearson, spearman, squared_error
+from laconic.tasks import (
+    Batch,
+    accuracy,
+    f1,
+    matthews,
+    pearson,
+    spearman,
+    squared_error,
+    top5_accuracy,
+)
 from laconic.tasks.metrics import as_values
 
 # Sums of a few dozen float64 numbers, in another order than the oracle's.
@@ -50,6 +59,42 @@ def test_matthews_equals_scikit_learn(drawn):
         warnings.simplefilter("ignore")  # of a single label
         expected = oracle.matthews_corrcoef(true, predicted)
     assert matthews(scores(predicted, classes), true) == pytest.approx(expected, abs=CLOSE)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(*[st.integers(0, 2)] * 8), min_size=1, max_size=20))
+def test_accuracies_take_the_first_of_equal_outputs(rows):
+    """Outputs of seven classes, of three values, and a label."""
+    outputs, true = torch.tensor(rows)[:, :7].float(), torch.tensor(rows)[:, 7]
+    assert accuracy(outputs, true) == oracle.accuracy_score(true, outputs.argmax(1))
+    best = outputs.argsort(dim=1, descending=True, stable=True)[:, :5]
+    assert top5_accuracy(outputs, true) == float((best == true[:, None]).any(1).double().mean())
+
+
+@pytest.mark.parametrize("metric", [accuracy, top5_accuracy, f1, matthews])
+def test_outputs_that_are_no_numbers_have_no_score(metric):
+    outputs = torch.tensor([[0.0, 1.0], [math.nan, 0.0]])
+    assert math.isnan(metric(outputs, torch.tensor([1, 0])))
+
+
+@pytest.mark.parametrize("metric", [accuracy, top5_accuracy, f1, matthews])
+@pytest.mark.parametrize(
+    ("outputs", "targets", "message"),
+    [
+        (torch.zeros(0, 2), torch.zeros(0), "labels"),
+        (torch.zeros(3, 2), torch.tensor([0, 1, 2]), "from 0 to 2 and there are 2 outputs"),
+        (torch.zeros(2, 2), torch.tensor([-1, 1]), "from -1 to 1"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(metric, outputs, targets, message):
+    with pytest.raises(TaskError, match=message):
+        metric(outputs, targets)
+
+
+@pytest.mark.parametrize("metric", [pearson, spearman])
+def test_values_of_no_example_are_refused(metric):
+    with pytest.raises(TaskError, match="one output"):
+        metric(torch.zeros(0), torch.zeros(0))
 
 
 # Few different numbers, so that many are equal: ranks are shared.

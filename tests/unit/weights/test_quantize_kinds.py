@@ -12,12 +12,15 @@ from laconic import load, save
 from laconic.models import digits_cnn
 from laconic.step import State
 from laconic.weights import (
+    KMeans,
     LearnedClip,
     LearnedStep,
     MinMax,
     MovingAverage,
     Quantize,
     Quantizer,
+    Representation,
+    Symmetric,
     activations_of,
     attach_,
     lay,
@@ -56,6 +59,23 @@ def test_ranges_stay_exact_in_half_precision(dtype: torch.dtype, tmp_path: Path)
     inputs = torch.rand(4, 1, 8, 8).to(dtype)
     save(half, tmp_path / "half.safetensors")
     assert torch.equal(load(tmp_path / "half.safetensors")(inputs), half(inputs))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", [Symmetric(8), KMeans(8)], ids=repr)
+def test_codes_of_half_precision_are_the_nearest(kind: Representation, dtype: torch.dtype) -> None:
+    """A quotient, or the middle of two words, of a few bits may be off by whole codes."""
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    codes = kind.encode(weight, state=kind.fit(weight))
+    found = codes.streams["index" if kind.name == "kmeans" else "code"].tensor.long()
+    tables = {name: table.float() for name, table in codes.tables.items()}
+    if kind.name == "kmeans":
+        words = tables["codebook"].expand(64, -1)
+    else:
+        words = (torch.arange(-127, 128) * tables["scale"]).expand(64, -1)
+    best = (weight.float()[..., None] - words[:, None]).abs().min(dim=2).values
+    off = (weight.float() - words.gather(1, found)).abs() - best
+    assert float(off.max()) <= 1e-5 * float(weight.abs().max())
 
 
 def test_what_was_made_in_inference_mode_can_be_trained(tmp_path: Path) -> None:
