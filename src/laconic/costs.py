@@ -133,7 +133,7 @@ def _storage(tensor: Tensor) -> StorageWeakRef:
 
 
 def _start(tensor: Tensor) -> int:
-    return tensor.storage_offset() * tensor.element_size()
+    return int(tensor.storage_offset()) * tensor.element_size()
 
 
 def _product_flops(first: Tensor, second: Tensor, *_: Any, **__: Any) -> int:
@@ -156,7 +156,7 @@ def _trilinear_flops(*tensors: Any, out_val: Tensor, **_: Any) -> int:
         for place in places:
             tensor = tensor.unsqueeze(place)
         spread.append(tensor.shape)
-    return 2 * math.prod(torch.broadcast_shapes(*spread))
+    return 2 * int(math.prod(torch.broadcast_shapes(*spread)))
 
 
 # What torch's own table of operations lacks.

@@ -19,11 +19,12 @@ from laconic.errors import ModelError
 from laconic.ledger import FLOAT_BITS, Layer, Measurement
 from laconic.models.rounding import INPUT, quantizers_of
 from laconic.names import module_of
+from laconic.own import explained
 from laconic.scope import KINDS, Scope
 from laconic.ship.artifact import save
 from laconic.ship.inventory import Inventory, inspect
 from laconic.sizes import SizeReport, size_report
-from laconic.tasks.task import device_of, explained
+from laconic.tasks.task import device_of
 from laconic.weights.laid import Laid, laid_tensors, owner, owners_of, weights_of
 from laconic.weights.quantizer import activations_of, attention_paths
 from laconic.weights.representation import POSITION

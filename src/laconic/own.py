@@ -12,9 +12,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from laconic.errors import LaconicError, nearest
+from laconic.errors import LaconicError, TaskError, nearest
 
-__all__ = ["anchored_own", "call_own", "colon_hint", "is_own", "plain_own"]
+__all__ = ["anchored_own", "call_own", "colon_hint", "explained", "is_own", "plain_own"]
 
 
 def is_own(name: Any) -> bool:
@@ -168,3 +168,27 @@ def _refuse_namesake(
             f"{line}: '{module}' was imported from {known} before, and {meant} is meant; rename "
             "one of them"
         )
+
+
+@contextlib.contextmanager
+def explained(what: str, advice: str) -> Iterator[None]:
+    """Say where code that is not ours failed, and how it is called.
+
+    Args:
+        what: was asked of it.
+        advice: what to do.
+
+    Raises:
+        TaskError: it failed, as its cause.
+
+    >>> with explained("the loss failed", "give one that takes a Batch"):
+    ...     raise ValueError("no batch")
+    Traceback (most recent call last):
+    laconic.errors.TaskError: the loss failed (ValueError: no batch); give one that takes a Batch
+    """
+    try:
+        yield
+    except LaconicError:
+        raise
+    except Exception as error:
+        raise TaskError(f"{what} ({type(error).__name__}: {error}); {advice}") from error

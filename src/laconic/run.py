@@ -21,6 +21,7 @@ from laconic import ranks
 from laconic.budget import bytes_of
 from laconic.errors import ModelError, RecipeError, RunError, TaskError
 from laconic.ledger import Measurement
+from laconic.own import explained
 from laconic.recipe import Recipe, located
 from laconic.recover.lesson import Teachers
 from laconic.recover.objectives import Objective
@@ -29,7 +30,7 @@ from laconic.ship.artifact import save
 from laconic.ship.checkpoint import model_hash
 from laconic.ship.verification import verify
 from laconic.step import State, Step, inside, run_step
-from laconic.tasks.task import Task, device_of, explained, full_precision
+from laconic.tasks.task import Task, device_of, full_precision
 from laconic.weights.laid import baked, copied
 
 __all__ = [

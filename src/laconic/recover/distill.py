@@ -102,6 +102,9 @@ class Logits(Taught):
     ``l2``: ||z_T - z_S||_2^2; ``l1``: ||z_T - z_S||_1. The gradients of the first two differ by
     T^2. The l2 loss averaged over elements is the logit regression of Ba and Caruana.
 
+    Logits are [batch, classes], [batch, tokens, classes] or maps [batch, classes, height, width];
+    values [batch] and [batch, 1] have no distribution and take ``l2`` or ``l1``.
+
     Reductions of the papers' code: DynaBERT and MATE-KD "batch"; TinyBERT, TernaryBERT, BinaryBERT
     and DAP-BERT (cross entropy), PKD and TAKD (KL) "elements", which is smaller by the number of
     classes.
@@ -270,10 +273,17 @@ def _refuse_single(logits: Tensor, name: str) -> None:
 
 
 def _logits(student: Features, teacher: Features) -> tuple[Tensor, Tensor]:
+    """Return the logits of both, the classes last."""
     own, target = student["logits"], teacher["logits"]
     if own.shape != target.shape:
         raise FeatureError(
             f"logits: the student's are {list(own.shape)} and the teacher's {list(target.shape)}; "
             "give a teacher of the same classes"
         )
-    return own, target
+    return _classes_last(own), _classes_last(target)
+
+
+def _classes_last(logits: Tensor) -> Tensor:
+    if logits.dim() == 1:  # one value for each example
+        return logits[:, None]
+    return logits.movedim(1, -1) if logits.dim() >= 4 else logits  # of maps

@@ -71,7 +71,7 @@ def named(kind: str, pairs: Iterable[tuple[int, int]]) -> Named:
 def tokens(features: Features, name: str) -> Tensor:
     """Return a feature with its channels last; the pixels of a map are its tokens."""
     feature = features[name]
-    return feature.movedim(1, -1) if feature.dim() == 4 else feature
+    return feature.movedim(1, -1) if feature.dim() >= 4 else feature
 
 
 class Paired(Taught, ABC):

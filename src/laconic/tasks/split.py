@@ -22,6 +22,7 @@ from torch.utils.data import (
 )
 
 from laconic.errors import TaskError
+from laconic.own import explained
 from laconic.step import derive, generator_of
 
 __all__ = [
@@ -174,8 +175,8 @@ def to_float(inputs: Tensor, normalize: Normalize | None = None) -> Tensor:
     """Return what a network is fed: (inputs / 255 - mean) / std.
 
     Args:
-        inputs: uint8 [batch, channels, ...] (divided by 255), float (taken as they are) or other
-            integers, such as token ids (returned unchanged).
+        inputs: images, uint8 [batch, channels, ...] (divided by 255), floats (taken as they are)
+            or other integers, such as token ids (returned unchanged).
         normalize: mean and standard deviation per channel, in 0..1 units.
 
     >>> to_float(torch.tensor([[255]], dtype=torch.uint8), Normalize((0.5,), (0.25,)))
@@ -263,8 +264,13 @@ class Split(ABC):
         """Return the first ``count`` examples, not augmented, for which costs are stated."""
         return next(self.plain().batches(count)).first(count)
 
+    @property
+    def choosable(self) -> int:
+        """Return how many examples ``subset`` chooses from: all, also if an epoch drops some."""
+        return len(self)
+
     def plain(self) -> Split:
-        """Return the same examples, never augmented."""
+        """Return the same examples, never augmented, the last incomplete batch included."""
         return self
 
     def check(self, model: nn.Module) -> None:  # noqa: B027 - most examples fit any network
@@ -275,14 +281,15 @@ class Arrays(Split):
     """Examples in memory; images stay uint8 and are converted per batch.
 
     Args:
-        inputs: tensor or array [examples, ...]; images uint8 [examples, channels, height, width];
-            or a mapping of such, for a network with named inputs, which are fed as they are.
+        inputs: tensor or array [examples, ...]; of uint8, images [examples, channels, height,
+            width]; or a mapping of such, for a network with named inputs, fed as they are.
         targets: labels (integers) or values (floats) [examples, ...]; None: there are none.
         augment: changes the inputs of a batch, drawing from the generator it is given.
         normalize: Normalize, or (mean, std) of each channel in 0..1 units.
 
     Raises:
-        TaskError: no example, other lengths, NaN or infinite values, not numbers.
+        TaskError: no example, other lengths, NaN or infinite values, not numbers, or uint8 that
+            may be no images.
 
     >>> data = Arrays(np.zeros((10, 1, 8, 8), np.uint8), np.arange(10))
     >>> [len(batch.targets) for batch in data.batches(4, seed=0)]
@@ -341,7 +348,8 @@ class Arrays(Split):
             batch = self._chosen(chosen, device)
             inputs, index = batch.inputs, batch.index
             if seed is not None and self.augment is not None:
-                inputs = self.augment(inputs, generator_of(seed, "augment", epoch, number))
+                with explained("augment= failed", "it is called with (inputs, generator)"):
+                    inputs = self.augment(inputs, generator_of(seed, "augment", epoch, number))
                 index = None
             if isinstance(inputs, Tensor):
                 inputs = (to_float(inputs, self.normalize),)
@@ -412,16 +420,27 @@ class Loader(Split):
         self.labelled = first.targets is not None
 
     def __len__(self) -> int:
-        size = self.loader.batch_size
+        size, dataset = self.loader.batch_size, self.loader.dataset
+        # A custom batch sampler leaves `sampler` at its default, the whole data set; a stream has
+        # one without a length.
+        counted: Any = dataset if isinstance(dataset, IterableDataset) else self.loader.sampler
         try:
-            # A custom batch sampler leaves `sampler` at its default, the whole data set.
-            count = len(self.loader.sampler)  # type: ignore[arg-type]
+            count = len(counted)
         except TypeError as error:
             raise TaskError(
-                f"the DataLoader's {type(self.loader.dataset).__name__} has no length; "
+                f"the DataLoader's {type(dataset).__name__} has no length; "
                 "use a data set with __len__"
             ) from error
         return count - count % size if self.loader.drop_last and size else count
+
+    @property
+    def choosable(self) -> int:
+        """Return the number of examples of the data set.
+
+        Raises:
+            TaskError: it is a stream, or the loader has a sampler of its own.
+        """
+        return len(self._dataset())
 
     def batch_count(self, size: int) -> int:
         """Return how many batches one epoch has: the loader's own number."""
@@ -463,34 +482,58 @@ class Loader(Split):
     def subset(self, index: Sequence[int]) -> Loader:
         """Return the examples at these positions of the loader's data set.
 
+        The last batch is dropped as the loader does, unless it is the only one.
+
         Raises:
             TaskError: the data set is a stream, or the loader has a sampler of its own.
         """
         kept: Any = Subset(self._dataset(), [int(position) for position in index])
-        shuffle = isinstance(self.loader.sampler, RandomSampler)
-        return Loader(self._like(kept, shuffle=shuffle), read=self.read)
+        drops = self.loader.drop_last and len(kept) >= (self.loader.batch_size or 1)
+        return Loader(self._like(kept, shuffle=self._shuffles, drop_last=drops), read=self.read)
+
+    def plain(self) -> Loader:
+        """Return the same examples, the last incomplete batch included."""
+        if not self.loader.drop_last or not self._plain_order:
+            return self
+        whole = self._like(self._dataset(), shuffle=self._shuffles, drop_last=False)
+        return Loader(whole, read=self.read)
 
     def targets(self) -> Tensor:
         """Return the targets of all examples, in order; see Split."""
-        ordered = Loader(self._like(self._dataset(), shuffle=False), read=self.read)
-        return torch.cat([required(batch.targets) for batch in ordered.batches(1)])
+        ordered = self._like(self._dataset(), shuffle=False, drop_last=False)
+        found = Loader(ordered, read=self.read).batches(1)
+        return torch.cat([required(batch.targets) for batch in found])
+
+    @property
+    def _shuffles(self) -> bool:
+        return isinstance(self.loader.sampler, RandomSampler)
+
+    @property
+    def _plain_order(self) -> bool:
+        """Return whether every epoch goes through the whole data set, each example once."""
+        sampler, dataset = self.loader.sampler, self.loader.dataset
+        if isinstance(dataset, IterableDataset) or self.loader.batch_size is None:
+            return False
+        if isinstance(sampler, RandomSampler):
+            return not sampler.replacement and sampler.num_samples == len(dataset)  # type: ignore[arg-type]
+        return isinstance(sampler, SequentialSampler)
 
     def _dataset(self) -> Any:
-        plain = isinstance(self.loader.sampler, (RandomSampler, SequentialSampler))
-        stream = isinstance(self.loader.dataset, IterableDataset)
-        if stream or not plain or self.loader.batch_size is None:
+        if not self._plain_order:
             raise TaskError(
                 "examples cannot be chosen from this DataLoader (a stream, or a sampler of its "
                 "own); give validate= yourself, and a DataLoader over a Subset for few examples"
             )
         return self.loader.dataset
 
-    def _like(self, dataset: Any, *, shuffle: bool) -> DataLoader[Any]:
+    def _like(self, dataset: Any, *, shuffle: bool, drop_last: bool) -> DataLoader[Any]:
         loader = self.loader
         return DataLoader(
             dataset,
             batch_size=loader.batch_size,
             shuffle=shuffle,
+            drop_last=drop_last,
+            pin_memory=loader.pin_memory,
             num_workers=loader.num_workers,
             collate_fn=loader.collate_fn,
             worker_init_fn=loader.worker_init_fn,
@@ -626,6 +669,12 @@ def _finite(tensor: Tensor, name: str) -> Tensor:
 
 def _check_channels(inputs: Tensor, normalize: Normalize | None) -> None:
     if normalize is None:
+        if inputs.dtype == torch.uint8 and inputs.ndim < 4:
+            raise TaskError(
+                f"inputs are uint8 of shape {tuple(inputs.shape)}, which may be anything: of "
+                "images, [examples, channels, height, width] or given with normalize=, they are "
+                "divided by 255; give features as floats and token ids as int64"
+            )
         return
     channels = inputs.shape[1] if inputs.ndim > 1 else 0
     if len(normalize.mean) not in (1, channels):

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from laconic.errors import LaconicError, TaskError, nearest
+from laconic.errors import TaskError, nearest
+from laconic.own import explained
 from laconic.step import generator_of
 from laconic.tasks.checks import check_classes, check_labels, check_loss, check_targets
 from laconic.tasks.metrics import Metric, accuracy, as_values
@@ -39,7 +40,6 @@ __all__ = [
     "cross_entropy",
     "device_of",
     "evaluation",
-    "explained",
     "full_precision",
     "hold_out",
     "labelled",
@@ -352,7 +352,7 @@ class Task:
                 count += len(answer)
                 outputs.append(answer)
                 targets.append(required(piece.targets))
-        everything, truth = torch.cat(outputs), torch.cat(targets)
+        everything, truth = (_together(parts, self.name) for parts in (outputs, targets))
         scores = {}
         for name, metric in self.metrics.items():
             with explained(
@@ -428,7 +428,9 @@ class Task:
         if (per_class is None) == (total is None):
             raise TaskError("few takes either per_class= or total=; give one of them")
         if total is not None:
-            drawn = _draw(torch.arange(len(self.train)), total, generator_of(seed, "few"), "train")
+            drawn = _draw(
+                torch.arange(self.train.choosable), total, generator_of(seed, "few"), "train"
+            )
         else:
             if not self.train.labelled:
                 raise TaskError("few: train has no targets to choose classes by; give total=")
@@ -524,7 +526,7 @@ def hold_out(train: Split, *, seed: int = 0) -> tuple[Split, Split]:
     >>> len(rest), len(held)
     (95, 5)
     """
-    count = len(train)
+    count = train.choosable
     if count < 2:
         raise TaskError(f"train: {count} example cannot be divided; give validate= or more of them")
     order = torch.randperm(count, generator=generator_of(seed, "validate"))
@@ -594,28 +596,16 @@ def _named(name: str, make: Callable[..., Split], given: Any, **options: Any) ->
         raise TaskError(f"{name}: {error}") from error
 
 
-@contextlib.contextmanager
-def explained(what: str, advice: str) -> Iterator[None]:
-    """Say where code that is not ours failed, and how it is called.
-
-    Args:
-        what: was asked of it.
-        advice: what to do.
-
-    Raises:
-        TaskError: it failed, as its cause.
-
-    >>> with explained("the loss failed", "give one that takes a Batch"):
-    ...     raise ValueError("no batch")
-    Traceback (most recent call last):
-    laconic.errors.TaskError: the loss failed (ValueError: no batch); give one that takes a Batch
-    """
-    try:
-        yield
-    except LaconicError:
-        raise
-    except Exception as error:
-        raise TaskError(f"{what} ({type(error).__name__}: {error}); {advice}") from error
+def _together(parts: Sequence[Tensor], name: str) -> Tensor:
+    """Return the outputs, or the targets, of all batches as one tensor."""
+    others = next((part for part in parts if part.shape[1:] != parts[0].shape[1:]), None)
+    if others is not None:
+        raise TaskError(
+            f"{name}: batches of different shapes, such as {[*parts[0].shape]} and "
+            f"{[*others.shape]}, cannot be scored together; let call= return [tokens, classes] "
+            "and the data give targets [tokens], or pad all batches to one length"
+        )
+    return torch.cat([*parts])
 
 
 def _draw(positions: Tensor, count: int, generator: torch.Generator, where: str) -> list[int]:

@@ -176,6 +176,48 @@ def test_distances_between_logits() -> None:
     )
 
 
+TAUGHT = [
+    Logits(2.0),
+    Logits(loss="cross_entropy"),
+    Logits(loss="l2"),
+    Logits(loss="l1", reduction="elements"),
+    Annealing(3),
+    Mutual(),
+]
+
+
+@pytest.mark.parametrize("objective", TAUGHT, ids=repr)
+@pytest.mark.parametrize("places", [(4, 5), (2, 3, 2)])
+def test_the_classes_of_maps_are_in_their_second_dimension(
+    objective: Objective, places: tuple[int, ...]
+) -> None:
+    student, teacher = torch.randn(2, 3, *places), torch.randn(2, 3, *places)
+    found, flat = (
+        objective.compare(*({"logits": logits} for logits in pair))
+        for pair in (
+            (student, teacher),
+            [each.movedim(1, -1).reshape(-1, 3) for each in (student, teacher)],
+        )
+    )
+    assert float(found) == pytest.approx(float(flat), rel=1e-5)
+
+
+@pytest.mark.parametrize("objective", TAUGHT, ids=repr)
+def test_values_are_compared_and_have_no_distribution(objective: Objective) -> None:
+    """[batch] as [batch, 1]."""
+    student, teacher = torch.randn(8), torch.randn(8)
+    one = ({"logits": student}, {"logits": teacher})
+    if (
+        getattr(objective, "loss", "kl") in ("kl", "cross_entropy")
+        and objective.name != "annealing"
+    ):
+        with pytest.raises(FeatureError, match=r"a single output of shape \[8, 1\]"):
+            objective.compare(*one)
+    else:
+        column = ({"logits": student[:, None]}, {"logits": teacher[:, None]})
+        assert torch.equal(objective.compare(*one), objective.compare(*column))
+
+
 def test_a_high_temperature_matches_logits() -> None:
     """Hinton et al. 2015, equation 4: the gradient tends to centred differences over C."""
     student, teacher = (f["logits"].double() for f in logits(1, 5))

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
 
 from laconic.errors import TaskError
 from laconic.tasks import Arrays, Batch, Loader, Normalize, PadCropFlip, Task
@@ -180,6 +180,40 @@ def test_a_loader_counts_chooses_and_lists_its_examples():
     assert sorted(loader.subset([1, 2, 5]).targets().tolist()) == [1, 2, 2]
 
 
+def pairs_by_class():
+    """Return 1,000 pairs of two classes, the second after the first."""
+    return TensorDataset(torch.randn(1000, 2), (torch.arange(1000) >= 512).long())
+
+
+def test_a_loader_that_drops_its_last_batch_is_held_out_of_as_a_whole():
+    loader = DataLoader(pairs_by_class(), 512, shuffle=True, drop_last=True)
+    task = Task.from_loaders(loader, DataLoader(pairs_by_class(), 256))
+    kept = torch.cat([task.train.targets(), task.validate.targets()])
+    assert kept.bincount().tolist() == [512, 488] and len(task.validate.targets()) == 50
+    assert (len(task.train), task.train.batch_count(512)) == (512, 1)  # as the loader drops
+    assert sum(batch.size for batch in task.validate.batches(512)) == 50  # nothing to drop
+    assert sum(batch.size for batch in task.train.plain().batches(512)) == 950
+    assert set(task.few(total=900).train.targets().tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("options", [{"replacement": True}, {"num_samples": 128}])
+def test_a_loader_that_samples_in_its_own_way_needs_validate(options):
+    data = pairs_by_class()
+    loader = DataLoader(data, 64, sampler=RandomSampler(data, **options), drop_last=True)
+    with pytest.raises(TaskError, match=r"a sampler of its own.*give validate="):
+        Task.from_loaders(loader, loader)
+    task = Task.from_loaders(loader, loader, DataLoader(data, 64))
+    assert next(task.train.plain().batches(64)).size == 64
+
+
+def test_a_stream_may_know_its_length():
+    class Counted(Stream):
+        def __len__(self):
+            return 7
+
+    assert len(Loader(DataLoader(Counted(), 2))) == 7
+
+
 @pytest.mark.parametrize("place", ["inputs", "targets"])
 def test_a_loader_says_which_of_its_batches_is_broken(place):
     found = {"inputs": torch.zeros(10, 2), "targets": torch.zeros(10)}
@@ -193,7 +227,7 @@ def test_a_stream_has_no_length_and_needs_validate():
     stream = DataLoader(Stream(), 2)
     with pytest.raises(TaskError, match="Stream has no length"):
         len(Loader(stream))
-    with pytest.raises(TaskError, match="Stream has no length"):
+    with pytest.raises(TaskError, match=r"a stream, .*; give validate= yourself"):
         Task(stream, stream)
     task = Task(stream, stream, stream)
     assert task.score(nn.Linear(2, 2), "validate").keys() == {"accuracy", "loss"}

@@ -214,3 +214,28 @@ def test_labels_of_another_shape_are_told_what_to_be(
     task = Task.from_arrays(data, data, classes=("a", "b", "c"))
     with pytest.raises(TaskError, match=rf"have shape .* need \[12\], a class for each: {remedy}"):
         task.score(nn.Linear(5, 3))
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (6, 4, 4)])
+def test_bytes_that_may_be_no_images_are_refused(shape):
+    found = torch.zeros(shape, dtype=torch.uint8)
+    with pytest.raises(TaskError, match="features as floats and token ids as int64"):
+        Task.from_arrays((found, torch.zeros(6)), (found, torch.zeros(6)))
+    Arrays(found, normalize=((0.5,), (0.5,)))  # of images, then
+
+
+def test_an_augmentation_that_fails_says_how_it_is_called():
+    data = Arrays(torch.zeros(4, 2), torch.zeros(4), augment=lambda inputs: inputs)
+    with pytest.raises(TaskError, match=r"augment= failed .*called with \(inputs, generator\)"):
+        next(data.batches(2, seed=0))
+
+
+def test_batches_of_different_shapes_are_told_how_to_be_scored():
+    """As of a language model whose batches are padded each to its own length."""
+    items = [(torch.zeros(2, length, 3), torch.zeros(2, length).long()) for length in (4, 5)]
+    loader = DataLoader(items, batch_size=None)
+    task = Task.from_loaders(loader, loader, loader, loss=lambda outputs, batch: outputs.mean())
+    with pytest.raises(
+        TaskError, match=r"such as \[2, 4, 3\] and \[2, 5, 3\].*\[tokens, classes\]"
+    ):
+        task.score(nn.Linear(3, 3))
