@@ -15,20 +15,30 @@ from torch.utils._pytree import tree_leaves
 
 from laconic.errors import ModelError
 from laconic.models.families import FAMILIES
-from laconic.names import joined, of_laid
+from laconic.names import joined, module_of, of_laid
 from laconic.structure._atoms import Atom, Dim, fixed, freeze, root, unify
 from laconic.structure._rules import ELEMENTWISE, Call, constant, pointwise, unknown
 from laconic.structure._views import RULES
 from laconic.weights.laid import bake, copied, laid_tensors
 from laconic.weights.quantizer import Quantizer
 
-__all__ = ["ATTRIBUTES", "Recording", "Tracked", "plain_copy", "record", "shapes_in_training"]
+__all__ = [
+    "ATTRIBUTES",
+    "UNSEEN",
+    "Recording",
+    "Tracked",
+    "plain_copy",
+    "record",
+    "shapes_in_training",
+]
 
 # What a forward reads -> the kind of axis that it counts, whatever the family.
 ATTRIBUTES: dict[str, str] = {
     name: kind for family in FAMILIES for name, kind in family.attributes.items()
 }
 SHOWN = 200
+# Why an axis is frozen that more examples might free.
+UNSEEN = "the examples do not run"
 # Arguments that are numbers, whatever the operation.
 _FILLED = ("fill_value", "value")
 Foreseen = Sequence[tuple[Any, bool]]
@@ -67,6 +77,8 @@ class Recording(TorchDispatchMode):
         self._dims: dict[int, tuple[Tensor, list[Dim]]] = {}
         self._weights: set[int] = set()
         self._touched: set[int] = set()
+        self._run: set[int] = set()
+        self._inputs = inputs
         self.tracked = [self._track(*each) for each in _tensors(network)]
         for name, buffer in network.named_buffers():
             if id(buffer) not in self._dims:
@@ -86,6 +98,7 @@ class Recording(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        self._run.update(map(id, _leaves([args, kwargs])))
         if self._passes_over(func):
             return result
         schema = func._schema.arguments
@@ -159,8 +172,25 @@ class Recording(TorchDispatchMode):
                 self._freeze(each.dims, "the forward does not use it")
             elif of_laid(each.names[0]):
                 self._freeze(each.dims, "a parametrization that is not laconic's")
+        self._freeze_unseen(network)
         self._join_heads(network)
         self._check_pieces()
+
+    def _freeze_unseen(self, network: nn.Module) -> None:
+        """Freeze what the weights that other data may run might read."""
+        run = [each for each in self.tracked if id(each.tensor) in self._run]
+        idle = [each for each in self.tracked if id(each.tensor) not in self._run]
+        # A bias alone may be left out by the code.
+        inside = {module_of(name) for each in run for name in each.names}
+        idle = [t for t in idle if t.tensor.dim() > 1 or inside.isdisjoint(map(module_of, t.names))]
+        if not idle:
+            return
+        args, kwargs = self._inputs
+        trained = _only_trained(network, args, kwargs)
+        idle = [each for each in idle if trained.isdisjoint(map(module_of, each.names))]
+        names = {size: each.names[0] for each in idle for size in each.tensor.shape if size > 1}
+        for dim in (dim for each in self.tracked for dim in each.dims if dim.size in names):
+            self._freeze([dim], f"{UNSEEN} '{names[dim.size]}', which may read it")
 
     def _freeze(self, dims: Sequence[Dim], why: str) -> None:
         for dim in dims:
@@ -283,6 +313,21 @@ def shapes_in_training(
             return [tensor.shape for tensor in _leaves(network(*args, **kwargs))]
         except Exception as error:
             raise _failure(network, args, kwargs, error) from error
+
+
+def _only_trained(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> set[str]:
+    """Return the modules that a forward calls in training mode and not in evaluation mode."""
+    called: dict[bool, set[str]] = {}
+    for training in (False, True):
+        other = copied(network).train(training)
+        found = called.setdefault(training, set())
+        for name, module in other.named_modules():
+            # Bound now: a hook gets no name.
+            module.register_forward_pre_hook(lambda *_, name=name, found=found: found.add(name))
+        # It may not train on this example.
+        with contextlib.suppress(Exception), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            other(*args, **kwargs)
+    return called[True] - called[False]
 
 
 def _failure(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from laconic.errors import AxisError
+from laconic.structure._record import UNSEEN
 from laconic.structure.axes import Axis, Use, find_axes, slice_
 from laconic.structure.examples import example_inputs
 from laconic.structure.ranking import padded
@@ -48,6 +49,8 @@ KINDS = {
     "hidden": "hidden",
     "other": "",
 }
+# How many examples the axes are found on: more where some do not run the whole network.
+EXAMPLES = (2, 64)
 # How many axes an error names.
 SHOWN = 5
 
@@ -76,8 +79,7 @@ def axes_of(model: nn.Module, task: Task | None, kind: str, scope: Scope) -> lis
         TaskError: there is no task.
         ModelError: the forward fails.
     """
-    inputs, named = example_inputs(model, task)
-    every = find_axes(model, *inputs, **named)
+    every = _found(model, task)
     selected = scope.select(model).keys()
     makers = {axis: _makers(model, axis) for axis in every if KINDS[axis.kind] == kind}
     # What nothing computes is an input.
@@ -90,6 +92,16 @@ def axes_of(model: nn.Module, task: Task | None, kind: str, scope: Scope) -> lis
     if len(free) < len(inside):
         logger.info("%s: %s", kind, _listed(axis for axis in inside if axis not in free))
     return free
+
+
+def _found(model: nn.Module, task: Task | None) -> list[Axis]:
+    """Return the axes of a network, on as many examples as run all of it, if need be."""
+    for count in EXAMPLES:
+        inputs, named = example_inputs(model, task, count=count)
+        axes = find_axes(model, *inputs, **named)
+        if not any((axis.frozen or "").startswith(UNSEEN) for axis in axes):
+            break
+    return axes
 
 
 def apart(axes: Sequence[Axis]) -> list[Axis]:

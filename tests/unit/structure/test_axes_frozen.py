@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from helpers.axes import Buffer, Network, example, free, parameter
+from laconic.scope import Scope
 from laconic.structure.axes import find_axes
+from laconic.structure.elements import axes_of
+from laconic.tasks import Task
 
 
 def between(
@@ -170,6 +173,55 @@ def test_what_no_output_needs_must_run_all_the_same() -> None:
     sizes = {"a": (5, 8), "b": (8, 3), "c": (5, 8), "d": (8, 3)}
     model = Network(forward, **{name: nn.Linear(*size) for name, size in sizes.items()})
     assert [axis.uses[0].name for axis in free(find_axes(model, example()))] == ["a.weight"]
+
+
+def test_what_other_data_may_run_freezes_what_it_might_read() -> None:
+    """One of two branches, which read the same hidden units and leave as many."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        hidden = m.first(x).relu()
+        branch = m.one(hidden) if float(x[0, 0]) > 0 else m.other(hidden)
+        return m.last(branch.relu()) + m.apart(m.free(x).relu())
+
+    sizes = {"first": (5, 8), "one": (8, 6), "other": (8, 6), "last": (6, 3)}
+    sizes |= {"free": (5, 4), "apart": (4, 3)}
+    model = Network(forward, **{name: nn.Linear(*size) for name, size in sizes.items()}).eval()
+    axes = find_axes(model, example())
+    assert [axis.size for axis in free(axes)] == [4]
+    reasons = {axis.uses[0].name: str(axis.frozen) for axis in axes if axis.uses[0].dim == 0}
+    for made in ("first.weight", "one.weight"):
+        assert "the examples do not run 'other." in reasons[made]
+
+
+def test_a_bias_that_the_code_leaves_out_freezes_nothing() -> None:
+    parts = {"a": nn.Linear(5, 8), "b": nn.Linear(8, 3), "c": nn.Linear(8, 8)}
+    model = Network(lambda m, x: m.b(F.linear(m.a(x), m.c.weight).relu()), **parts)
+    assert [axis.size for axis in free(find_axes(model, example()))] == [8, 8]
+
+
+def test_experts_are_found_on_as_many_examples_as_run_them() -> None:
+    """Each example goes to one of four; two examples do not reach them all."""
+    torch.manual_seed(0)
+    model, inputs = Experts(), torch.randn(80, 10)
+    pair = (inputs, torch.arange(80) % 3)
+    found = axes_of(model, Task.from_arrays(pair, pair, pair), "neurons", Scope("*"))
+    assert [axis.uses[0].name for axis in found] == [f"experts.{k}.0.weight" for k in range(4)]
+
+
+class Experts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.last = nn.Linear(10, 4), nn.Linear(10, 3)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 10)) for _ in range(4)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = self.gate(x).argmax(1)
+        for place, expert in enumerate(self.experts):
+            if bool((chosen == place).any()):
+                x = x + expert(x) * (chosen == place)[:, None]
+        return self.last(x)
 
 
 def test_what_only_training_runs_freezes() -> None:
