@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -40,9 +40,10 @@ def left_out(path: str) -> str:
 class Scope(TextValue):
     """Patterns that select modules by name and by kind.
 
-    Commas unite, a space intersects, ``!`` subtracts last: ``"encoder.* kind:linear,
-    !*.pooler"`` is every linear of the encoder but the pooler. A pattern is a shell
-    pattern over dotted names or ``kind:`` followed by linear, conv, embedding or norm.
+    Commas unite, a space intersects, ``!`` subtracts last, with all that is inside:
+    ``"encoder.* kind:linear, !*.pooler"`` is every linear of the encoder but those of the
+    pooler. A pattern is a shell pattern over dotted names or ``kind:`` followed by linear,
+    conv, embedding or norm.
 
     Raises:
         ScopeError: the text is empty or names an unknown kind.
@@ -89,7 +90,8 @@ class Scope(TextValue):
         for term in self._plus or [["*"]]:
             wanted |= self._matching(term, modules, names)
         for term in self._minus:
-            wanted -= self._matching(term, modules, names)
+            without = self._matching(term, modules, names)
+            wanted = {name for name in wanted if without.isdisjoint(_around(name))}
         return {name: module for name, module in modules.items() if name in wanted}
 
     def _matching(
@@ -102,6 +104,14 @@ class Scope(TextValue):
         if not found:
             raise ScopeError(f"'{' '.join(term)}' selects no module; {_hint(term, modules, names)}")
         return found
+
+
+def _around(name: str) -> Iterator[str]:
+    """Yield the name and those of the modules that it is inside of, but for the network's."""
+    yield name
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
 
 
 def _names(model: nn.Module, modules: Iterable[str]) -> dict[str, list[str]]:

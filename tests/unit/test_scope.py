@@ -61,6 +61,15 @@ def test_star_selects_every_module_and_only_exceptions_start_from_all(network: n
     assert names("!head", network) == [name for name in everything if name != "head"]
 
 
+def test_what_is_inside_of_an_exception_is_one_too() -> None:
+    inner = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+    model = nn.Sequential(inner, nn.Linear(2, 2), *[nn.ReLU()] * 9)
+    model.append(nn.Linear(2, 2))  # '11' is not inside of '1'
+    assert list(Scope("kind:linear, !0").select(model)) == ["1", "11"]
+    assert list(Scope("kind:linear, !1").select(model)) == ["0.0", "0.1.0", "11"]
+    assert list(Scope("kind:linear, !0.1").select(model)) == ["0.0", "1", "11"]
+
+
 def test_the_selected_modules_are_the_models_own(network: nn.Module) -> None:
     assert Scope("head").select(network)["head"] is network["head"]
 

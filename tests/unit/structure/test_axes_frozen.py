@@ -180,7 +180,7 @@ def test_what_other_data_may_run_freezes_what_it_might_read() -> None:
 
     def forward(m: Any, x: Tensor) -> Tensor:
         hidden = m.first(x).relu()
-        branch = m.one(hidden) if float(x[0, 0]) > 0 else m.other(hidden)
+        branch = m.one(hidden) if float(x[0, 0]) < 9 else m.other(hidden)
         return m.last(branch.relu()) + m.apart(m.free(x).relu())
 
     sizes = {"first": (5, 8), "one": (8, 6), "other": (8, 6), "last": (6, 3)}
