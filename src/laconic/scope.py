@@ -16,9 +16,9 @@ __all__ = ["KINDS", "Scope", "left_out"]
 
 KINDS: dict[str, tuple[type[nn.Module], ...]] = {
     "linear": (nn.Linear,),
-    "conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d),
-    "embedding": (nn.Embedding,),
-    "norm": (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm),
+    "conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.modules.conv._ConvTransposeNd),
+    "embedding": (nn.Embedding, nn.EmbeddingBag),
+    "norm": (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),
 }
 
 

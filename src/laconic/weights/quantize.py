@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from laconic.errors import ModelError, ScopeError, few
 from laconic.models.halves import Halves
 from laconic.models.rounding import INPUT, OPERANDS
+from laconic.names import joined
 from laconic.scope import KINDS, Scope
 from laconic.step import State, Step
 from laconic.tasks.task import needed
 from laconic.weights.activations import Activation
-from laconic.weights.laid import check_table, laid_tensors, lay_each, weights_of
+from laconic.weights.laid import check_table, laid_tensors, lay_each, ties_of, weights_of
 from laconic.weights.quantizer import Quantizer, attach_, attention_paths, calibrate, check_places
 from laconic.weights.representation import Float, Representation
 
@@ -29,7 +30,7 @@ __all__ = ["Quantize", "coded", "look", "planned"]
 logger = logging.getLogger(__name__)
 
 # Layers whose input is rounded.
-LAYERS = (*KINDS["linear"], *KINDS["conv"], nn.modules.conv._ConvTransposeNd)
+LAYERS = (*KINDS["linear"], *KINDS["conv"])
 # Batches, and examples in each, that give activations their first range.
 FIRST_LOOK = (8, 32)
 
@@ -154,13 +155,15 @@ class Quantize(Step):
 
     def _weights(self, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the weights of the scope, and apart from them those of ``embedding``."""
-        plain: dict[str, Tensor] = {}
-        apart: dict[str, Tensor] = {}
-        for name, weight in weights_of(model, self.scope).items():
-            owner = model.get_submodule(name.rpartition(".")[0])
-            embeds = self.embedding is not None and isinstance(owner, KINDS["embedding"])
-            (apart if embeds else plain)[name] = weight
-        return plain, apart
+        found = weights_of(model, self.scope)
+        if self.embedding is None:
+            return found, {}
+        ties = ties_of(model)  # a table may be known by the name of a head that reads it too
+        modules = model.named_modules()
+        paths = (path for path, module in modules if isinstance(module, KINDS["embedding"]))
+        tables = {ties.get(name, name) for name in (joined(path, "weight") for path in paths)}
+        plain = {name: weight for name, weight in found.items() if name not in tables}
+        return plain, {name: weight for name, weight in found.items() if name in tables}
 
     def _places(self, model: nn.Module) -> dict[str, dict[str, Activation]]:
         """Return path -> place -> activation, of all that is rounded."""

@@ -10,6 +10,7 @@ from torch import nn
 
 from laconic import load, save
 from laconic.models import digits_cnn
+from laconic.scope import Scope
 from laconic.step import State
 from laconic.weights import (
     KMeans,
@@ -25,7 +26,9 @@ from laconic.weights import (
     attach_,
     lay,
 )
-from laconic.weights.laid import laid_tensors
+from laconic.weights.laid import laid_tensors, weights_of
+
+ALL = Scope("*")
 
 
 def test_norms_and_biases_of_several_dimensions_stay_float() -> None:
@@ -34,6 +37,29 @@ def test_norms_and_biases_of_several_dimensions_stay_float() -> None:
     Quantize("ternary").apply(State(network))
     found = set(laid_tensors(network))
     assert found == {"0.weight", "3.in_proj_weight", "3.out_proj.weight"}
+
+
+def test_a_table_is_an_embedding_under_whatever_name() -> None:
+    """Tied to a head that comes first; and that of a bag."""
+    network = nn.ModuleDict({"head": nn.Linear(4, 9, bias=False), "words": nn.Embedding(9, 4)})
+    network["bag"] = nn.EmbeddingBag(5, 4)
+    network["words"].weight = network["head"].weight
+    Quantize("ternary", embedding=8).apply(State(network))
+    found = {name: laid.representation for name, (laid, _) in laid_tensors(network).items()}
+    assert found == dict.fromkeys(("head.weight", "words.weight", "bag.weight"), Symmetric(8))
+
+
+def test_kinds_of_layers() -> None:
+    layers = {
+        "linear": [nn.Linear(2, 2)],
+        "conv": [nn.Conv1d(2, 2, 1), nn.ConvTranspose2d(2, 2, 1)],
+        "embedding": [nn.Embedding(2, 2), nn.EmbeddingBag(2, 2)],
+        "norm": [nn.LayerNorm(2), nn.RMSNorm([2, 2]), nn.InstanceNorm1d(2), nn.BatchNorm1d(2)],
+    }
+    network = nn.Sequential(*[layer for each in layers.values() for layer in each])
+    for kind, own in layers.items():
+        assert [*Scope(f"kind:{kind}").select(network).values()] == own
+    assert not any("RMSNorm" in repr(network[int(name[0])]) for name in weights_of(network, ALL))
 
 
 def test_inputs_of_transposed_convolutions_are_rounded() -> None:
