@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
 
-from laconic.errors import FeatureError, ModelError, nearest
+from laconic.errors import FeatureError, ModelError, TaskError, nearest
 from laconic.models.attention import handing_on_padded
 from laconic.models.families import FAMILIES, Family, blocks_path, family_of
 from laconic.models.rounding import quantizer_of
@@ -135,6 +135,7 @@ def observe(task: Task, model: nn.Module, batch: Batch, names: Iterable[str] = (
 
     Raises:
         FeatureError: as ``capture``.
+        TaskError: the outputs are no tensor, as of a network that returns others in training.
 
     >>> from laconic.tasks import Batch, digits
     >>> from laconic.models import digits_cnn
@@ -143,7 +144,14 @@ def observe(task: Task, model: nn.Module, batch: Batch, names: Iterable[str] = (
     {'logits': (2, 10)}
     """
     with capture(model, [name for name in names if name not in GIVEN]) as features:
-        features["logits"] = task.call(model, batch)
+        answer = task.call(model, batch)
+        if not isinstance(answer, Tensor):
+            mode = "training" if model.training else "evaluation"
+            raise TaskError(
+                f"{task.name}: in {mode} mode the network returns {type(answer).__name__}, not "
+                "one tensor of outputs; give the task call=(model, batch) -> outputs"
+            )
+        features["logits"] = answer
     single = {name: tensor.float() for name, tensor in features.items()}
     taken = Features(single, layers=features.layers)
     mask = padding_mask(batch)

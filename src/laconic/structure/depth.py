@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import math
 from abc import ABC, abstractmethod
@@ -15,15 +16,15 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from laconic.errors import ChainError, ModelError, ScopeError
-from laconic.models.capture import observe
+from laconic.errors import ChainError, FeatureError, ModelError, ScopeError
+from laconic.models.capture import capture, observe
 from laconic.models.families import blocks_path, family_of
 from laconic.names import of_laid
 from laconic.scope import Scope
 from laconic.step import Count, Share, State, Step, Value, run_step
 from laconic.structure.schedules import EPSILON
 from laconic.structure.surgery import keep_
-from laconic.tasks.task import evaluation, needed
+from laconic.tasks.task import device_of, evaluation, needed
 from laconic.weights.laid import bake, laid_tensors, lay, owner
 from laconic.weights.slopes import drawn
 
@@ -339,12 +340,12 @@ class DropLayers(Step):
         """Refuse a network without blocks of its own, and to drop more than there are.
 
         Raises:
-            ModelError: there is no list of blocks, one block is used for every layer, or the
-                choice does not fit the number of blocks.
+            ModelError: there is no list of blocks, they are no chain, one block is used for
+                every layer, or the choice does not fit the number of blocks.
             TaskError: the choice needs data.
         """
         super().check(model, task, earlier)
-        count = len(_blocks(model, _own_blocks(model, self.scope)))
+        count = len(_chained(model, _own_blocks(model, self.scope), task))
         for step in (step for step in earlier if isinstance(step, DropLayers)):
             count = step.by.left(count)
         self.by.check(task)
@@ -391,10 +392,11 @@ class LayerDrop(Step):
         """Refuse a network without blocks, and what the training refuses.
 
         Raises:
-            ModelError: there is no list of blocks, or one block is used for every layer.
+            ModelError: there is no list of blocks, they are no chain, or one block is used for
+                every layer.
         """
         super().check(model, task, earlier)
-        _own_blocks(model, self.scope)
+        _chained(model, _own_blocks(model, self.scope), task)
         if self.retrain is not None:
             self.retrain.check(model, task, (*earlier, self))
 
@@ -466,11 +468,11 @@ class ShareLayers(Step):
         """Refuse blocks that differ, and a block that is not there.
 
         Raises:
-            ModelError: there is no list of blocks, their parameters have other names or shapes,
-                or the network has no such block.
+            ModelError: there is no list of blocks, they are no chain, their parameters have
+                other names or shapes, or the network has no such block.
         """
         super().check(model, task, earlier)
-        self._check(_blocks(model, _own_blocks(model, self.scope)))
+        self._check(_chained(model, _own_blocks(model, self.scope), task))
 
     def apply(self, state: State) -> None:
         """Tie the parameters of all blocks."""
@@ -557,6 +559,36 @@ def _blocks(model: nn.Module, path: str) -> nn.ModuleList:
     blocks = model.get_submodule(path)
     if not isinstance(blocks, nn.ModuleList):
         raise ModelError(f"'{path}' is a {type(blocks).__name__}, not the ModuleList of the blocks")
+    return blocks
+
+
+def _chained(model: nn.Module, path: str, task: Task | None) -> nn.ModuleList:
+    """Return the blocks of a list, each of which reads what the one before it made.
+
+    Without a task it is taken for granted.
+
+    Raises:
+        ModelError: the modules of the list are no layers: experts side by side, say.
+    """
+    blocks = _blocks(model, path)
+    if task is None:
+        return blocks
+    sides = [(f"input:{path}.{place}", f"output:{path}.{place}") for place in range(len(blocks))]
+    names = [name for pair in sides for name in pair]
+    batch = task.example_batch(2).to(device_of(model))
+    try:
+        with evaluation(model), capture(model, names) as found:
+            task.call(model, batch)
+    except FeatureError as error:
+        raise ModelError(f"the modules of '{path}' are not called one by one ({error})") from error
+    for (first, made), (read, _) in itertools.pairwise(sides):
+        # A block that passes on what it is given makes nothing new.
+        beside = found[read] is found[first] and found[made] is not found[first]
+        if beside or found[read].shape != found[made].shape:
+            raise ModelError(
+                f"the modules of '{path}' are no layers one after the other: '{read[6:]}' does "
+                f"not read what '{first[6:]}' makes; name no such list in the scope"
+            )
     return blocks
 
 

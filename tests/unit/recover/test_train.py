@@ -300,3 +300,17 @@ def test_fields_out_of_bounds_are_refused(fields: dict[str, Any]) -> None:
 
 def test_scopes_and_fields_are_written_shortly() -> None:
     assert repr(Train(epochs=2, scope=Scope("fc"))) == "Train(scope=Scope('fc'), epochs=2)"
+
+
+def test_a_network_that_returns_more_in_training_is_told_to_be_called_otherwise() -> None:
+    class Auxiliary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, x: Tensor) -> Any:
+            found = self.inner(x)
+            return (found, found) if self.training else found
+
+    with pytest.raises(TaskError, match=r"in training mode the network returns tuple.*give the"):
+        trained(Train(**ONE), Auxiliary())

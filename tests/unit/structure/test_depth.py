@@ -17,7 +17,7 @@ from laconic.errors import ModelError, RecipeError, ScopeError, TaskError
 from laconic.models.families import blocks_path
 from laconic.recover import Train
 from laconic.scope import Scope
-from laconic.step import State, run_step
+from laconic.step import State, Step, run_step
 from laconic.structure import (
     AllBut,
     Alternate,
@@ -314,3 +314,29 @@ def test_blocks_outside_the_scope_are_left_alone() -> None:
 def test_values_out_of_bounds_are_refused(make: Callable[[], object], field: str) -> None:
     with pytest.raises(RecipeError, match=field):
         make()
+
+
+class Beside(nn.Module):
+    """Modules side by side: experts on one input, or columns each with its own table."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        made = [nn.Embedding(4, 4) if kind == "columns" else nn.Linear(4, 4) for _ in range(3)]
+        self.parts, self.last = nn.ModuleList(made), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "columns":
+            return self.last(sum(part(x[:, k].long()) for k, part in enumerate(self.parts)))
+        if self.kind == "one":
+            return self.last(self.parts[0](x))
+        return self.last(sum(part(x) for part in self.parts))
+
+
+@pytest.mark.parametrize("step", [DropLayers(Top(1)), LayerDrop(retrain=Train()), ShareLayers()])
+@pytest.mark.parametrize("kind", ["experts", "columns", "one"])
+def test_modules_side_by_side_are_no_layers(step: Step, kind: str) -> None:
+    pair = (torch.rand(8, 4), torch.arange(8) % 2)
+    data = Task.from_arrays(pair, pair, pair)
+    with pytest.raises(ModelError, match=r"'parts'.*(no layers one after|not called one by one)"):
+        step.check(Beside(kind), data)
