@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -89,6 +90,9 @@ class Inflow:
         Args:
             path: of the layer; not before that of an earlier call in a forward.
             pair: the layer in both.
+
+        Raises:
+            ModelError: not all examples enter the layer, or not the same in both networks.
         """
         place = self._block(path)
         if place is not None:
@@ -102,6 +106,7 @@ class Inflow:
                     _entering(layer, pair.calls, self._run(network, each, flow, place))
                     for network, layer, each in zip(self.networks, layers, fed, strict=True)
                 )
+                _check_routes(path, pair, taught, own, flow.teacher)
                 for other, tensor in zip(taught, own, strict=True):
                     moments.add(other, tensor, flow.beside.get("mask"))
         return moments
@@ -178,6 +183,23 @@ def _names_of_blocks(networks: tuple[nn.Module, nn.Module], task: Task) -> list[
 
 class _EnoughError(Exception):
     """The rest of a forward is not needed."""
+
+
+def _check_routes(path: str, pair: Pair, taught: list[Tensor], own: list[Tensor], fed: Any) -> None:
+    """Refuse a layer that some examples pass by, as experts: whose rows these are is not known."""
+    # Of a linear layer all dimensions but the last, as tokens may come before examples.
+    linear = isinstance(pair.student, nn.Linear)
+    rows = [
+        [math.prod(tensor.shape[:-1]) if linear else len(tensor) for tensor in found]
+        for found in (taught, own)
+    ]
+    examples = len(fed) if isinstance(fed, Tensor) else fed.size
+    if rows[0] != rows[1] or any(count % examples for count in rows[0]):
+        raise ModelError(
+            f"reconstruct: of {examples} examples, {rows[0]} rows enter '{path}' in the teacher "
+            f"and {rows[1]} in the student: which ones depends on the data, so their answers "
+            f"cannot be compared; leave it out of the scope with '!{path}'"
+        )
 
 
 def _entering(layer: nn.Module, calls: int, run: Callable[[], object]) -> list[Tensor]:

@@ -471,6 +471,8 @@ def lay_each(
 ) -> None:
     """Lay a representation on several weights, the choices that they share made over all.
 
+    A row of a table that pads stays zero: it is masked where codes would make something of it.
+
     Args:
         model: the network, changed in place.
         weights: dotted name -> what the network uses.
@@ -488,7 +490,28 @@ def lay_each(
         if mask is not None:
             survivors[name] = weights[name].detach()[mask]
     for name, resolved in representation.resolve(survivors).items():
-        lay(model, name, resolved)
+        lay(model, name, resolved, mask=_without_padding(model, name, resolved))
+
+
+def _without_padding(
+    model: nn.Module, tensor: str, representation: Representation
+) -> Tensor | None:
+    """Return the mask of a table without its padding row, if codes would make that other than 0."""
+    module, attribute = owner(model, tensor)
+    table, mask = getattr(module, attribute).detach(), mask_of(model, tensor)
+    names = owners_of(model, dict(_parameters(module))[attribute])
+    padding = [getattr(owner(model, name)[0], "padding_idx", None) for name in names]
+    rows = [row for row in padding if row is not None and not bool(table[row].any())]
+    if not rows:
+        return None
+    decoded = representation.decode(
+        representation.encode(table, mask=mask, state=representation.fit(table, mask))
+    )
+    if not bool(decoded[rows].any()):
+        return None
+    rest = torch.ones_like(table, dtype=torch.bool) if mask is None else mask.clone()
+    rest[rows] = False
+    return rest
 
 
 def narrow(model: nn.Module, tensor: str, mask: Tensor) -> None:

@@ -169,3 +169,30 @@ def test_a_layer_without_numbers_is_left_out() -> None:
     state.teacher = Teachers((Empty(),), state.device)
     run_step(Reconstruct(solve=Gradient(5)), state)
     assert list(state.curves) == ["full"]
+
+
+class Routed(nn.Module):
+    """Sends each example to one of two experts, by what a gate says of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.last = nn.Linear(6, 2), nn.Linear(4, 3)
+        self.experts = nn.ModuleDict({"a": nn.Linear(6, 4), "b": nn.Linear(6, 4)})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        second, made = self.gate(x).argmax(1).bool(), x.new_zeros(len(x), 4)
+        made[~second] = self.experts["a"](x[~second])
+        made[second] = self.experts["b"](x[second])
+        return self.last(made)
+
+
+def test_a_layer_that_some_examples_pass_by_is_refused() -> None:
+    torch.manual_seed(0)
+    pair = (torch.randn(30, 6), torch.arange(30) % 3)
+    data, teacher = Task.from_arrays(pair, pair, pair), Routed()
+    student = copy.deepcopy(teacher)
+    Quantize(2).apply(State(student))
+    state = State(student, data, teacher=Teachers((teacher,), "cpu"))
+    with pytest.raises(ModelError, match=r"rows enter 'experts\.a'.*'!experts\.a'"):
+        run_step(Reconstruct(), state)
+    run_step(Reconstruct(scope="last"), state)

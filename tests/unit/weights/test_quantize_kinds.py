@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from laconic.models import digits_cnn
 from laconic.scope import Scope
 from laconic.step import State
 from laconic.weights import (
+    Float,
     KMeans,
     LearnedClip,
     LearnedStep,
@@ -26,7 +28,7 @@ from laconic.weights import (
     attach_,
     lay,
 )
-from laconic.weights.laid import laid_tensors, weights_of
+from laconic.weights.laid import laid_tensors, mask_of, weights_of
 
 ALL = Scope("*")
 
@@ -47,6 +49,32 @@ def test_a_table_is_an_embedding_under_whatever_name() -> None:
     Quantize("ternary", embedding=8).apply(State(network))
     found = {name: laid.representation for name, (laid, _) in laid_tensors(network).items()}
     assert found == dict.fromkeys(("head.weight", "words.weight", "bag.weight"), Symmetric(8))
+
+
+@pytest.mark.parametrize(
+    "kind", ["binary", "ternary", "affine", "kmeans", "gobo", "loss_aware", 4, {"product": 4}]
+)
+@pytest.mark.parametrize("table", [nn.Embedding, nn.EmbeddingBag])
+def test_a_padding_row_of_zeros_stays_so(kind: Any, table: type[nn.Module], tmp_path: Path) -> None:
+    network = nn.Sequential(table(50, 8, padding_idx=3))
+    Quantize(kind).apply(State(network))
+    assert not network[0].weight[3].any() and network[0].weight[4].any()
+    save(network, tmp_path / "table.safetensors")
+    again = load(tmp_path / "table.safetensors", model=nn.Sequential(table(50, 8, padding_idx=3)))
+    assert torch.equal(again[0].weight, network[0].weight)
+
+
+def test_a_padding_row_that_was_pruned_or_learned_is_left_alone() -> None:
+    network = nn.Sequential(nn.Embedding(50, 8, padding_idx=0))
+    with torch.no_grad():
+        network[0].weight[0] = 1.0
+    Quantize("binary").apply(State(network))
+    assert network[0].weight[0].all() and mask_of(network, "0.weight") is None
+    half = torch.arange(400).reshape(50, 8) % 2 == 0
+    network = nn.Sequential(nn.Embedding(50, 8, padding_idx=0))
+    lay(network, "0.weight", Float(), mask=half)
+    Quantize("binary").apply(State(network))
+    assert torch.equal(network[0].weight[1:] != 0, half[1:]) and not network[0].weight[0].any()
 
 
 def test_kinds_of_layers() -> None:
