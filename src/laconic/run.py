@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import math
 import time
@@ -227,6 +228,7 @@ def refuse_unusable(model: nn.Module) -> None:
             raise ModelError(
                 f"'{name}' of {kind} is on the device 'meta' and holds no numbers; load its weights"
             )
+    _refuse_overlapping(model)
     try:
         copied(model)
     except Exception as error:
@@ -234,6 +236,22 @@ def refuse_unusable(model: nn.Module) -> None:
             f"{kind} cannot be copied ({type(error).__name__}: {error}); keep what cannot be out "
             "of the module"
         ) from error
+
+
+def _refuse_overlapping(model: nn.Module) -> None:
+    """Refuse parameters that are views of the same numbers: copies of them go apart."""
+    places = []
+    for name, each in model.named_parameters():
+        last = sum((n - 1) * step for n, step in zip(each.shape, each.stride(), strict=True))
+        start = each.storage_offset() * each.element_size()
+        end = start + (last + 1) * each.element_size() if each.numel() else start
+        places.append((each.untyped_storage().data_ptr(), start, end, name))
+    for (storage, _, end, name), (other, start, _, second) in itertools.pairwise(sorted(places)):
+        if storage == other and start < end:
+            raise ModelError(
+                f"'{name}' and '{second}' are two parameters over the same numbers, which would go "
+                "apart in a copy; make them one parameter, and turn it (weight.t()) in the forward"
+            )
 
 
 def _given(

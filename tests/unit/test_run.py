@@ -36,7 +36,7 @@ from laconic.rundir import read_history
 from laconic.ship import container, load, verify
 from laconic.step import State, Step, Value
 from laconic.structure import Prune
-from laconic.tasks import Task, digits
+from laconic.tasks import Task
 from laconic.weights import KMeans, Quantize, Ternary
 from laconic.weights.laid import laid_tensors
 
@@ -519,11 +519,3 @@ def test_a_folder_where_nothing_would_be_lost_is_taken(tmp_path: Path) -> None:
     for name in (".lock", ".run.json.partial", "original.safetensors", "notes.txt"):
         (tmp_path / name).write_text("")
     assert compress(digits_cnn(), None, [Quantize(8)], out=tmp_path).history
-
-
-def test_another_memory_format_gives_the_same_bits(tmp_path: Path) -> None:
-    model, data = digits_cnn().to(memory_format=torch.channels_last), digits()
-    result = compress(model, data, [Quantize(4)])
-    result.save(tmp_path / "a")
-    assert data.score(load(tmp_path / "a")) == data.score(result.model)
-    assert not model.conv2.weight.is_contiguous()

@@ -5,7 +5,7 @@ from laconic._lazy import attach
 _TABLE: dict[str, str] = {
     "Arrays": "laconic.tasks.split",
     "Batch": "laconic.tasks.split",
-    "Loader": "laconic.tasks.split",
+    "Loader": "laconic.tasks.loader",
     "Normalize": "laconic.tasks.split",
     "PadCropFlip": "laconic.tasks.vision",
     "Split": "laconic.tasks.split",

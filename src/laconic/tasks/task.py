@@ -21,15 +21,14 @@ from laconic.errors import TaskError, nearest
 from laconic.own import explained
 from laconic.step import generator_of
 from laconic.tasks.checks import check_classes, check_labels, check_loss, check_targets
+from laconic.tasks.loader import Loader, as_split
 from laconic.tasks.metrics import Metric, accuracy, as_values
 from laconic.tasks.split import (
     Augment,
     Batch,
-    Loader,
     Split,
     as_arrays,
     as_batch,
-    as_split,
     required,
     tensors_in,
 )

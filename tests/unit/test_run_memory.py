@@ -1,0 +1,36 @@
+"""compress(): networks whose numbers lie in memory in another way than usual."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from laconic.errors import ModelError
+from laconic.models import digits_cnn
+from laconic.run import compress
+from laconic.ship import load
+from laconic.tasks import digits
+from laconic.weights import Quantize
+
+
+def test_another_memory_format_gives_the_same_bits(tmp_path: Path) -> None:
+    model, data = digits_cnn().to(memory_format=torch.channels_last), digits()
+    result = compress(model, data, [Quantize(4)])
+    result.save(tmp_path / "a")
+    assert data.score(load(tmp_path / "a")) == data.score(result.model)
+    assert not model.conv2.weight.is_contiguous()
+
+
+def test_parameters_that_are_views_of_the_same_numbers_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6))
+    model[2].weight = nn.Parameter(model[0].weight.detach().t())
+    message = r"'0\.weight' and '2\.weight' are two parameters over the same numbers.*one parameter"
+    with pytest.raises(ModelError, match=message):
+        compress(model, None, [])
+    flat = digits_cnn()  # side by side in one piece of memory they are apart
+    numbers = torch.cat([each.detach().flatten() for each in flat.parameters()])
+    torch.nn.utils.vector_to_parameters(numbers, flat.parameters())
+    assert compress(flat, None, []).history
