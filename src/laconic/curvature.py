@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from laconic.errors import ModelError
+
 __all__ = [
     "LossFunction",
     "diagonal_fisher",
@@ -29,7 +31,7 @@ def gradients(loss_function: LossFunction, tensors: Sequence[Tensor]) -> tuple[T
 
     Args:
         loss_function: computes a scalar loss from the tensors, afresh at every call.
-        tensors: each requires gradients, any shape.
+        tensors: each requires gradients, any shape; those of sparse tables are dense here.
 
     >>> weight = torch.tensor([1.0, 2.0], requires_grad=True)
     >>> gradients(lambda: (weight**2).sum(), [weight])
@@ -228,13 +230,20 @@ def _grad(
 ) -> tuple[Tensor, ...]:
     if not scalar.requires_grad:  # constant in every tensor: a linear loss has no Hessian
         return tuple(torch.zeros_like(tensor) for tensor in tensors)
-    return torch.autograd.grad(
-        scalar,
-        tensors,
-        create_graph=create_graph,
-        retain_graph=retain_graph,
-        materialize_grads=True,
-    )
+    try:
+        found = torch.autograd.grad(
+            scalar,
+            tensors,
+            create_graph=create_graph,
+            retain_graph=retain_graph,
+            materialize_grads=True,
+        )
+    except NotImplementedError as error:  # of torch's EmbeddingBag
+        raise ModelError(
+            f"the loss has no second derivative ({error}); leave the layer out of the scope, or "
+            "use one that has, such as nn.Embedding"
+        ) from error
+    return tuple(each.to_dense() if each.is_sparse else each for each in found)
 
 
 def _dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:

@@ -15,6 +15,7 @@ from laconic.curvature import (
     largest_eigenvalue,
     top_eigenvalue,
 )
+from laconic.errors import ModelError
 
 
 def draws(seed: int = 0) -> torch.Generator:
@@ -227,3 +228,19 @@ def test_attention_kernels_do_not_stand_in_the_way() -> None:
         (before,) = gradients(loss, [projection.weight])
     assert torch.allclose(product, (after - before) / (2 * step), rtol=1e-2, atol=1e-4)
     assert float(product.abs().max()) > 1e-3
+
+
+def test_gradients_of_sparse_tables_are_dense() -> None:
+    tables = [nn.Embedding(5, 2, sparse=sparse) for sparse in (True, False)]
+    tables[0].load_state_dict(tables[1].state_dict())
+    rows = torch.tensor([1, 3])
+    found = [gradients(lambda t=t: t(rows).square().sum(), [t.weight])[0] for t in tables]
+    assert torch.equal(found[0], found[1])
+
+
+def test_what_torch_cannot_differentiate_twice_is_named() -> None:
+    bag = nn.EmbeddingBag(5, 2)
+    with pytest.raises(ModelError, match=r"no second derivative \(.*embedding_bag.*scope"):
+        top_eigenvalue(
+            lambda: bag(torch.tensor([[1, 3]])).square().sum(), [bag.weight], generator=draws()
+        )

@@ -222,6 +222,9 @@ class _Loop:
         settled = max((step.settled for step in self.train.during), default=0.0)
         if self.epoch / self.train.epochs < settled:
             return False
+        if not math.isfinite(score[0]):
+            metric = self.task.main_metric
+            logger.warning("train: %s is %s, so this epoch is not the best", metric, score[0])
         if math.isfinite(score[0]) and (self.best_score is None or score > self.best_score):
             self.best_score, self.stale = score, 0
             if self.train.stop.keep == "best":

@@ -89,9 +89,12 @@ def check_labels(parts: Mapping[str, Split], classes: tuple[str, ...]) -> tuple[
         if low < 0 or (classes and high >= len(classes)):
             wrong = low if low < 0 else high
             known_labels = f"0 to {len(classes) - 1}" if classes else "0 and above"
+            remedy = ", or give classes= with every label"
+            if low < 0:
+                remedy = "; if such examples do not count, give loss= and metrics= without them"
             raise TaskError(
                 f"{name}: label {wrong} (example {int((values == wrong).nonzero()[0, 0])}) is out "
-                f"of range; labels are {known_labels}: repair it, or give classes= with every label"
+                f"of range; labels are {known_labels}: repair it{remedy}"
             )
     return classes
 

@@ -171,10 +171,13 @@ def as_values(outputs: Tensor, targets: Tensor) -> Tensor:
     """
     values = outputs[:, 0] if outputs.ndim == 2 and outputs.shape[1] == 1 else outputs
     if values.ndim != 1 or values.shape != targets.shape or not values.numel():
+        remedy = "give the network one output (num_labels=1)"
+        if targets.shape == (len(values), 1):
+            remedy = "give targets[:, 0]"
         raise TaskError(
             f"values need outputs [examples, 1] and targets [examples], got "
-            f"{list(outputs.shape)} and {list(targets.shape)}; give the network one output "
-            "(num_labels=1), or the task another loss and other metrics"
+            f"{list(outputs.shape)} and {list(targets.shape)}; {remedy}, or the task another loss "
+            "and other metrics"
         )
     return values
 

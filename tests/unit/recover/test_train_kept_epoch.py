@@ -37,6 +37,13 @@ def test_the_kept_epoch(values: tuple[float, ...], stop: Stop, kept: int) -> Non
     assert same(trained(constant(5, stop), data=scored(*values)), epochs(kept))
 
 
+def test_a_score_that_is_no_number_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    trained(constant(2, Stop()), data=scored(math.nan, 0.1))
+    assert [record.message for record in caplog.records if "not the best" in record.message] == [
+        "train: accuracy is nan, so this epoch is not the best"
+    ]
+
+
 def test_a_tie_goes_to_the_lower_loss_then_to_the_earlier_epoch() -> None:
     data = scored(0.5, 0.5, 0.5, loss=(0.3, 0.2, 0.2))
     assert same(trained(constant(3, Stop()), data=data), epochs(2))

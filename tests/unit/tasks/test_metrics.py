@@ -173,3 +173,8 @@ def test_squared_error_is_its_formula_for_either_shape():
 def test_shapes_that_do_not_belong_together_are_refused(metric, outputs, targets, message):
     with pytest.raises(TaskError, match=message):
         metric(torch.zeros(outputs), targets)
+
+
+def test_a_column_of_targets_is_told_to_be_a_row():
+    with pytest.raises(TaskError, match=r"give targets\[:, 0\]"):
+        pearson(torch.zeros(3, 1), torch.zeros(3, 1))
