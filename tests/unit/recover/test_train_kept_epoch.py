@@ -40,7 +40,7 @@ def test_the_kept_epoch(values: tuple[float, ...], stop: Stop, kept: int) -> Non
 def test_a_score_that_is_no_number_is_said(caplog: pytest.LogCaptureFixture) -> None:
     trained(constant(2, Stop()), data=scored(math.nan, 0.1))
     assert [record.message for record in caplog.records if "not the best" in record.message] == [
-        "train: accuracy is nan, so this epoch is not the best"
+        "train: told is nan, so this epoch is not the best"
     ]
 
 
