@@ -22,6 +22,8 @@ from laconic import ranks
 from laconic.budget import bytes_of
 from laconic.errors import ModelError, RecipeError, RunError, TaskError
 from laconic.ledger import Measurement
+from laconic.models.load import layers_builder
+from laconic.models.notes import noted
 from laconic.own import explained
 from laconic.recipe import Recipe, located
 from laconic.recover.lesson import Teachers
@@ -146,7 +148,7 @@ def compress(
     # A caller may be inside torch.no_grad or inference_mode; this leaves both.
     with torch.inference_mode(False), ranks.joined(), _shown(progress), ExitStack() as stack:
         state = State(
-            model=_contiguous(copied(model)),
+            model=_contiguous(_described(copied(model))),
             task=task,
             teacher=Teachers(teachers or (model,), device),
             seed=recipe.seed,
@@ -273,6 +275,12 @@ def _given(
                 "names is loaded by laconic.models.load_model"
             )
     return given
+
+
+def _described(model: nn.Module) -> nn.Module:
+    """Return a network, noted on it how it is built while it is as it was, if a file can say it."""
+    builder = layers_builder(model)
+    return model if builder is None else noted(model, builder)
 
 
 def _contiguous(model: nn.Module) -> nn.Module:

@@ -9,12 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from helpers.artifacts import Shared, convolutional, laid_linear, normal, outputs, same
-from laconic import models
+from laconic import compress, models
 from laconic.errors import ArtifactError
 from laconic.models.notes import built
 from laconic.ship import load, save, verify
 from laconic.ship.container import read
-from laconic.weights import Binary, KMeans, Ternary, lay
+from laconic.structure import Prune
+from laconic.structure.axes import find_axes, slice_
+from laconic.tasks import Task
+from laconic.weights import Binary, KMeans, Quantize, Ternary, lay
 
 # Shared parameters.
 
@@ -90,6 +93,71 @@ def test_a_laid_root_is_named_by_its_own_class(tmp_path):
     lay(model, "weight", Ternary())
     save(model, tmp_path / "a")
     assert read(tmp_path / "a")[0]["builder"] == {"custom": "torch.nn.modules.linear:Linear"}
+
+
+def plain() -> nn.Sequential:
+    stem = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    return nn.Sequential(stem, nn.Flatten(), nn.Linear(64, 8), nn.GELU(), nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [],
+        [Quantize("ternary", activation=8)],
+        [Prune("channels", keep=0.5), Prune("neurons", keep=0.5), Quantize(4)],
+    ],
+    ids=str,
+)
+def test_a_sequential_of_torchs_layers_needs_nothing(steps, tmp_path):
+    pair = (normal(12, 1, 6, 6), torch.arange(12) % 3)
+    result = compress(plain().eval(), Task.from_arrays(pair, pair, pair), steps)
+    result.save(tmp_path / "a")
+    again = load(tmp_path / "a")
+    assert same(outputs(again, pair[0]), outputs(result.model, pair[0]))
+    assert same(outputs(load(tmp_path / "a", model=plain()), pair[0]), outputs(again, pair[0]))
+    # What was loaded can be saved as it is, and compressed on.
+    save(again, tmp_path / "b")
+    more = compress(again, None, [Quantize("binary", scope="4")])
+    more.save(tmp_path / "c")
+    for name, network in (("b", again), ("c", more.model)):
+        assert same(outputs(load(tmp_path / name), pair[0]), outputs(network, pair[0]))
+
+
+def test_layers_of_a_sequential_that_stand_twice_are_tied(tmp_path):
+    layer = nn.Linear(4, 4)
+    model = nn.Sequential(layer, nn.Tanh(), layer)
+    lay(model, "0.weight", Ternary())
+    save(model, tmp_path / "a")
+    again = load(tmp_path / "a")
+    assert again[0].weight is again[2].weight
+    assert same(outputs(again, normal(2, 4)), outputs(model, normal(2, 4)))
+
+
+def double(module, inputs, output):
+    return 2 * output
+
+
+@pytest.mark.parametrize("kind", ["hook", "forward", "own", "parametrized", "edited"])
+def test_a_sequential_that_does_more_than_its_layers_needs_the_network(kind, tmp_path):
+    class Own(nn.Linear):
+        pass
+
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    if kind == "hook":
+        model[0].register_forward_hook(double)
+    elif kind == "forward":
+        model[1].forward = torch.tanh
+    elif kind == "own":
+        model[2] = Own(4, 4)
+    elif kind == "parametrized":
+        nn.utils.parametrizations.weight_norm(model[2])
+    else:
+        axes = find_axes(model, normal(2, 4))
+        slice_(model, {next(axis for axis in axes if axis.frozen is None): [0, 1]})
+    save(model, tmp_path / "a")
+    with pytest.raises(ArtifactError, match=r"pass load\(path, model=\.\.\.\)"):
+        load(tmp_path / "a")
 
 
 class Positions(nn.Module):

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from laconic.errors import ModelError, few, nearest
-from laconic.models.notes import noted
+from laconic.models.layers import describe, layer
+from laconic.models.notes import noted, noted_on
 from laconic.names import MANIFEST
 from laconic.own import anchored_own, call_own, colon_hint, is_own, plain_own
 
@@ -23,6 +24,7 @@ __all__ = [
     "build",
     "builder_of",
     "custom",
+    "layers_builder",
     "load_model",
 ]
 
@@ -52,7 +54,8 @@ def build(builder: Mapping[str, Any]) -> nn.Module:
     torchvision on an allow-list, with arguments that stay within bounds.
 
     Args:
-        builder: ``{"laconic": name, "arguments": {...}}``, or as ``hub.build_hub`` takes it.
+        builder: ``{"laconic": name, "arguments": {...}}``, ``{"layers": description}``, or as
+            ``hub.build_hub`` takes it.
 
     Raises:
         ModelError: another kind of builder, an unknown name, or arguments out of bounds.
@@ -70,6 +73,8 @@ def build(builder: Mapping[str, Any]) -> nn.Module:
         from laconic.models.hub import build_hub
 
         return build_hub(builder)
+    if set(builder) == {"layers"}:
+        return noted(layer(builder["layers"]), dict(builder))
     if set(builder) != {"laconic", "arguments"} or not isinstance(builder["arguments"], Mapping):
         raise ModelError(
             f"the builder has the keys {sorted(map(str, builder))[:SHOWN]}, not 'laconic' and "
@@ -84,8 +89,7 @@ def builder_of(model: nn.Module) -> dict[str, Any]:
     >>> builder_of(nn.ReLU())
     {'custom': 'torch.nn.modules.activation:ReLU'}
     """
-    note = getattr(model, "laconic", None)
-    if isinstance(note, Mapping):
+    if note := noted_on(model):
         return dict(note["builder"])
     if parametrize.type_before_parametrizations(model).__module__.startswith("transformers."):
         from laconic.models.hub import hf_builder
@@ -94,6 +98,28 @@ def builder_of(model: nn.Module) -> dict[str, Any]:
         with contextlib.suppress(ModelError):
             return hf_builder(model)
     return custom(model)
+
+
+def layers_builder(model: nn.Module) -> dict[str, Any] | None:
+    """Return the builder of a plain Sequential of torch's layers: all there is to it.
+
+    None for another network, for one on which it is noted already how it is built, and where
+    hooks or a forward of its own do what a description does not say.
+
+    >>> layers_builder(nn.Sequential(nn.ReLU()))
+    {'layers': {'Sequential': {'children': [{'ReLU': {}}]}}}
+    >>> layers_builder(nn.ReLU()) is None
+    True
+    """
+    if parametrize.type_before_parametrizations(model) is not nn.Sequential or noted_on(model):
+        return None
+    for module in model.modules():
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+            return None
+    try:
+        return {"layers": describe(model)}
+    except ModelError:
+        return None
 
 
 def custom(model: nn.Module) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from torch import nn
 
-__all__ = ["built", "noted"]
+__all__ = ["built", "noted", "noted_on"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -30,3 +31,13 @@ def noted(model: Model, builder: dict[str, Any]) -> Model:
     # nn.Module types its attributes as tensors or modules; this one is plain data.
     object.__setattr__(model, "laconic", {"builder": builder})
     return model
+
+
+def noted_on(model: nn.Module) -> Mapping[str, Any]:
+    """Return what is noted on a model: ``builder`` and, if there are any, ``edits``; or nothing.
+
+    >>> noted_on(nn.Identity()), noted_on(built(nn.Identity(), "lenet_5"))["builder"]["laconic"]
+    ({}, 'lenet_5')
+    """
+    note = getattr(model, "laconic", None)
+    return note if isinstance(note, Mapping) else {}

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from laconic.errors import ArtifactError, ModelError
-from laconic.models.load import builder_of, custom
+from laconic.models.load import builder_of, custom, layers_builder
 from laconic.names import joined, latent_name
 from laconic.ship import coding
 from laconic.ship import probe as probing
@@ -80,7 +80,7 @@ def save(
     weights = in_parallel(
         lambda name: _encode(name, laid[name][1].representation, codes[name]), list(codes)
     )
-    builder = builder_of(model)
+    builder = layers_builder(model) or builder_of(model)
     manifest: dict[str, Any] = {
         "builder": builder,
         "tensors": {weight.name: weight.entry for weight in weights},
@@ -262,6 +262,8 @@ def _custom(model: nn.Module, path: str | Path, builder: dict[str, Any]) -> dict
     """Return the builder of a network that was changed by hand: only its user can build it."""
     if "custom" in builder:
         return builder
+    if "layers" in builder:  # a weight is made of others, by weight_norm say
+        return custom(model)
     logger.warning(
         "%s: the network is not as its builder and recorded edits make it; load it with "
         "load(path, model=...), or change its modules through laconic.structure.surgery",

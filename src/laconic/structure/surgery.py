@@ -17,6 +17,7 @@ from laconic.models.attention import hand_on_padded_
 from laconic.models.families import SHAPE_ATTRIBUTES, blocks_path, family_of
 from laconic.models.layers import LARGEST, describe, layer
 from laconic.models.load import builder_of
+from laconic.models.notes import noted_on
 from laconic.models.rounding import carry_
 from laconic.names import ORIGINAL, joined, latent_name, of_laid, plain_name
 
@@ -51,9 +52,7 @@ def edits_of(model: nn.Module) -> dict[str, Any]:
     >>> edits_of(nn.Linear(2, 2))
     {}
     """
-    note = getattr(model, "laconic", None)
-    found: dict[str, Any] = note.get("edits", {}) if isinstance(note, Mapping) else {}
-    return copy.deepcopy(found)
+    return copy.deepcopy(dict(noted_on(model).get("edits", {})))
 
 
 def replace_(model: nn.Module, path: str, module: nn.Module) -> None:
