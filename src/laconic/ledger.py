@@ -137,9 +137,13 @@ class Measurement:
         """Return the measurement that ``to_data`` described.
 
         Raises:
-            RunError: fields are missing or unknown.
+            RunError: fields are missing, unknown or absurd.
         """
         _check_fields(cls, data)
+        if not data["size_bytes"] > 0 or not math.isfinite(data["seconds"]):
+            raise RunError(
+                f"a measurement of {data['size_bytes']} bytes in {data['seconds']} s is none"
+            )
         for layer in data["layers"]:
             _check_fields(Layer, layer)
         layers = [Layer(**{**layer, "shape": tuple(layer["shape"])}) for layer in data["layers"]]

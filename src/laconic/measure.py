@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from laconic import costs
 from laconic.costs import bit_operations, environment, float_bytes, latency, macs, peak_memory
-from laconic.errors import ModelError
+from laconic.errors import ArtifactError, ModelError, RunError
 from laconic.ledger import FLOAT_BITS, Layer, Measurement
 from laconic.models.rounding import INPUT, quantizers_of
 from laconic.names import module_of
@@ -130,7 +130,15 @@ def _written(model: nn.Module, task: Task | None, path: Path | None) -> Inventor
         save(model, path, task=task, probe=True)
         return inspect(path)
     with tempfile.TemporaryDirectory() as folder:
-        return _written(model, task, Path(folder) / "model.safetensors")
+        try:
+            return _written(model, task, Path(folder) / "model.safetensors")
+        except ArtifactError as error:
+            if not isinstance(error.__cause__, OSError):
+                raise
+            raise RunError(
+                f"the network cannot be written to be measured ({error.__cause__}); make room in "
+                f"{Path(folder).parent}, or set TMPDIR to another folder"
+            ) from error
 
 
 def _forward_costs(plain: nn.Module, task: Task, timed: bool) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import types
 import typing
@@ -10,16 +11,58 @@ from collections.abc import Iterable, Iterator
 from types import NoneType
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from laconic.errors import FieldProblem, RecipeError, nearest
 
-__all__ = ["admitted", "located", "refusal"]
+__all__ = ["admitted", "located", "read_yaml", "refusal"]
 
 # What pydantic calls a list, a mapping and a number of YAML.
 _WORDS = {"valid tuple": "list", "valid dictionary": "mapping", "valid integer": "whole number"}
 _WANTED = "Input should be "
+# Of a text of YAML, its aliases written out: a few lines of them may stand for billions.
+MOST_NODES = 100_000
+
+
+def read_yaml(text: str, where: str = "the value") -> Any:
+    """Return what a text of YAML says.
+
+    Args:
+        text: from a file, or typed.
+        where: that it is from, for messages.
+
+    Raises:
+        RecipeError: it is none, with the line, or it is absurdly large.
+
+    >>> read_yaml("{keep: 0.5, by: taylor}")
+    {'keep': 0.5, 'by': 'taylor'}
+    """
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        large = tree is not None and _nodes(tree, {}) > MOST_NODES
+        found = None if large else yaml.safe_load(text)
+    # A date that there is not is a ValueError, a number of too many digits too.
+    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or f"not YAML ({error})"
+        raise RecipeError(f"{where}{line}: {problem}") from None
+    if large:
+        raise RecipeError(f"{where}: there are more than {MOST_NODES:,} values in it")
+    return found
+
+
+def _nodes(node: yaml.Node, known: dict[int, float]) -> float:
+    """Return how many values a node stands for; infinitely many where it is inside itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        inside = node.value if isinstance(node, yaml.CollectionNode) else []
+        pairs = isinstance(node, yaml.MappingNode)
+        found = itertools.chain.from_iterable(inside) if pairs else inside
+        known[id(node)] = 1 + sum(_nodes(each, known) for each in found)
+    return known[id(node)]
 
 
 def admitted(annotation: Any) -> frozenset[Any]:
@@ -141,6 +184,6 @@ def _problem(owner: type[BaseModel], item: Any) -> FieldProblem:
         return FieldProblem(path, message, item["ctx"]["key"])
     if kind == "value_error":
         return FieldProblem(path, message)
-    for pydantic, yaml in _WORDS.items():
-        message = message.replace(pydantic, yaml)
+    for theirs, ours in _WORDS.items():
+        message = message.replace(theirs, ours)
     return FieldProblem(path, f"{message[0].lower()}{message[1:]}, got {item['input']!r}")

@@ -17,6 +17,7 @@ from torch import nn
 
 from laconic.budget import Budget, bytes_of
 from laconic.errors import BudgetError, FieldProblem, LaconicError, RecipeError, nearest
+from laconic.problems import read_yaml
 from laconic.step import Step, Value, members
 
 if TYPE_CHECKING:
@@ -121,16 +122,10 @@ class Recipe(Value):
     @classmethod
     def parse(cls, text: str, *, where: str = "recipe", changes: Sequence[str] = ()) -> Recipe:
         """Return the recipe of a YAML text; see ``read``."""
-        try:
-            tree = yaml.compose(text, Loader=yaml.SafeLoader)
-            data = yaml.safe_load(text)
-        except (yaml.YAMLError, RecursionError) as error:
-            mark = getattr(error, "problem_mark", None)
-            line = f":{mark.line + 1}" if mark is not None else ""
-            problem = getattr(error, "problem", None) or "not YAML"
-            raise RecipeError(f"{where}{line}: {problem}") from None
+        data = read_yaml(text, where)
         if not isinstance(data, Mapping):
             raise RecipeError(f"{where}: a recipe is a mapping with a 'steps:' list")
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
         _refuse_duplicates(tree, where)
         for change in changes:
             _assign(data, change)
@@ -279,8 +274,8 @@ def _assign(data: Any, change: str) -> None:
     if not equals:
         raise RecipeError(f"{_option(change)}: write path=value, such as steps.1.train.epochs=1")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = read_yaml(text)
+    except RecipeError:
         raise RecipeError(f"{_option(change)}: the value is not YAML; quote it") from None
     *parents, last = path.strip().split(".")
     here, above = data, ""

@@ -103,6 +103,9 @@ class Keeper:
         ranks.wait()  # all have read before anything is written
         if ranks.leads():
             _begin(self)
+            if state.history:  # the run may have ended between its checkpoint and this file
+                with _writing(self.out):
+                    self._write_history(state)
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -143,16 +146,19 @@ class Keeper:
             raise KeyboardInterrupt
 
     def _write(self, state: State, training: dict[str, Any]) -> None:
-        history = [measured.to_data() for measured in state.history]
         run = {
-            "history": history,
+            "history": [measured.to_data() for measured in state.history],
             "facts": self.facts,
             "seconds": time.monotonic() - self.began,
             "curves": state.curves,
         }
         with _writing(self.out):
             save_checkpoint(state, training, self.out / CHECKPOINT, run=run)
-            write_file(self.out / HISTORY, json.dumps(history, indent=1).encode())
+            self._write_history(state)
+
+    def _write_history(self, state: State) -> None:
+        history = [measured.to_data() for measured in state.history]
+        write_file(self.out / HISTORY, json.dumps(history, indent=1).encode())
 
     def write_part(
         self, state: State, counters: dict[str, Any], tensors: dict[str, Tensor]
@@ -274,10 +280,14 @@ def read_history(out: str | Path) -> tuple[tuple[Measurement, ...], dict[str, An
     try:
         history = json.loads((out / HISTORY).read_text(encoding="utf-8"))
         facts = json.loads((out / RUN).read_text(encoding="utf-8"))
+        if not isinstance(facts, dict) or not isinstance(history, list):
+            raise RunError(
+                f"{out}: the run cannot be read ({HISTORY} is no list, or {RUN} no facts)"
+            )
         return tuple(Measurement.from_data(item) for item in history), facts
     except FileNotFoundError as error:
         raise RunError(f"{out} holds no run ({Path(error.filename).name} is missing)") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{out}: the run cannot be read ({error})") from None
 
 

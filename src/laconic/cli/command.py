@@ -138,6 +138,10 @@ def _guarded(function: Callable[..., int], output: Output, options: dict[str, An
         return _refused(
             output, f"{error.filename}: {error.strerror}" if error.filename else str(error)
         )
+    except Exception as error:  # noqa: BLE001 - code 1 would say that a budget is exceeded
+        traceback.print_exc()
+        output.error(f"laconic itself failed ({type(error).__name__}); please report the above")
+        return REFUSED
 
 
 def _refused(output: Output, message: str) -> int:

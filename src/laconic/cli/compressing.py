@@ -14,7 +14,7 @@ import typer
 
 from laconic.cli.command import DONE, EXCEEDED, STOPPED, command
 from laconic.cli.output import Output
-from laconic.cli.shared import Threads, tell_ledger, tokenizer_in, use
+from laconic.cli.shared import Threads, folder, tell_ledger, tokenizer_in, use
 from laconic.errors import RecipeError, TaskError
 
 if TYPE_CHECKING:
@@ -36,7 +36,9 @@ Name = Annotated[
 ]
 Folder = Annotated[
     Path | None,
-    typer.Option("--out", metavar="DIR", help="Where the run goes; runs/NAME by default."),
+    typer.Option(
+        "--out", metavar="DIR", parser=folder, help="Where the run goes; runs/NAME by default."
+    ),
 ]
 Resume = Annotated[
     bool, typer.Option("--resume", metavar="", help="Go on from the last checkpoint in DIR.")

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import typer
 
@@ -65,7 +65,7 @@ class Output:
     def line(self, text: str = "") -> None:
         """Write one line of a result for people to read."""
         if not self.json:
-            typer.echo(text)
+            typer.echo(printable(text))
 
     def note(self, text: str) -> None:
         """Write one line on what is going on; not with --quiet."""
@@ -76,7 +76,7 @@ class Output:
     def error(self, message: str) -> None:
         """Write why a command stopped, on standard error."""
         self.event("error", message=message)
-        typer.echo(message, err=True)
+        typer.echo(printable(message), err=True)
 
     def table(
         self,
@@ -144,7 +144,7 @@ class Output:
             logger.propagate = propagate
 
     def _lively(self) -> bool:
-        return sys.stderr.isatty() and not self.quiet and not self.json
+        return _is_terminal(sys.stderr) and not self.quiet and not self.json
 
     def _live(self) -> tuple[Any, logging.Handler]:
         from laconic.bars import Bars
@@ -177,13 +177,26 @@ def console_of(*, stderr: bool) -> Console:
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else UNFOLDED)
+    return Console(stderr=stderr, width=None if _is_terminal(stream) else UNFOLDED)
+
+
+def printable(text: str) -> str:
+    r"""Return a text that may come from a file without what would be orders to a terminal.
+
+    >>> printable("a" + chr(27) + "[31m")
+    'a\x1b[31m'
+    """
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def _is_terminal(stream: IO[str] | None) -> bool:
+    return stream is not None and stream.isatty()  # there is none where it was closed
 
 
 def _plain(cell: str) -> Any:
     from rich.text import Text
 
-    return Text(cell)
+    return Text(printable(cell))
 
 
 def _fitting(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Threads",
+    "folder",
     "glance",
     "network_of",
     "reserved",
@@ -38,7 +40,9 @@ SPARE = (
 
 Threads = Annotated[
     int | None,
-    typer.Option(min=1, metavar="N", help="Threads to compute with; all cores by default."),
+    typer.Option(
+        min=1, max=1024, metavar="N", help="Threads to compute with; all cores by default."
+    ),
 ]
 
 
@@ -50,6 +54,13 @@ def use(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
+def folder(text: str) -> Path:
+    """Return the folder that an option names; an empty shell variable names none."""
+    if not text:
+        raise typer.BadParameter("it is empty; name a folder, or leave the option out")
+    return Path(text)
+
+
 def reserved(path: Path) -> Path:
     """Return where a file goes at the end of some work, once it is known that it can be written.
 
@@ -57,6 +68,8 @@ def reserved(path: Path) -> Path:
         LaconicError: its folder cannot be made, or takes no file.
     """
     try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             return path
@@ -123,11 +136,11 @@ def tokenizer_in(file: Path) -> Any:
 
 
 def _yaml(option: str, text: str) -> Any:
-    import yaml
+    from laconic.problems import read_yaml
 
     try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError:
+        found = read_yaml(text)
+    except RecipeError:
         found = None
     if not isinstance(found, (str, dict)):
         raise RecipeError(f"{option} {text}: write a name or one key, such as {{mnist: folder}}")

@@ -149,6 +149,7 @@ def _seconds(step: Reconstruct, state: State) -> list[float]:
 def _run(turns: Turns, plan: Mapping[str, list[int]]) -> None:
     """Take all turns of this process, joined to its neighbours."""
     place, last, state = ranks.rank(), ranks.count() - 1, turns.state
+    ranks.wait()  # one that has ended would be waited for, and not noticed, in new groups
     # All make all groups, in the same order; each belongs to one sender and one receiver.
     groups = [dist.new_group([each, each + 1], ranks.PATIENCE, "gloo") for each in range(last)]
     inbox = outbox = None

@@ -38,7 +38,9 @@ __all__ = ["terminal", "write_analysis", "write_report"]
 GAP = 2  # between two columns of a terminal, in characters
 
 
-def write_report(history: Sequence[Measurement], facts: Mapping[str, Any], path: Path) -> Path:
+def write_report(
+    history: Sequence[Measurement], facts: Mapping[str, Any], path: str | Path
+) -> Path:
     """Write the report of a run as one HTML file and return its path.
 
     The file needs no network and no script, and is a function of history and facts alone: the
@@ -60,11 +62,11 @@ def write_report(history: Sequence[Measurement], facts: Mapping[str, Any], path:
     'report.html'
     """
     _check(history)
-    return _written(page(history, facts), path)
+    return _written(page(history, facts), Path(path))
 
 
 def write_analysis(
-    analyses: Sequence[Analysis], path: Path, *, title: str = "Analyses of a loss"
+    analyses: Sequence[Analysis], path: str | Path, *, title: str = "Analyses of a loss"
 ) -> Path:
     """Write analyses as one HTML file, in the look of the report, and return its path.
 
@@ -85,7 +87,7 @@ def write_analysis(
     """
     if not analyses:
         raise RunError("there is no analysis to write; make one first")
-    return _written(analysis_page(analyses, title), path)
+    return _written(analysis_page(analyses, title), Path(path))
 
 
 def _written(text: str, path: Path) -> Path:

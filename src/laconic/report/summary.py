@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from laconic.budget import Budget
-from laconic.errors import BudgetError
+from laconic.errors import BudgetError, RecipeError
 from laconic.ledger import Measurement, excess_text, ledger, size_text
+from laconic.problems import read_yaml
 from laconic.report.tables import COUNTS, Metric, main_metric, rounded, times
 
 __all__ = [
@@ -129,8 +128,8 @@ def unfinished(history: Sequence[Measurement], facts: Mapping[str, Any]) -> str:
 def recipe_data(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return the recipe of a run as data; empty where there is none that can be read."""
     try:
-        found = yaml.safe_load(str(facts.get("recipe", "")))
-    except yaml.YAMLError:
+        found = read_yaml(str(facts.get("recipe", "")))
+    except RecipeError:
         found = None
     return found if isinstance(found, dict) else {}
 

@@ -323,8 +323,9 @@ def load(path: str | Path, *, model: nn.Module | None = None) -> nn.Module:
         _check_network(model, "load(model=)", "laconic.models.load_model loads what a recipe names")
     path = Path(path)
     content = read_content(path)
+    numbers = _numbers(content)  # first: a model that is given stays as it is if this fails
     network = skeleton(path, content.manifest, model)
-    _fill(network, content.manifest, _numbers(content))
+    _fill(network, content.manifest, numbers)
     return network.eval()
 
 

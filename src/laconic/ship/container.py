@@ -99,8 +99,13 @@ def _storable(path: Path, name: str, tensor: Tensor) -> Tensor:
 def write_file(path: Path, content: bytes) -> None:
     """Write a file that appears whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    _replace(partial, path)
+    try:
+        partial.write_bytes(content)
+        _replace(partial, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def _replace(partial: Path, path: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from laconic.errors import ArtifactError
@@ -48,8 +48,17 @@ LONGEST_MESSAGE = 300
 # A file whose edits are longer asks for more layers than any network has.
 MOST_EDITS, LONGEST_EDITS = 20_000, 1 << 22
 
+
+def _printable(text: str) -> str:
+    """Refuse what would be an order to the terminal that shows it."""
+    if not text.isprintable():
+        raise ValueError("holds characters that cannot be printed")
+    return text
+
+
 Count = Annotated[int, Field(ge=0, le=1 << 48)]
-Name = Annotated[str, Field(max_length=512)]
+Name = Annotated[str, Field(max_length=512), AfterValidator(_printable)]
+Version = Annotated[str, Field(max_length=64), AfterValidator(_printable)]
 # JSON knows no tuples; what is inside them is as strict as everything else.
 Shape = Annotated[tuple[Count, ...], Field(max_length=64, strict=False)]
 Bits = Annotated[int, Field(ge=1, le=8)]
@@ -155,7 +164,7 @@ class Manifest(_Strict):
     tokenizer: StreamEntry | None = None
     probe: Probe | None = None
     recipe: Any = None
-    versions: dict[str, str] = {}
+    versions: dict[Name, Version] = {}
 
     def shapes(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Return dtype and shape of every tensor of the state dict, ties included."""

@@ -13,6 +13,7 @@ from laconic.ship import probe as probing
 from laconic.ship.artifact import load
 from laconic.ship.container import digest
 from laconic.ship.content import Content, Piece, decode_piece, in_parallel, read_content
+from laconic.weights.laid import copied
 
 __all__ = ["Verification", "verify"]
 
@@ -82,7 +83,8 @@ def _compare(content: Content, model: nn.Module | None) -> tuple[bool | None, st
             f"those of the file come from {there}, not from {now} as here; compare under the same "
             "conditions"
         )
-    probing.compare(probe, load(content.path, model=model), str(content.path))
+    plain = None if model is None else copied(model)
+    probing.compare(probe, load(content.path, model=plain), str(content.path))
     return True, "logits are identical bit for bit"
 
 

@@ -34,7 +34,7 @@ def test_debug_shows_where_an_error_came_from(tmp_path: Path) -> None:
 
 
 def test_what_the_system_refuses_is_a_message(tmp_path: Path) -> None:
-    assert "Is a directory" in refused("schema", "--out", tmp_path)
+    assert "it is a folder); choose another --out" in refused("schema", "--out", tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "3", "[]", ""])
@@ -49,8 +49,10 @@ def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(contents, "catalogue", broken)
-    with pytest.raises(ZeroDivisionError):
-        laconic("list")
+    # Not 1, which says that a budget is exceeded.
+    found = laconic("list")
+    assert found.exit_code == 2 and "Traceback" in found.stderr
+    assert "laconic itself failed (ZeroDivisionError)" in found.stderr
 
 
 # -- the user's own code --------------------------------------------------------------------------
@@ -201,3 +203,10 @@ def test_ctrl_c_while_torch_is_imported_ends_at_once_unless_it_is_not_heard(
     words = [sys.executable, "-c", INTERRUPTED.format(before=before)]
     found = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (found.returncode, found.stderr) == (code, said)
+
+
+def test_an_empty_folder_is_no_folder(tmp_path: Path) -> None:
+    """As of a shell variable that was not set."""
+    assert "it is empty; name a folder" in refused("compress", "gobo", "--out", "")
+    assert "it is a folder" in refused("schema", "--out", tmp_path)
+    assert [*tmp_path.iterdir()] == []

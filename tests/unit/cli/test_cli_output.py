@@ -13,7 +13,7 @@ import pytest
 from rich.text import Text
 
 from helpers.cli import finished_run, laconic
-from laconic.cli.output import Output, _fitting, jsonable
+from laconic.cli.output import UNFOLDED, Output, _fitting, console_of, jsonable
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +124,22 @@ def test_cells_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> No
     Output(json=True).show(Text("x"))
     Output(json=True).line("x")
     assert capsys.readouterr().out == ""
+
+
+def test_orders_to_a_terminal_are_shown_not_sent(capsys: pytest.CaptureFixture[str]) -> None:
+    """What a file says may hold them."""
+    evil = "a\x1b]0;pwned\x07\r"
+    Output().line(evil)
+    Output().error(evil)
+    Output().table(["Weight"], [[evil]])
+    found = "".join(capsys.readouterr())
+    assert found.count(r"a\x1b]0;pwned\x07\r") == 3
+    assert not set("\x1b\x07\r") & set(found)
+
+
+def test_a_stream_that_was_closed_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert console_of(stderr=False).width == console_of(stderr=True).width == UNFOLDED
+    with Output().working():
+        Output().line("nowhere")

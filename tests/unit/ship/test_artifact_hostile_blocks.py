@@ -84,7 +84,7 @@ BLOCKS: dict[str, tuple[Callable[[Manifest], object], str]] = {
     "blocks without end": (of_blocks(block=2**40), "block"),
     "another shape": (
         lambda tensors: tensors["0.weight"].update(shape=[1, 144]),
-        "in the file and",
+        r"in the file and|cannot have \d+ 'position' symbols",
     ),
     "more codewords": (
         lambda tensors: tensors["0.weight"].update(representation={"product": {"bits": 3}}),

@@ -299,3 +299,45 @@ def test_a_stream_that_cannot_be_read_is_named(file):
     for check in (inspect, verify, load):
         with pytest.raises(ArtifactError, match=r"'fc1\.weight'"):
             check(file)
+
+
+def test_the_network_that_is_given_is_only_read(file):
+    rewritten(file, lambda manifest, _: manifest.update(builder={"custom": "a:b"}))
+    given = digits_cnn().train()
+    before = copy.deepcopy(given.state_dict())
+    assert verify(file, logits=True, model=given).logits is True
+    assert given.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in given.state_dict().items())
+
+
+def test_a_network_stays_as_it_is_where_a_file_cannot_be_decoded(file):
+    def spoil(manifest, tensors):
+        manifest["builder"] = {"custom": "a:b"}
+        for entry in manifest["tensors"].values():
+            for stream in entry["streams"].values():
+                stream[1] = "gap"
+
+    rewritten(file, spoil)
+    given = digits_cnn()
+    before = copy.deepcopy(given)
+    with pytest.raises(ArtifactError):
+        load(file, model=given)
+    assert str(given) == str(before)
+    for name, tensor in before.state_dict().items():
+        assert torch.equal(given.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda manifest, _: manifest["versions"].update(torch="2\x1b]0;pwned\x07"),
+        lambda manifest, _: manifest["versions"].update(torch="2" * 100),
+        lambda manifest, _: manifest.update(ties={"a\nb": "conv1.weight"}),
+        lambda manifest, _: manifest["probe"].update(shapes=[[1, 1, 4096, 4096]]),
+    ],
+    ids=["escape", "long", "line", "probe"],
+)
+def test_texts_and_sizes_that_do_harm_are_refused(file, edit):
+    rewritten(file, edit)
+    with pytest.raises(ArtifactError):
+        verify(file, logits=True)
