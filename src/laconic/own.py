@@ -1,4 +1,4 @@
-"""Functions of the user's own, which recipes name as ``package.module:function``."""
+"""Code of the user's own: functions that recipes name, and what is said where it fails."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from laconic.errors import FieldProblem, RecipeError, nearest
 
-__all__ = ["admitted", "located", "read_yaml", "refusal"]
+__all__ = ["admitted", "prefixed", "read_yaml", "refusal"]
 
 # What pydantic calls a list, a mapping and a number of YAML.
 _WORDS = {"valid tuple": "list", "valid dictionary": "mapping", "valid integer": "whole number"}
@@ -81,7 +81,7 @@ def admitted(annotation: Any) -> frozenset[Any]:
     return frozenset().union(*map(admitted, arguments))
 
 
-def located(family: type, name: str, problems: tuple[FieldProblem, ...]) -> ValidationError:
+def prefixed(family: type, name: str, problems: tuple[FieldProblem, ...]) -> ValidationError:
     """Return pydantic's error for problems in the fields of a family's member.
 
     Args:
@@ -89,7 +89,7 @@ def located(family: type, name: str, problems: tuple[FieldProblem, ...]) -> Vali
         name: of the member.
         problems: with places that start at its fields.
 
-    >>> located(int, "kmeans", (FieldProblem(("bits",), "too wide"),)).errors()[0]["loc"]
+    >>> prefixed(int, "kmeans", (FieldProblem(("bits",), "too wide"),)).errors()[0]["loc"]
     ('kmeans', 'bits')
     """
     details = [

@@ -34,7 +34,7 @@ from laconic.ship.checkpoint import model_hash
 from laconic.ship.verification import verify
 from laconic.step import State, Step, inside, run_step
 from laconic.tasks.task import Task, device_of, full_precision
-from laconic.weights.laid import baked, copied
+from laconic.weights.laid import as_stored, baked, copied
 
 __all__ = [
     "Result",
@@ -148,7 +148,7 @@ def compress(
     # A caller may be inside torch.no_grad or inference_mode; this leaves both.
     with torch.inference_mode(False), ranks.joined(), _shown(progress), ExitStack() as stack:
         state = State(
-            model=_contiguous(_described(copied(model))),
+            model=as_stored(_described(copied(model))),
             task=task,
             teacher=Teachers(teachers or (model,), device),
             seed=recipe.seed,
@@ -281,21 +281,6 @@ def _described(model: nn.Module) -> nn.Module:
     """Return a network, noted on it how it is built while it is as it was, if a file can say it."""
     builder = layers_builder(model)
     return model if builder is None else noted(model, builder)
-
-
-def _contiguous(model: nn.Module) -> nn.Module:
-    """Return a network, its numbers in the order of a file's: sums over them depend on it.
-
-    Of a dimension of one, too, the stride is told from those of another memory format.
-    """
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.layout is torch.strided and tensor.stride() != _strides(tensor.shape):
-            tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
-    return model
-
-
-def _strides(shape: torch.Size) -> tuple[int, ...]:
-    return torch.empty(shape, device="meta").stride()
 
 
 def check_teachers(recipe: Recipe, teachers: Sequence[nn.Module], task: Task | None) -> None:

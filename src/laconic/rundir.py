@@ -98,7 +98,7 @@ class Keeper:
             _same_run(self, run["facts"])
             load_checkpoint(state, path)
             state.history = [Measurement.from_data(item) for item in run["history"]]
-            state.curves = run.get("curves", {})
+            state.curves = run["curves"]
             self.began -= run["seconds"]
         ranks.wait()  # all have read before anything is written
         if ranks.leads():
@@ -236,7 +236,7 @@ def _same_run(keeper: Keeper, before: dict[str, Any]) -> None:
             "directory"
         )
     for key, name in (("model_hash", "network"), ("task", "task"), ("teacher", "teacher")):
-        if before.get(key, []) != now[key]:
+        if before[key] != now[key]:
             raise RunError(
                 f"{keeper.out}: was run with another {name}; resume with that one, or choose "
                 "another directory"

@@ -26,7 +26,7 @@ from pydantic_core import core_schema
 from torch import Tensor, nn
 
 from laconic.errors import FieldProblem, LaconicError, RecipeError, RunError, nearest
-from laconic.problems import admitted, located, refusal
+from laconic.problems import admitted, prefixed, refusal
 from laconic.scope import Scope
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 UpToOne = Annotated[float, Field(ge=0, le=1)]
 # Packages whose lazy tables may define a value; the class is imported when it is named.
-_PACKAGES = ("structure", "weights", "recover", "ship", "report")
+_PACKAGES = ("structure", "weights", "recover")
 
 
 def snake(name: str) -> str:
@@ -176,7 +176,7 @@ class Value(BaseModel):
             return member(fields)
         except RecipeError as error:
             problems = error.problems or (FieldProblem((), str(error)),)
-            raise located(cls, name, problems) from None
+            raise prefixed(cls, name, problems) from None
 
     @classmethod
     def taking(cls, name: str) -> str | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laconic.errors import ArtifactError, LaconicError, nearest
+from laconic.ledger import FLOAT_BITS
 from laconic.names import module_of
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ __all__ = [
 # Examples of a batch that derivatives are taken on, and widths of codes that blocks are tried in.
 BATCH = 32
 WIDTHS = (2, 4, 8)
-FLOAT = 32.0
 WEIGHTS, EMBEDDINGS = "weights", "embeddings"
 PLURALS = {"criterion": "criteria", "during": "during", "ghosts": "ghosts"}
 CODERS = {
@@ -229,7 +229,7 @@ def widths(manifest: Manifest) -> dict[str, list[float]]:
     for name, entry in manifest.tensors.items():
         found[_kind(name, entry.shape)].add(_width(entry))
     found["activations"] = {float(row["bits"]) for row in activation_rows(manifest)}
-    return {kind: sorted(each) or [FLOAT] for kind, each in found.items()}
+    return {kind: sorted(each) or [float(FLOAT_BITS)] for kind, each in found.items()}
 
 
 def represented(manifest: Manifest) -> dict[str, tuple[int, int]]:
@@ -271,7 +271,7 @@ def _width(entry: TensorEntry) -> float:
         for name, (bits, *_) in entry.streams.items()
         if name != POSITION
     )
-    return max(bits, default=FLOAT)
+    return max(bits, default=float(FLOAT_BITS))
 
 
 def file_costs(path: Path, *, model: nn.Module | None, task: Task | None) -> dict[str, Any]:

@@ -23,8 +23,6 @@ from laconic.weights.representation import Representation
 __all__ = ["load_checkpoint", "model_hash", "save_checkpoint"]
 
 FIELDS = ("edits", "ties", "activations", "laid", "frozen", "position", "counters", "run")
-# Fields that checkpoints of earlier versions do not have.
-LATER: dict[str, Any] = {"activations": {}, "frozen": []}
 MODEL, TRAINING = "model/", "training/"
 # What arises where a checkpoint is of another network.
 MISFIT = (LaconicError, AttributeError, KeyError, RuntimeError, TypeError, ValueError)
@@ -71,8 +69,7 @@ def load_checkpoint(state: State, path: Path) -> dict[str, Any]:
         RunError: it does not fit the network.
         ArtifactError: it is damaged, or no checkpoint.
     """
-    found, tensors = read(path)
-    manifest = LATER | found
+    manifest, tensors = read(path)
     if manifest.keys() != set(FIELDS) or not isinstance(manifest["run"], dict):
         raise ArtifactError(f"{path}: no checkpoint of a run; laconic.load reads artefacts")
     model = below(MODEL, tensors)
@@ -84,7 +81,7 @@ def load_checkpoint(state: State, path: Path) -> dict[str, Any]:
         tie_(state.model, manifest["ties"])
         attach_data_(state.model, manifest["activations"])
         # In the order of before, which is that of the parameters of a module.
-        laid = sorted(manifest["laid"].items(), key=lambda item: item[1].get("place", 0))
+        laid = sorted(manifest["laid"].items(), key=lambda item: item[1]["place"])
         for name, kept in laid:
             _lay_again(state.model, name, kept, model)
         state.model.load_state_dict(model)

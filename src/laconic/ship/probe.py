@@ -15,7 +15,7 @@ from laconic.ship.container import digest
 from laconic.ship.manifest import Probe
 from laconic.tasks.split import Batch
 from laconic.tasks.task import call_model, evaluation
-from laconic.weights.laid import copied
+from laconic.weights.laid import as_stored, copied, is_stored
 
 if TYPE_CHECKING:
     from laconic.tasks import Task
@@ -122,17 +122,9 @@ def _drawn(
 def _as_loaded(model: nn.Module) -> nn.Module:
     """Return the network as it will be loaded: in other places or layouts it adds up otherwise."""
     tensors = [*model.parameters(), *model.buffers()]
-    if all(tensor.is_cpu and tensor.stride() == _stride(tensor) for tensor in tensors):
+    if all(tensor.is_cpu and is_stored(tensor) for tensor in tensors):
         return model
-    moved = copied(model).cpu()
-    for tensor in [*moved.parameters(), *moved.buffers()]:
-        tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
-    return moved
-
-
-def _stride(tensor: Tensor) -> tuple[int, ...]:
-    # Not is_contiguous: convolutions read the layout off the strides of dimensions of size 1 too.
-    return torch.empty(tensor.shape, device="meta").stride()
+    return as_stored(copied(model).cpu())
 
 
 def _logits(model: nn.Module, batch: Batch) -> str | None:

@@ -142,8 +142,8 @@ def reshape(dims: Sequence[Dim], shape: Sequence[int]) -> list[Dim]:
         found = _regroup(old, sizes)
         if found is None:
             for dim in old:
-                freeze(dim, MISFIT)
-            found = [fixed(size, MISFIT) for size in sizes]
+                freeze(dim, UNFACTORED)
+            found = [fixed(size, UNFACTORED) for size in sizes]
         made += found
     return made
 
@@ -159,7 +159,7 @@ def cut(dim: Dim, sizes: Sequence[int]) -> list[Dim] | None:
     return [Dim(_between(dim.parts(), *piece)) for piece in pieces]
 
 
-MISFIT = "a view that its factors do not fit"
+UNFACTORED = "a view that its factors do not fit"
 _WOVEN = "joined parts are woven into another dimension"
 
 

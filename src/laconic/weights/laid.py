@@ -25,9 +25,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Laid",
+    "as_stored",
     "bake",
     "baked",
     "check_table",
+    "is_stored",
     "laid_tensors",
     "latent_of",
     "lay",
@@ -579,6 +581,34 @@ def bake(model: nn.Module, tensor: str | None = None) -> None:
         if not parametrize.is_parametrized(module, attribute):
             continue  # a tied owner was baked with the first one
         _plain_owners(model, module, attribute, getattr(module, attribute).detach().clone())
+
+
+def as_stored(model: nn.Module) -> nn.Module:
+    """Return a network, its numbers in the order of a file's: sums over them depend on it.
+
+    Args:
+        model: changed in place.
+
+    >>> layer = nn.Conv2d(2, 2, 3).to(memory_format=torch.channels_last)
+    >>> as_stored(layer).weight.stride()
+    (18, 9, 3, 1)
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if not is_stored(tensor):
+            tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+    return model
+
+
+def is_stored(tensor: Tensor) -> bool:
+    """Return whether numbers lie in the order of a file's; sparse ones have no order.
+
+    Not as is_contiguous: convolutions read the layout off the strides of dimensions of one too.
+
+    >>> is_stored(torch.ones(2, 3)), is_stored(torch.ones(2, 3).t())
+    (True, False)
+    """
+    plain = torch.empty(tensor.shape, device="meta").stride()
+    return tensor.layout is not torch.strided or tensor.stride() == plain
 
 
 def baked(model: nn.Module) -> nn.Module:
