@@ -242,7 +242,8 @@ def show(output: Output, file: Artefact) -> int:
     output.line(f"widths    {_width_words(found)}\n")
     columns = ("Weight", "Shape", "Representation", "Coders", "Codes", "Index", "Tables")
     words = ("Shape", "Representation", "Coders")
-    output.table(columns, [_tensor_cells(row) for row in rows], text=words, spare=("Coders",))
+    spare = ("Coders", "Index", "Tables")
+    output.table(columns, [_tensor_cells(row) for row in rows], text=words, spare=spare)
     for dtype, shapes in manifest.dense.items():
         noun = "tensor" if len(shapes) == 1 else "tensors"
         output.line(f"and {len(shapes)} {noun} as plain {dtype}")

@@ -30,7 +30,7 @@ from laconic.tasks.task import evaluation, needed
 if TYPE_CHECKING:
     from laconic.recover.reconstruct import Reconstruct
 
-__all__ = ["Inbox", "Outbox", "balanced", "fit_on_ranks"]
+__all__ = ["Inbox", "Outbox", "balanced", "check_ranks", "fit_on_ranks"]
 
 UNDER_WAY = 2  # batches that wait to be sent; of more, the oldest are forgotten
 REPEATS = 3  # times that a block is timed; the shortest counts
@@ -119,11 +119,23 @@ def _plan(step: Reconstruct, state: State, kept: Mapping[str, Any]) -> dict[str,
             plan = {"cuts": cuts, "shares": balanced(costs, ranks.count())}
     told: dict[str, list[int]] = json.loads(ranks.tell(json.dumps(plan).encode(), 0))
     if not told["shares"]:
-        raise RecipeError(
-            f"reconstruct: there are {ranks.count()} processes and {told['cuts'][0]} parts; start "
-            f"at most {told['cuts'][0]} (torchrun --nproc-per-node), or ask for more parts"
-        )
+        check_ranks(told["cuts"][0])
     return told
+
+
+def check_ranks(parts: int) -> None:
+    """Refuse to share parts among more processes.
+
+    Raises:
+        RecipeError: there are more processes than parts.
+
+    >>> check_ranks(1)
+    """
+    if ranks.count() > parts:
+        raise RecipeError(
+            f"reconstruct: there are {ranks.count()} processes and {parts} parts; start at most "
+            f"{parts} (torchrun --nproc-per-node), or ask for more parts"
+        )
 
 
 def _seconds(step: Reconstruct, state: State) -> list[float]:

@@ -15,7 +15,7 @@ from laconic.recover.feeding import Feed, Student
 from laconic.recover.fitting import fittings_of, gradient_of, parts_of
 from laconic.recover.layers import fit_layers, read_alone
 from laconic.recover.modulewise import fit_all_at_once, fit_in_order
-from laconic.recover.pipeline import fit_on_ranks
+from laconic.recover.pipeline import check_ranks, fit_on_ranks
 from laconic.recover.solve import Gradient, Solve
 from laconic.step import Count, State, Step, Value
 from laconic.tasks.task import needed
@@ -144,7 +144,9 @@ class Reconstruct(Step):
             )
 
     def _check_parts(self, model: nn.Module, earlier: tuple[Step, ...]) -> None:
-        parts_of(self, model)
+        parts = parts_of(self, model)
+        if isinstance(self.order, Parallel):
+            check_ranks(len(parts))
         check_curvature(self, gradient_of(self.solve).optimizer, model, earlier)
 
     def apply(self, state: State) -> None:

@@ -28,7 +28,7 @@ from laconic.recover.fitting import Fitting
 from laconic.recover.parked import parked
 from laconic.recover.pipeline import balanced
 from laconic.run import compress
-from laconic.rundir import read_history
+from laconic.rundir import CHECKPOINT, read_history
 from laconic.ship import load
 from laconic.step import State
 from laconic.tasks import Task
@@ -240,6 +240,7 @@ def test_more_processes_than_parts_are_refused(start: Start, tmp_path: Path) -> 
     for rank in (0, 1):
         told = (tmp_path / f"run.{rank}.error").read_text()
         assert told.startswith("RecipeError: steps.1 (reconstruct): there are 2 processes and 1")
+    assert not (out / CHECKPOINT).exists()  # before any work
 
 
 @pytest.mark.parametrize(
