@@ -142,11 +142,11 @@ def compress(
     """
     recipe = _understood(model, task, steps)
     teachers = _given(teacher, recipe)
-    recipe.check(model, task)
-    check_teachers(recipe, teachers or (model,), task)
     device = pick_device(device)
     # A caller may be inside torch.no_grad or inference_mode; this leaves both.
     with torch.inference_mode(False), ranks.joined(), _shown(progress), ExitStack() as stack:
+        recipe.check(model, task)
+        check_teachers(recipe, teachers or (model,), task)
         state = State(
             model=as_stored(_described(copied(model))),
             task=task,
