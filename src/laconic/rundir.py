@@ -230,10 +230,11 @@ def _recorded(path: Path) -> dict[str, Any]:
 
 def _same_run(keeper: Keeper, before: dict[str, Any]) -> None:
     now = keeper.facts
-    if _method(before["recipe"]) != _method(now["recipe"]):
+    old, new = _method(before["recipe"]), _method(now["recipe"])
+    if new | {"steps": new["steps"][: len(old["steps"])]} != old:
         raise RunError(
-            f"{keeper.out}: was run with another recipe; resume with that one, or choose another "
-            "directory"
+            f"{keeper.out}: was run with another recipe; resume with that one, to which steps may "
+            "be added at its end, or choose another directory"
         )
     for key, name in (("model_hash", "network"), ("task", "task"), ("teacher", "teacher")):
         if before[key] != now[key]:

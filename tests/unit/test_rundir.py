@@ -13,8 +13,12 @@ from torch import nn
 from laconic.errors import RunError
 from laconic.measure import measure
 from laconic.models import digits_cnn
+from laconic.recipe import Recipe
+from laconic.recover import Train
 from laconic.run import compress
-from laconic.rundir import HISTORY, RUN, read_history
+from laconic.rundir import ARTIFACT, HISTORY, RECIPE, RUN, read_history
+from laconic.structure import Prune
+from laconic.tasks import digits
 from laconic.weights import Quantize
 
 
@@ -36,6 +40,25 @@ def test_a_history_older_than_the_checkpoint_is_mended(out: Path) -> None:
     (out / HISTORY).write_text(json.dumps(whole[:1]))
     compress(network(), None, [Quantize(4), Quantize(2)], out=out, resume=True)
     assert json.loads((out / HISTORY).read_text()) == whole
+
+
+@pytest.mark.parametrize("added", [1, 2])
+def test_steps_may_be_added_at_the_end_of_a_run(added: int, tmp_path: Path) -> None:
+    data = digits()
+    steps = [Prune("weights", keep=0.5), Quantize(4), Train(epochs=1, batch=256)]
+    once = compress(network(), data, steps, out=tmp_path / "once")
+    compress(network(), data, steps[:-added], out=tmp_path / "run")
+    again = compress(network(), data, steps, out=tmp_path / "run", resume=True)
+    files = [tmp_path / name / ARTIFACT for name in ("once", "run")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert [row.step for row in again.history] == [row.step for row in once.history]
+    assert Recipe.read(tmp_path / "run" / RECIPE).steps == tuple(steps)
+
+
+def test_other_steps_or_fewer_are_another_recipe(out: Path) -> None:
+    for steps in ([Quantize(4)], [Quantize(4), Quantize(3)], [Quantize(2), Quantize(4)]):
+        with pytest.raises(RunError, match=r"another recipe.*steps may be added at its end"):
+            compress(network(), None, steps, out=out, resume=True)
 
 
 @pytest.mark.parametrize(

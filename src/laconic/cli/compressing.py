@@ -41,7 +41,12 @@ Folder = Annotated[
     ),
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", metavar="", help="Go on from the last checkpoint in DIR.")
+    bool,
+    typer.Option(
+        "--resume",
+        metavar="",
+        help="Go on from the last checkpoint in DIR, also with steps added at the end.",
+    ),
 ]
 Changes = Annotated[
     list[str] | None,
