@@ -351,7 +351,7 @@ class Task:
                 count += len(answer)
                 outputs.append(answer)
                 targets.append(required(piece.targets))
-        everything, truth = (_together(parts, self.name) for parts in (outputs, targets))
+        everything, truth = _together(outputs, targets, self.name)
         scores = {}
         for name, metric in self.metrics.items():
             with explained(
@@ -595,16 +595,22 @@ def _named(name: str, make: Callable[..., Split], given: Any, **options: Any) ->
         raise TaskError(f"{name}: {error}") from error
 
 
-def _together(parts: Sequence[Tensor], name: str) -> Tensor:
-    """Return the outputs, or the targets, of all batches as one tensor."""
-    others = next((part for part in parts if part.shape[1:] != parts[0].shape[1:]), None)
-    if others is not None:
-        raise TaskError(
-            f"{name}: batches of different shapes, such as {[*parts[0].shape]} and "
-            f"{[*others.shape]}, cannot be scored together; let call= return [tokens, classes] "
-            "and the data give targets [tokens], or pad all batches to one length"
-        )
-    return torch.cat([*parts])
+def _together(
+    outputs: Sequence[Tensor], targets: Sequence[Tensor], name: str
+) -> tuple[Tensor, Tensor]:
+    """Return those of all batches, token by token where batches are of different lengths."""
+    shapes = {part.shape[1:] for part in outputs}
+    if len(shapes) > 1:
+        if any(out.dim() != true.dim() + 1 for out, true in zip(outputs, targets, strict=True)):
+            shown = " and ".join(str([*shape]) for shape in [*shapes][:2])
+            raise TaskError(
+                f"{name}: outputs of examples that differ in shape, such as {shown}, cannot be "
+                "scored together; give targets for every token, [batch, tokens], or pad all "
+                "batches to one length"
+            )
+        outputs = [part.flatten(0, -2) for part in outputs]
+        targets = [part.flatten() for part in targets]
+    return torch.cat([*outputs]), torch.cat([*targets])
 
 
 def _draw(positions: Tensor, count: int, generator: torch.Generator, where: str) -> list[int]:

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from helpers.task import pair
+from laconic import compress
 from laconic.errors import TaskError
+from laconic.recover import Label, Logits, Train
 from laconic.tasks import Arrays, Batch, Loader, PadCropFlip, Task, task_from_dict
 from laconic.tasks.metrics import accuracy
+from laconic.weights import Quantize
 
 # -- arrays ---------------------------------------------------------------------------------------
 
@@ -230,12 +233,29 @@ def test_an_augmentation_that_fails_says_how_it_is_called():
         next(data.batches(2, seed=0))
 
 
-def test_batches_of_different_shapes_are_told_how_to_be_scored():
-    """As of a language model whose batches are padded each to its own length."""
-    items = [(torch.zeros(2, length, 3), torch.zeros(2, length).long()) for length in (4, 5)]
-    loader = DataLoader(items, batch_size=None)
-    task = Task.from_loaders(loader, loader, loader, loss=lambda outputs, batch: outputs.mean())
-    with pytest.raises(
-        TaskError, match=r"such as \[2, 4, 3\] and \[2, 5, 3\].*\[tokens, classes\]"
-    ):
-        task.score(nn.Linear(3, 3))
+def padded(targets_of: Callable[[Tensor], Tensor]) -> Task:
+    """Return a task of texts in batches of two, each padded to its own length."""
+    ids = [torch.randint(1, 9, (2, length)) for length in (4, 5, 4)]
+    loader = DataLoader([(each, targets_of(each)) for each in ids], batch_size=None)
+
+    def loss(outputs: Tensor, batch: Batch) -> Tensor:
+        return nn.functional.cross_entropy(outputs.flatten(0, -2), batch.targets.flatten())
+
+    return Task.from_loaders(loader, loader, loader, loss=loss)
+
+
+def test_batches_of_different_lengths_are_scored_token_by_token():
+    torch.manual_seed(0)
+    task, model = padded(lambda ids: ids), nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9))
+    batches = [*task.test.batches(2)]
+    with torch.no_grad():
+        right = [(model(*batch.inputs).argmax(-1) == batch.targets).flatten() for batch in batches]
+    assert task.score(model)["accuracy"] == float(torch.cat(right).double().mean())
+    steps = [Quantize(4), Train(Logits() + Label(), epochs=1)]
+    assert compress(model, task, steps).history[-1].metrics.keys() == {"accuracy", "loss"}
+
+
+def test_outputs_of_different_shapes_are_told_how_to_be_scored():
+    task = padded(lambda ids: ids[..., None])
+    with pytest.raises(TaskError, match=r"such as .*targets for every token"):
+        task.score(nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9)))
