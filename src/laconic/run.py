@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from laconic import measure as measuring
@@ -242,18 +242,33 @@ def refuse_unusable(model: nn.Module) -> None:
 
 def _refuse_overlapping(model: nn.Module) -> None:
     """Refuse parameters that are views of the same numbers: copies of them go apart."""
-    places = []
+    held: dict[int, list[tuple[str, Tensor]]] = {}
     for name, each in model.named_parameters():
-        last = sum((n - 1) * step for n, step in zip(each.shape, each.stride(), strict=True))
-        start = each.storage_offset() * each.element_size()
-        end = start + (last + 1) * each.element_size() if each.numel() else start
-        places.append((each.untyped_storage().data_ptr(), start, end, name))
-    for (storage, _, end, name), (other, start, _, second) in itertools.pairwise(sorted(places)):
-        if storage == other and start < end:
-            raise ModelError(
-                f"'{name}' and '{second}' are two parameters over the same numbers, which would go "
-                "apart in a copy; make them one parameter, and turn it (weight.t()) in the forward"
-            )
+        if each.layout is torch.strided and not each.is_nested and each.numel():
+            held.setdefault(each.untyped_storage().data_ptr(), []).append((name, each))
+    for views in held.values():
+        views.sort(key=lambda view: view[1].storage_offset())
+        for (name, one), (second, other) in itertools.pairwise(views):
+            if _overlap(one, other):
+                raise ModelError(
+                    f"'{name}' and '{second}' are two parameters over the same numbers, which "
+                    "would go apart in a copy; make them one parameter, and turn it (weight.t()) "
+                    "in the forward"
+                )
+
+
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    """Return whether a view has numbers in common with another that begins at or after it."""
+    spans = [
+        sum((n - 1) * step for n, step in zip(each.shape, each.stride(), strict=True))
+        for each in (one, other)
+    ]
+    ends = [each.storage_offset() + span for each, span in zip((one, other), spans, strict=True)]
+    if ends[0] < other.storage_offset():
+        return False
+    taken = torch.zeros(max(ends) + 1, dtype=torch.bool)
+    taken.as_strided(one.shape, one.stride(), one.storage_offset()).fill_(True)
+    return bool(taken.as_strided(other.shape, other.stride(), other.storage_offset()).any())
 
 
 def _given(

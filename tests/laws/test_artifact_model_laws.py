@@ -160,6 +160,37 @@ def test_a_sequential_that_does_more_than_its_layers_needs_the_network(kind, tmp
         load(tmp_path / "a")
 
 
+def replaced(model):
+    model[1] = nn.Tanh()
+
+
+def appended(model):
+    model.append(nn.Softmax(1))
+
+
+def hooked(model):
+    model[1].register_forward_hook(double)
+
+
+@pytest.mark.parametrize("change", [replaced, appended, hooked])
+@pytest.mark.parametrize("kind", ["compressed", "pruned", "loaded"])
+def test_what_is_changed_by_hand_is_not_forgotten(kind, change, tmp_path):
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    pair = (normal(12, 4), torch.arange(12) % 3)
+    steps = [Prune("neurons", keep=0.5)] if kind == "pruned" else [Quantize("kmeans")]
+    network = compress(model, Task.from_arrays(pair, pair, pair), steps).model
+    if kind == "loaded":
+        save(network, tmp_path / "a")
+        network = load(tmp_path / "a")
+    change(network)
+    save(network, tmp_path / "b")
+    try:
+        again = load(tmp_path / "b")
+    except ArtifactError:
+        return  # its user has to build it
+    assert same(outputs(again, pair[0]), outputs(network, pair[0]))
+
+
 class Positions(nn.Module):
     """A buffer that is computed, not stored, as Hugging Face's position ids."""
 

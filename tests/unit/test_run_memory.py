@@ -34,3 +34,12 @@ def test_parameters_that_are_views_of_the_same_numbers_are_refused() -> None:
     numbers = torch.cat([each.detach().flatten() for each in flat.parameters()])
     torch.nn.utils.vector_to_parameters(numbers, flat.parameters())
     assert compress(flat, None, []).history
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_slices_of_one_tensor_are_apart(dim: int) -> None:
+    model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
+    halves = torch.randn(*((16, 8) if dim == 0 else (8, 16))).chunk(2, dim)
+    for layer, half in zip(model, halves, strict=True):
+        layer.weight = nn.Parameter(half)
+    assert compress(model, None, [Quantize(4)]).history

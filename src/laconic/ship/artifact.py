@@ -103,7 +103,7 @@ def save(
     manifest |= {key: value for key, value in optional.items() if value}
     blobs = _blobs(weights, dense, () if tokenizer is None else tokenizer[1:])
     # What could not be loaded again is not written.
-    if not rebuilds(parse_manifest(manifest, blobs, str(path))):
+    if not rebuilds(parse_manifest(manifest, blobs, str(path)), model):
         manifest["builder"] = _custom(model, path, builder)
     try:
         if Path(path).is_dir():

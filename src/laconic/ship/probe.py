@@ -24,7 +24,7 @@ __all__ = ["compare", "conditions", "take"]
 
 EXAMPLES = 4
 # Inputs of more numbers would take more memory than the file that asks for them.
-LARGEST = 1 << 22
+LARGEST = 1 << 24
 # What networks raise at inputs that they do not take.
 UNFIT = (IndexError, RuntimeError, TypeError, ValueError)
 

@@ -13,7 +13,9 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from laconic.errors import ArtifactError, LaconicError, ModelError
+from laconic.models.layers import describe
 from laconic.models.load import build
+from laconic.names import of_laid
 from laconic.ship.manifest import DTYPES, Manifest
 from laconic.structure.surgery import apply_edits_, edits_of
 from laconic.tasks.task import device_of
@@ -60,15 +62,27 @@ def skeleton(path: Path, manifest: Manifest, model: nn.Module | None) -> nn.Modu
     return network
 
 
-def rebuilds(manifest: Manifest) -> bool:
-    """Return whether builder and edits of a manifest make a network that its numbers fit."""
+def rebuilds(manifest: Manifest, model: nn.Module) -> bool:
+    """Return whether builder and edits of a manifest make the network, which its numbers fit."""
     if "custom" in manifest.builder:
         return False
     try:
-        _check_fit(Path(), manifest, _built(Path(), manifest, torch.device("meta")))
+        network = _built(Path(), manifest, torch.device("meta"))
+        _check_fit(Path(), manifest, network)
+        # Of layers alone a network may be changed by hand, and another built all the same.
+        return "layers" not in manifest.builder or _does(network) == _does(model)
     except LaconicError:
         return False
-    return True
+
+
+def _does(model: nn.Module) -> list[Any]:
+    """Return what a network of described layers is, and how much its hooks add to that."""
+    added = [
+        (path, len(each._forward_hooks), len(each._forward_pre_hooks), "forward" in vars(each))
+        for path, each in model.named_modules(remove_duplicate=False)
+        if not of_laid(path)
+    ]
+    return [describe(model), added]
 
 
 def named_tensors(model: nn.Module) -> set[str]:

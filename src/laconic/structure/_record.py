@@ -177,17 +177,12 @@ class Recording(TorchDispatchMode):
         self._check_pieces()
 
     def _freeze_unseen(self, network: nn.Module) -> None:
-        """Freeze what the weights that other data may run might read."""
-        run = [each for each in self.tracked if id(each.tensor) in self._run]
-        idle = [each for each in self.tracked if id(each.tensor) not in self._run]
-        # A bias alone may be left out by the code.
-        inside = {module_of(name) for each in run for name in each.names}
-        idle = [t for t in idle if t.tensor.dim() > 1 or inside.isdisjoint(map(module_of, t.names))]
-        if not idle:
+        """Freeze what the matrices of modules that other data may call might read."""
+        unseen = [t for t in self.tracked if id(t.tensor) not in self._run and t.tensor.dim() > 1]
+        if not unseen:
             return
-        args, kwargs = self._inputs
-        trained = _only_trained(network, args, kwargs)
-        idle = [each for each in idle if trained.isdisjoint(map(module_of, each.names))]
+        called = _called(network, *self._inputs)
+        idle = [each for each in unseen if called.isdisjoint(map(module_of, each.names))]
         names = {size: each.names[0] for each in idle for size in each.tensor.shape if size > 1}
         for dim in (dim for each in self.tracked for dim in each.dims if dim.size in names):
             self._freeze([dim], f"{UNSEEN} '{names[dim.size]}', which may read it")
@@ -315,19 +310,18 @@ def shapes_in_training(
             raise _failure(network, args, kwargs, error) from error
 
 
-def _only_trained(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> set[str]:
-    """Return the modules that a forward calls in training mode and not in evaluation mode."""
-    called: dict[bool, set[str]] = {}
+def _called(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> set[str]:
+    """Return the modules that a forward calls, in evaluation or in training mode."""
+    found: set[str] = set()
     for training in (False, True):
         other = copied(network).train(training)
-        found = called.setdefault(training, set())
-        for name, module in other.named_modules():
+        for name, module in other.named_modules(remove_duplicate=False):
             # Bound now: a hook gets no name.
-            module.register_forward_pre_hook(lambda *_, name=name, found=found: found.add(name))
+            module.register_forward_pre_hook(lambda *_, name=name: found.add(name))
         # It may not train on this example.
         with contextlib.suppress(Exception), torch.no_grad(), torch.random.fork_rng(devices=[]):
             other(*args, **kwargs)
-    return called[True] - called[False]
+    return found
 
 
 def _failure(

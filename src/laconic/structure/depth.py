@@ -8,7 +8,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
@@ -16,14 +16,15 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from laconic.errors import ChainError, FeatureError, ModelError, ScopeError
-from laconic.models.capture import capture, observe
+from laconic.errors import ChainError, ModelError, ScopeError
+from laconic.models.capture import observe
 from laconic.models.families import blocks_path, family_of
 from laconic.names import of_laid
 from laconic.scope import Scope
 from laconic.step import Count, Share, State, Step, Value, run_step
 from laconic.structure.schedules import EPSILON
 from laconic.structure.surgery import keep_
+from laconic.tasks.split import tensors_in
 from laconic.tasks.task import device_of, evaluation, needed
 from laconic.weights.laid import bake, laid_tensors, lay, owner
 from laconic.weights.slopes import drawn
@@ -563,31 +564,34 @@ def _blocks(model: nn.Module, path: str) -> nn.ModuleList:
 
 
 def _chained(model: nn.Module, path: str, task: Task | None) -> nn.ModuleList:
-    """Return the blocks of a list, each of which reads what the one before it made.
+    """Return the blocks of a list; refuse modules that stand side by side.
 
-    Without a task it is taken for granted.
+    Without a task, and of modules that are not called, it is taken for granted.
 
     Raises:
-        ModelError: the modules of the list are no layers: experts side by side, say.
+        ModelError: the modules of the list are no layers: all read the same, or ids.
     """
     blocks = _blocks(model, path)
     if task is None:
         return blocks
-    sides = [(f"input:{path}.{place}", f"output:{path}.{place}") for place in range(len(blocks))]
-    names = [name for pair in sides for name in pair]
-    batch = task.example_batch(2).to(device_of(model))
-    try:
-        with evaluation(model), capture(model, names) as found:
-            task.call(model, batch)
-    except FeatureError as error:
-        raise ModelError(f"the modules of '{path}' are not called one by one ({error})") from error
-    for (first, made), (read, _) in itertools.pairwise(sides):
-        # A block that passes on what it is given makes nothing new.
-        beside = found[read] is found[first] and found[made] is not found[first]
-        if beside or found[read].shape != found[made].shape:
+    seen: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
+
+    def note(name: str, *call: Any) -> None:
+        _, given, named, made = call
+        seen[name] = [*tensors_in((given, named))], [*tensors_in(made)]
+
+    with ExitStack() as hooks, evaluation(model):
+        for name, block in blocks.named_children():
+            hook = functools.partial(note, name)
+            hooks.enter_context(block.register_forward_hook(hook, with_kwargs=True))
+        task.call(model, task.example_batch(2).to(device_of(model)))
+    for (first, (given, made)), (second, (read, _)) in itertools.pairwise(seen.items()):
+        new = [tensor for tensor in read if not any(tensor is each for each in given)]
+        passed = any(tensor is each for tensor in read for each in made)
+        if not passed and not any(tensor.is_floating_point() for tensor in new):
             raise ModelError(
-                f"the modules of '{path}' are no layers one after the other: '{read[6:]}' does "
-                f"not read what '{first[6:]}' makes; name no such list in the scope"
+                f"the modules of '{path}' are no layers one after the other: '{path}.{second}' "
+                f"reads nothing that '{path}.{first}' makes; leave them out of the scope"
             )
     return blocks
 

@@ -84,7 +84,7 @@ class Loader(Split):
         """Return the number of examples of the data set.
 
         Raises:
-            TaskError: it is a stream, or the loader has a sampler of its own.
+            TaskError: it is a stream, or of a class or with a sampler of its own.
         """
         return len(self._dataset())
 
@@ -133,7 +133,7 @@ class Loader(Split):
         The last batch is dropped as the loader does, unless it is the only one.
 
         Raises:
-            TaskError: the data set is a stream, or the loader has a sampler of its own.
+            TaskError: it is a stream, or of a class or with a sampler of its own.
         """
         kept: Any = Subset(self._dataset(), [int(position) for position in index])
         drops = self.loader.drop_last and len(kept) >= (self.loader.batch_size or 1)
@@ -160,17 +160,20 @@ class Loader(Split):
     def _plain_order(self) -> bool:
         """Return whether every epoch goes through the whole data set, each example once."""
         sampler, dataset = self.loader.sampler, self.loader.dataset
-        if isinstance(dataset, IterableDataset) or self.loader.batch_size is None:
+        own = type(self.loader).__iter__ is not DataLoader.__iter__
+        if own or isinstance(dataset, IterableDataset) or self.loader.batch_size is None:
             return False
-        if isinstance(sampler, RandomSampler):
-            return not sampler.replacement and sampler.num_samples == len(dataset)  # type: ignore[arg-type]
-        return isinstance(sampler, SequentialSampler)
+        if isinstance(sampler, RandomSampler) and sampler.replacement:
+            return False
+        known = isinstance(sampler, RandomSampler | SequentialSampler)
+        return known and len(sampler) == len(dataset)  # type: ignore[arg-type]
 
     def _dataset(self) -> Any:
         if not self._plain_order:
             raise TaskError(
-                "examples cannot be chosen from this DataLoader (a stream, or a sampler of its "
-                "own); give validate= yourself, and a DataLoader over a Subset for few examples"
+                "examples cannot be chosen from this DataLoader (a stream, or with a sampler or a "
+                "class of its own); give validate= yourself, and a DataLoader over a Subset for "
+                "few examples"
             )
         return self.loader.dataset
 

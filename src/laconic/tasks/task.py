@@ -601,7 +601,7 @@ def _together(
     """Return those of all batches, token by token where batches are of different lengths."""
     shapes = {part.shape[1:] for part in outputs}
     if len(shapes) > 1:
-        if any(out.dim() != true.dim() + 1 for out, true in zip(outputs, targets, strict=True)):
+        if any(out.shape[:-1] != true.shape for out, true in zip(outputs, targets, strict=True)):
             shown = " and ".join(str([*shape]) for shape in [*shapes][:2])
             raise TaskError(
                 f"{name}: outputs of examples that differ in shape, such as {shown}, cannot be "

@@ -199,6 +199,18 @@ def test_a_bias_that_the_code_leaves_out_freezes_nothing() -> None:
     assert [axis.size for axis in free(find_axes(model, example()))] == [8, 8]
 
 
+def test_what_a_called_module_leaves_aside_freezes_nothing() -> None:
+    """As the token that stands for masked patches in training from scratch."""
+
+    class Table(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(5, 8)
+            self.mask_token = nn.Parameter(torch.zeros(1, 8))
+
+    model = Network(lambda m, x: m.b(m.a(x).relu()), a=Table(), b=nn.Linear(8, 3))
+    assert [axis.size for axis in free(find_axes(model, example()))] == [8]
+
+
 def test_experts_are_found_on_as_many_examples_as_run_them() -> None:
     """Each example goes to one of four; two examples do not reach them all."""
     torch.manual_seed(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -334,9 +335,46 @@ class Beside(nn.Module):
 
 
 @pytest.mark.parametrize("step", [DropLayers(Top(1)), LayerDrop(retrain=Train()), ShareLayers()])
-@pytest.mark.parametrize("kind", ["experts", "columns", "one"])
+@pytest.mark.parametrize("kind", ["experts", "columns"])
 def test_modules_side_by_side_are_no_layers(step: Step, kind: str) -> None:
+    with pytest.raises(ModelError, match=r"'parts' are no layers one after the other"):
+        step.check(Beside(kind), columns())
+
+
+def columns() -> Task:
     pair = (torch.rand(8, 4), torch.arange(8) % 2)
-    data = Task.from_arrays(pair, pair, pair)
-    with pytest.raises(ModelError, match=r"'parts'.*(no layers one after|not called one by one)"):
-        step.check(Beside(kind), data)
+    return Task.from_arrays(pair, pair, pair)
+
+
+class Chained(nn.Module):
+    """Layers whose features are pooled in between, changed in place, or come second."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.parts, self.last = nn.ModuleList(Inner(kind) for _ in range(3)), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, context = x + 0, torch.ones(len(x), 1)
+        for part in self.parts:
+            x = part(context, x)
+            x = x[1] if isinstance(x, tuple) else x * 1 if self.kind == "between" else x
+        return self.last(x)
+
+
+class Inner(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.layer = kind, nn.Linear(4, 4)
+
+    def forward(self, context: Tensor, x: Tensor) -> Any:
+        if self.kind == "in place":
+            return x.add_(self.layer(x))
+        made = self.layer(x) * context
+        return (context, made) if self.kind == "second" else made
+
+
+@pytest.mark.parametrize("step", [DropLayers(Top(1)), LayerDrop(retrain=Train()), ShareLayers()])
+@pytest.mark.parametrize("kind", ["in place", "second", "between"])
+def test_layers_that_pass_features_in_their_own_way_are_layers(step: Step, kind: str) -> None:
+    step.check(Chained(kind), columns())

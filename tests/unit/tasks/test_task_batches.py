@@ -7,7 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+)
 
 from laconic.errors import TaskError
 from laconic.tasks import Arrays, Batch, Loader, Normalize, PadCropFlip, Task
@@ -200,10 +207,27 @@ def test_a_loader_that_drops_its_last_batch_is_held_out_of_as_a_whole():
 def test_a_loader_that_samples_in_its_own_way_needs_validate(options):
     data = pairs_by_class()
     loader = DataLoader(data, 64, sampler=RandomSampler(data, **options), drop_last=True)
-    with pytest.raises(TaskError, match=r"a sampler of its own.*give validate="):
+    with pytest.raises(TaskError, match=r"a sampler or a class of its own.*give validate="):
         Task.from_loaders(loader, loader)
     task = Task.from_loaders(loader, loader, DataLoader(data, 64))
     assert next(task.train.plain().batches(64)).size == 64
+
+
+class Scaled(DataLoader):
+    def __iter__(self):
+        return ((inputs / 100, targets) for inputs, targets in super().__iter__())
+
+
+def test_a_loader_of_a_class_or_over_a_part_is_taken_as_it_is():
+    data = pairs_by_class()
+    for loader in (
+        Scaled(data, 64, drop_last=True),
+        DataLoader(data, 64, sampler=SequentialSampler(range(50))),
+    ):
+        with pytest.raises(TaskError, match="give validate= yourself"):
+            Task.from_loaders(loader, loader)
+        kept = Task.from_loaders(loader, loader, loader).train
+        assert kept.plain() is kept
 
 
 def test_a_stream_may_know_its_length():
