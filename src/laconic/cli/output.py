@@ -183,8 +183,8 @@ def console_of(*, stderr: bool) -> Console:
 def printable(text: str) -> str:
     r"""Return a text that may come from a file without what would be orders to a terminal.
 
-    >>> printable("a" + chr(27) + "[31m")
-    'a\x1b[31m'
+    >>> print(printable("a" + chr(27) + "[31m"))
+    a\x1b[31m
     """
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
