@@ -20,6 +20,7 @@ from laconic.errors import ChainError, ModelError, ScopeError
 from laconic.models.capture import observe
 from laconic.models.families import blocks_path, family_of
 from laconic.names import of_laid
+from laconic.own import explained
 from laconic.scope import Scope
 from laconic.step import Count, Share, State, Step, Value, run_step
 from laconic.structure.schedules import EPSILON
@@ -584,7 +585,8 @@ def _chained(model: nn.Module, path: str, task: Task | None) -> nn.ModuleList:
         for name, block in blocks.named_children():
             hook = functools.partial(note, name)
             hooks.enter_context(block.register_forward_hook(hook, with_kwargs=True))
-        task.call(model, task.example_batch(2).to(device_of(model)))
+        with explained(f"{task.name}: the network cannot be called", "give data that fit it"):
+            task.call(model, task.example_batch(2).to(device_of(model)))
     for (first, (given, made)), (second, (read, _)) in itertools.pairwise(seen.items()):
         new = [tensor for tensor in read if not any(tensor is each for each in given)]
         passed = any(tensor is each for tensor in read for each in made)

@@ -333,7 +333,7 @@ def test_a_network_stays_as_it_is_where_a_file_cannot_be_decoded(file):
         lambda manifest, _: manifest["versions"].update(torch="2\x1b]0;pwned\x07"),
         lambda manifest, _: manifest["versions"].update(torch="2" * 100),
         lambda manifest, _: manifest.update(ties={"a\nb": "conv1.weight"}),
-        lambda manifest, _: manifest["probe"].update(shapes=[[1, 1, 4096, 4096]]),
+        lambda manifest, _: manifest["probe"].update(shapes=[[1, 1, 1 << 20, 1 << 20]]),
     ],
     ids=["escape", "long", "line", "probe"],
 )

@@ -346,6 +346,12 @@ def columns() -> Task:
     return Task.from_arrays(pair, pair, pair)
 
 
+def test_data_that_do_not_fit_are_told_before_any_work() -> None:
+    pair = (torch.rand(8, 5), torch.arange(8) % 2)
+    with pytest.raises(TaskError, match=r"cannot be called .*give data that fit it"):
+        DropLayers(Top(1)).check(Chained("between"), Task.from_arrays(pair, pair, pair))
+
+
 class Chained(nn.Module):
     """Layers whose features are pooled in between, changed in place, or come second."""
 
