@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import logging
 import math
 import time
@@ -248,8 +247,10 @@ def _refuse_overlapping(model: nn.Module) -> None:
             held.setdefault(each.untyped_storage().data_ptr(), []).append((name, each))
     for views in held.values():
         views.sort(key=lambda view: view[1].storage_offset())
-        for (name, one), (second, other) in itertools.pairwise(views):
-            if _overlap(one, other):
+        for place, (name, one) in enumerate(views):
+            end = _end(one)
+            near = [view for view in views[place + 1 :] if view[1].storage_offset() <= end]
+            if second := next((other for other, each in near if _overlap(one, each)), None):
                 raise ModelError(
                     f"'{name}' and '{second}' are two parameters over the same numbers, which "
                     "would go apart in a copy; make them one parameter, and turn it (weight.t()) "
@@ -257,16 +258,15 @@ def _refuse_overlapping(model: nn.Module) -> None:
                 )
 
 
+def _end(view: Tensor) -> int:
+    """Return where in memory the last number of a view is, counted in numbers."""
+    steps = zip(view.shape, view.stride(), strict=True)
+    return int(view.storage_offset()) + sum((size - 1) * step for size, step in steps)
+
+
 def _overlap(one: Tensor, other: Tensor) -> bool:
-    """Return whether a view has numbers in common with another that begins at or after it."""
-    spans = [
-        sum((n - 1) * step for n, step in zip(each.shape, each.stride(), strict=True))
-        for each in (one, other)
-    ]
-    ends = [each.storage_offset() + span for each, span in zip((one, other), spans, strict=True)]
-    if ends[0] < other.storage_offset():
-        return False
-    taken = torch.zeros(max(ends) + 1, dtype=torch.bool)
+    """Return whether two views of one piece of memory have numbers in common."""
+    taken = torch.zeros(max(_end(one), _end(other)) + 1, dtype=torch.bool)
     taken.as_strided(one.shape, one.stride(), one.storage_offset()).fill_(True)
     return bool(taken.as_strided(other.shape, other.stride(), other.storage_offset()).any())
 

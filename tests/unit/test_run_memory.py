@@ -36,6 +36,16 @@ def test_parameters_that_are_views_of_the_same_numbers_are_refused() -> None:
     assert compress(flat, None, []).history
 
 
+def test_views_of_the_same_numbers_are_found_behind_others() -> None:
+    """A column lies between the beginnings of two matrices that meet."""
+    numbers = torch.randn(6, 8)
+    model = nn.ParameterList(
+        nn.Parameter(view) for view in (numbers[:, ::2], numbers[:, 1:2], numbers[:, 2:4])
+    )
+    with pytest.raises(ModelError, match=r"'0' and '2' are two parameters over the same numbers"):
+        compress(model, None, [])
+
+
 @pytest.mark.parametrize("dim", [0, 1])
 def test_slices_of_one_tensor_are_apart(dim: int) -> None:
     model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
