@@ -164,7 +164,8 @@ def shrink_channels(weight: Tensor, threshold: float) -> Tensor:
     [2.4, 3.2]
     """
     norms = channel_norms(weight).clamp(min=torch.finfo(weight.dtype).tiny)
-    factors = (1 - threshold / norms).clamp(min=0)
+    # 1 - t / ||W_i||; so it is exactly 0 where the two are equal.
+    factors = ((norms - threshold) / norms).clamp(min=0)
     return weight * along_channels(factors, weight) + 0.0
 
 
@@ -188,7 +189,7 @@ class Proximal(Value, ABC):
     Attributes:
         keep: fraction of the elements left, (0, 1].
         mode: "topk": as many as a straight line from all to the goal says are left;
-            "soft": the threshold grows by the same amount every step.
+            "soft": all are shrunk by a threshold that grows until the goal is met.
         end: share of the steps after which no more than the goal are left.
     """
 

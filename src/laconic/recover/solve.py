@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
@@ -106,39 +107,51 @@ class _Removal:
 
     def __init__(self, penalty: Proximal, part: LayerPart, steps: int) -> None:
         self.penalty, self.part, self.steps = penalty, part, steps
+        self.last_step = max(1, math.ceil(penalty.end * steps)) - 1
         part.narrow(torch.ones_like(part.weight(), dtype=torch.bool))
         sizes = penalty.sizes(part.weight())
         self.total = self.left = len(sizes)
-        # A threshold that grows by this much every step would, were there no gradient, have shrunk
-        # all but the goal away when the penalty ends.
-        ranked = sizes.sort(descending=True).values
-        last = float(ranked[min(penalty.goal(self.total), self.total - 1)])
-        self.growth = 2 * last / max(penalty.end * steps, 1) ** 2
+        self.goal = penalty.goal(self.total)
+        self.threshold, self.largest = 0.0, self.largest_to_go(sizes)
 
     def step(self, step: int) -> None:
         """Take the proximal step after a gradient step, counted from 0."""
-        goal = self.penalty.goal(self.total)
-        if self.left <= goal:
+        if self.left <= self.goal:
             return
-        ended = step + 1 >= self.penalty.end * self.steps
         if self.penalty.mode == "soft":
-            self.shrink(self.growth * (step + 1), goal)
-        due = goal if ended else self.penalty.due(self.total, step, self.steps)
-        if self.penalty.mode == "topk" or ended:
-            self.keep(due)
+            self.shrink(1 + self.last_step - step)
+        if step == self.last_step:
+            self.keep(self.goal)
+        elif self.penalty.mode == "topk":
+            self.keep(self.penalty.due(self.total, step, self.steps))
 
-    def shrink(self, threshold: float, goal: int) -> None:
-        """Shrink all elements, but not so that fewer than the goal are left."""
+    def shrink(self, rest: int) -> None:
+        """Raise the threshold, and shrink all elements by it.
+
+        It grows along a straight line that is planned anew every time: in the steps that are left
+        it adds up to the largest element to go and to all that gradients will give back to that
+        one, if each gives as much as the last did. So it meets the goal, in the last step at most.
+
+        Args:
+            rest: how many steps are left, this one among them.
+        """
         weight = self.part.weight()
-        sizes = self.penalty.sizes(weight)
-        last = sizes.sort(descending=True).values[goal - 1]
-        # Elements of the same size as the last that is wanted stay with it.
-        limit = max(sizes[sizes < last].tolist(), default=0.0)
-        shrunk = self.penalty.shrunk(weight, min(threshold, limit))
+        largest = self.largest_to_go(self.penalty.sizes(weight))
+        given = max(0.0, largest - self.largest)
+        lacking = largest + (rest - 1) * given - rest * self.threshold
+        self.threshold += max(0.0, 2 * lacking / (rest * (rest + 1)))
+        shrunk = self.penalty.shrunk(weight, min(self.threshold, largest))
         self.part.write_weight(shrunk)
-        left = self.penalty.sizes(shrunk) > 0
-        if goal <= int(left.sum()) < self.left:
+        sizes = self.penalty.sizes(shrunk)
+        self.largest = self.largest_to_go(sizes)
+        left = sizes > 0
+        if self.goal <= int(left.sum()) < self.left:
             self.remove(left)
+
+    def largest_to_go(self, sizes: Tensor) -> float:
+        """Return the largest of the sizes below that of the last element that is to stay."""
+        last = sizes.sort(descending=True).values[self.goal - 1]
+        return max(sizes[sizes < last].tolist(), default=0.0)
 
     def keep(self, count: int) -> None:
         """Keep the largest elements; of equal ones the first."""

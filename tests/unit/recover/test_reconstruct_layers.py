@@ -31,6 +31,7 @@ from laconic.recover import (
     Student,
     Teacher,
 )
+from laconic.recover.solve import _Removal
 from laconic.run import compress
 from laconic.scope import Scope
 from laconic.step import State, run_step
@@ -138,6 +139,20 @@ def test_single_weights_are_removed(net: nn.Module, task: Task, mode: Any) -> No
     for path, total in (("conv1", 576), ("conv2", 432)):
         assert int((layer(state.model, path).weight != 0).sum()) <= round(0.1 * total)
     assert int((layer(state.model, "conv0").weight == 0).sum()) == 0
+
+
+@pytest.mark.parametrize("kind", [ProximalWeights, ProximalChannels])
+@pytest.mark.parametrize("rate", [1e-3, 1e-2])
+def test_a_growing_threshold_meets_the_goal_by_itself(
+    net: nn.Module, task: Task, kind: Any, rate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Removal, "keep", lambda self, count: None)
+    state, penalty = state_of(net, task), kind(0.25, mode="soft")
+    solve = Gradient(60, optimizer=Adam(lr=rate), penalty=penalty)
+    run_step(Reconstruct(solve=solve, scope=Scope("kind:conv, !conv0")), state)
+    for path in ("conv1", "conv2"):
+        before, after = (penalty.sizes(layer(each, path).weight) for each in (net, state.model))
+        assert int((after > 0).sum()) == penalty.goal(len(before))
 
 
 @pytest.mark.parametrize("penalty", [ProximalWeights(0.2), ProximalChannels(0.5)], ids=str)
