@@ -38,6 +38,7 @@ __all__ = [
     "bit_operations",
     "environment",
     "float_bytes",
+    "forward_costs",
     "latency",
     "macs",
     "measure",
@@ -86,7 +87,7 @@ def measure(
     metrics = {} if task is None else task.score(model, split)
     inventory = _written(model, task, path)
     plain = costs.plain(model)
-    forward = {} if task is None else _forward_costs(plain, task, latency)
+    forward = {} if task is None else forward_costs(plain, task, timed=latency)
     counts = forward.pop("counts", {})
     layers = _layers(model, plain, inventory, counts)
     total = counts.get(costs.TOTAL)
@@ -141,7 +142,27 @@ def _written(model: nn.Module, task: Task | None, path: Path | None) -> Inventor
             ) from error
 
 
-def _forward_costs(plain: nn.Module, task: Task, timed: bool) -> dict[str, Any]:
+def forward_costs(plain: nn.Module, task: Task, *, timed: bool = True) -> dict[str, Any]:
+    """Return what a forward on a single example costs.
+
+    Args:
+        plain: a network without represented weights.
+        task: gives the example and calls the network.
+        timed: whether the latency is measured.
+
+    Returns:
+        "counts": multiply-accumulates by layer; "latency_ms", None unless timed;
+        "peak_memory_bytes".
+
+    Raises:
+        ModelError: the network does not take a single example, or lets inputs pass unrounded
+            that are to be rounded.
+
+    >>> from laconic.models import digits_cnn
+    >>> from laconic.tasks import digits
+    >>> forward_costs(digits_cnn(), digits(), timed=False)["counts"][costs.TOTAL]
+    616064
+    """
     batch = task.example_batch(1).to(device_of(plain))
     with explained(
         "the network cannot be called with a single example, for which costs are counted",

@@ -20,8 +20,15 @@ from laconic.errors import FieldProblem, RecipeError, nearest
 __all__ = ["admitted", "prefixed", "read_yaml", "refusal"]
 
 # What pydantic calls a list, a mapping and a number of YAML.
-_WORDS = {"valid tuple": "list", "valid dictionary": "mapping", "valid integer": "whole number"}
+_WORDS = {
+    "valid tuple": "list",
+    "valid dictionary": "mapping",
+    "valid integer": "whole number",
+    "valid string": "text",
+}
 _WANTED = "Input should be "
+# What pydantic adds that says no more than the value, which is shown.
+_ASIDE = re.compile(r" or instance of \w+|, got a number with .*|, unable to parse .*")
 # Of a text of YAML, its aliases written out: a few lines of them may stand for billions.
 MOST_NODES = 100_000
 
@@ -137,8 +144,8 @@ def _united(owner: type[BaseModel], items: Iterable[Any]) -> Iterator[Any]:
         messages = [item["msg"].partition(", unable")[0] for item in tried]
         wanted = [m.removeprefix(_WANTED) for m in messages if m.startswith(_WANTED)]
         others = [m.removeprefix("Value error, ") for m in messages if not m.startswith(_WANTED)]
-        words = re.sub(r" or instance of \w+", "", ", or ".join(wanted))
-        yield tried[0] | {"loc": place, "msg": "; ".join([*others, _WANTED + words]), "type": ""}
+        words = _WANTED + ", or ".join(wanted)
+        yield tried[0] | {"loc": place, "msg": "; ".join([*others, words]), "type": ""}
 
 
 def _alternatives(owner: type[BaseModel], place: tuple[Any, ...]) -> bool:
@@ -186,4 +193,5 @@ def _problem(owner: type[BaseModel], item: Any) -> FieldProblem:
         return FieldProblem(path, message)
     for theirs, ours in _WORDS.items():
         message = message.replace(theirs, ours)
+    message = _ASIDE.sub("", message)
     return FieldProblem(path, f"{message[0].lower()}{message[1:]}, got {item['input']!r}")

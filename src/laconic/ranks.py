@@ -39,10 +39,18 @@ def joined() -> Iterator[None]:
 
     They talk over gloo, on the host, whatever they compute on. Without torchrun nothing happens.
 
+    Raises:
+        RunError: the caller has joined them by what carries no numbers of the host.
+
     >>> with joined():
     ...     rank(), count(), leads()
     (0, 1, True)
     """
+    if _together() and "cpu:" not in dist.get_backend_config():
+        raise RunError(
+            f"the processes are joined by {dist.get_backend()} alone, which carries no numbers of "
+            "the host; call init_process_group('cpu:gloo,cuda:nccl'), or leave it to laconic"
+        )
     if not dist.is_available() or not dist.is_torchelastic_launched() or dist.is_initialized():
         yield
         return

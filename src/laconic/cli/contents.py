@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from laconic.errors import ArtifactError, LaconicError, nearest
+from laconic.errors import ArtifactError, LaconicError, RecipeError, nearest
 from laconic.ledger import FLOAT_BITS
 from laconic.names import module_of
 
@@ -193,8 +193,8 @@ def _read(family: type[Value], data: Any) -> Any:
         ArtifactError: there is no such member.
     """
     try:
-        return family.coerce(data)
-    except ValueError as error:
+        return family.understood(data)
+    except RecipeError as error:
         raise ArtifactError(f"the file names what laconic does not know: {error}") from None
 
 
@@ -286,6 +286,7 @@ def file_costs(path: Path, *, model: nn.Module | None, task: Task | None) -> dic
         ArtifactError: the file is damaged, or does not fit the model.
     """
     from laconic import costs
+    from laconic.measure import forward_costs
     from laconic.ship import load
 
     network, manifest = load(path, model=model), file_manifest(path)
@@ -304,12 +305,9 @@ def file_costs(path: Path, *, model: nn.Module | None, task: Task | None) -> dic
         "nonzero": sum(int(parameter.count_nonzero()) for parameter in parameters),
     }
     if task is not None:
-        metrics = task.score(network)
-        batch = task.example_batch(1)
-        found["macs"] = costs.macs(network, batch, call=task.call)[costs.TOTAL]
-        found["latency_ms"] = costs.latency(network, batch, call=task.call)
-        found["peak_memory_bytes"] = costs.peak_memory(network, batch, call=task.call)
-        found["metrics"] = metrics
+        metrics, forward = task.score(network), forward_costs(network, task)
+        found["macs"] = forward.pop("counts")[costs.TOTAL]
+        found |= forward | {"metrics": metrics}
     return found
 
 
@@ -328,7 +326,7 @@ def file_analyses(
         ArtifactError: a file is damaged, or does not fit the model.
         ModelError: the networks have other parts.
     """
-    from laconic.cli.shared import glance
+    from laconic.cli.samples import glance
     from laconic.report import bit_sensitivity, eigenvalues
     from laconic.ship import load
 

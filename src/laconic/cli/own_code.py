@@ -44,7 +44,7 @@ def own_code(key: str, line: Mapping[str, Any] | str) -> Iterator[None]:
         # What a module raises is sometimes taken for a slip in the line that names it.
         cause = error.__cause__ if isinstance(error, LaconicError) else error
         place = _place(cause) if cause is not None else ""
-        if not place or not name or name.startswith("laconic"):
+        if not place or not name or name.partition(":")[0].partition(".")[0] == "laconic":
             raise
         raise LaconicError(f"{key}: '{name}' raised {_said(cause)} ({place})") from error
 

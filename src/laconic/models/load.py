@@ -43,6 +43,8 @@ HUBS = {
     "timm": "a network of timm by its name: {timm: resnet18, num_classes: 10}",
     "torchvision": "one of torchvision: {torchvision: resnet18, num_classes: 10}",
 }
+# What goes on from a compressed network; its argument ``path`` names the file.
+LOAD = "laconic:load"
 SHOWN = 5
 UNREADABLE = "cannot be read ({}); give a safetensors file with a state dict"
 
@@ -175,6 +177,7 @@ def load_model(spec: Mapping[str, Any] | str, *, base: Path = Path()) -> nn.Modu
     arguments = dict(options or {})
     weights = arguments.pop("weights", None)
     if is_own(name):
+        arguments = _moved(str(name), arguments, base)
         return _weighted(_custom(str(name), arguments, base), str(name), base, weights)
     if hint := _file_hint(name) or colon_hint(name):
         raise ModelError(f"no model is called '{name}'{hint}")
@@ -200,15 +203,21 @@ def anchored_model(spec: dict[str, Any] | str, base: Path) -> dict[str, Any] | s
     return {
         anchored_own(key, base) if is_own(key) else key: _anchored(value, base)
         if key in paths
-        else value | {"weights": _anchored(value["weights"], base)}
-        if isinstance(value, dict) and "weights" in value
-        else value
+        else _moved(key, value, base)
         for key, value in spec.items()
     }
 
 
+def _moved(name: str, options: Any, base: Path) -> Any:
+    """Return the options of a network with the path among them absolute."""
+    option = "path" if name == LOAD else "weights"
+    if not isinstance(options, Mapping) or option not in options:
+        return options
+    return {**options, option: _anchored(options[option], base)}
+
+
 def _anchored(path: Any, base: Path) -> str | None:
-    return None if path is None else str((base / path).absolute())
+    return None if path is None else str((base / str(path)).absolute())
 
 
 def _file_hint(name: str) -> str:
@@ -231,7 +240,7 @@ def artifact_of(line: Any, base: Path) -> Path | None:
     PosixPath('runs/model.safetensors')
     """
     given = line if isinstance(line, Mapping) else {}
-    loaded = given.get("laconic:load")
+    loaded = given.get(LOAD)
     if isinstance(loaded, Mapping) and "path" in loaded:
         return base / str(loaded["path"])
     options = given if "weights" in given else next(iter(given.values()), None)
@@ -247,7 +256,7 @@ def _weighted(model: nn.Module, name: str, base: Path, weights: Any) -> nn.Modul
     if not isinstance(weights, str | Path):
         raise ModelError(f"model: {name}: 'weights' must be a path, got {weights!r}")
     if _is_compressed(base / weights):
-        return _custom("laconic:load", {"path": base / weights, "model": model}, base)
+        return _custom(LOAD, {"path": base / weights, "model": model}, base)
     _load_weights_(model, base / weights)
     return model
 

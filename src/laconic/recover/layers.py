@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from laconic.errors import AxisError, ModelError, RecipeError, RunError, ScopeError
 from laconic.names import joined
+from laconic.progress import progress
 from laconic.recover.descent import Descent
 from laconic.recover.feeding import Feed
 from laconic.recover.inflow import Inflow, Pair, calls_of
@@ -235,7 +236,9 @@ def fit_layers(state: State, scope: Scope, *, feed: Feed, solve: Solve) -> None:
     paths = [path for path in layers if path in axes or not solve.selects]
     with state.scratch() as folder:
         inflow = Inflow(state, folder)
-        for index in state.rounds(len(paths)):
+        done = state.saved[0] if state.saved else 0
+        rounds = progress(state.rounds(len(paths)), "reconstruct: layers", len(paths) - done)
+        for index in rounds:
             state.checkpoint()
             path = paths[index]
             label = f"reconstruct {path} ({index + 1} of {len(paths)})"

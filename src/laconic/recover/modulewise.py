@@ -199,10 +199,11 @@ def _check_memory(before: Sequence[Fitting], fed: Sequence[int], size: int) -> N
     on_gpu = device.startswith("cuda")
     free = torch.cuda.mem_get_info(device)[0] if on_gpu else free_memory() // ranks.count()
     if wanted > free:
+        fits = max(1, size * free // wanted)
         raise RunError(
             f"reconstruct: {len(fed)} queues of {size} batches take {wanted / 2**20:.0f} MiB, and "
-            f"{free / 2**20:.0f} MiB are free; write parallel: {max(1, size * free // wanted)}, "
-            "or a smaller batch"
+            f"{free / 2**20:.0f} MiB are free; write 'order: {{parallel: {fits}}}', or a smaller "
+            "batch"
         )
 
 

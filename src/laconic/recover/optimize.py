@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -275,7 +275,7 @@ class Stop(Value):
     """
 
     patience: Count | None = None
-    keep: str = Field(default="best", pattern="^(best|last)$")
+    keep: Literal["best", "last"] = "best"
 
     @property
     def decides(self) -> bool:

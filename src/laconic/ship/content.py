@@ -169,7 +169,7 @@ def decode_piece(path: Path, piece: Piece) -> Tensor:
         ArtifactError: what is stored stands for no such weight.
     """
     try:
-        representation = Representation.coerce(piece.entry.representation)
+        representation = Representation.understood(piece.entry.representation)
         return _decode(representation, piece)
     except MISFIT as error:
         reason = str(error)[:LONGEST_MESSAGE]

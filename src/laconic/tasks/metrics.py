@@ -39,7 +39,7 @@ def accuracy(outputs: Tensor, targets: Tensor) -> float:
     >>> accuracy(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
     0.5
     """
-    return _top(outputs, targets, 1)
+    return _top("accuracy", outputs, targets, 1)
 
 
 def top5_accuracy(outputs: Tensor, targets: Tensor) -> float:
@@ -55,7 +55,7 @@ def top5_accuracy(outputs: Tensor, targets: Tensor) -> float:
     >>> top5_accuracy(torch.arange(10.0).repeat(2, 1), torch.tensor([5, 4]))
     0.5
     """
-    return _top(outputs, targets, 5)
+    return _top("top5_accuracy", outputs, targets, 5)
 
 
 def f1(outputs: Tensor, targets: Tensor) -> float:
@@ -182,8 +182,8 @@ def as_values(outputs: Tensor, targets: Tensor) -> Tensor:
     return values
 
 
-def _top(outputs: Tensor, targets: Tensor, count: int) -> float:
-    _check_labels("accuracy", outputs, targets)
+def _top(name: str, outputs: Tensor, targets: Tensor, count: int) -> float:
+    _check_labels(name, outputs, targets)
     if bool(outputs.isnan().any()):
         return math.nan
     labels = targets.long()[:, None]

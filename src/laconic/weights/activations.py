@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from laconic.errors import RunError
-from laconic.step import Value
+from laconic.step import Share, Value
 from laconic.weights.learned_step import positive, scale_slope
 from laconic.weights.uniform import level_range
 from laconic.weights.workspace import Workspace, traced, wide_dtype, write_product
@@ -400,18 +400,18 @@ class Percentile(Ranged):
     """The range that all but a few numbers lie in, of a calibration.
 
     Attributes:
-        share: of the numbers that lie within, in percent; half of the rest is above.
+        share: of the numbers that lie within, (0, 1]; half of the rest is above.
 
-    >>> low, high = Percentile(share=80).limits(torch.arange(11.0))
+    >>> low, high = Percentile(share=0.8).limits(torch.arange(11.0))
     >>> low.item(), high.item()
     (1.0, 9.0)
     """
 
-    share: Annotated[float, Field(gt=0, le=100)] = 99.9
+    share: Share = 0.999
 
     def limits(self, tensor: Tensor) -> tuple[Tensor, Tensor]:
         """Return both percentiles of at most 65,536 numbers of the tensor."""
-        beyond = (1 - self.share / 100) / 2
+        beyond = (1 - self.share) / 2
         sample = _sample(tensor)
         low, high = torch.quantile(sample, sample.new_tensor([beyond, 1 - beyond]))
         return low, high

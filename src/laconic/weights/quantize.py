@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from laconic.errors import ModelError, ScopeError, few
 from laconic.models.halves import Halves
 from laconic.models.rounding import INPUT, OPERANDS
-from laconic.names import joined
+from laconic.names import joined, module_of
 from laconic.scope import KINDS, Scope
 from laconic.step import State, Step
 from laconic.tasks.task import needed
@@ -170,9 +170,11 @@ class Quantize(Step):
         chosen, attentions = self.scope.select(model), set(attention_paths(model))
         found: dict[str, dict[str, Activation]] = {}
         for path, module in chosen.items():
-            half = isinstance(model.get_submodule(path.rpartition(".")[0]), Halves)
+            above = module_of(path)
+            if isinstance(split := model.get_submodule(above), Halves):
+                path, module = above, split  # both halves see what comes to the layer
             layer = module.first if isinstance(module, Halves) else module
-            if isinstance(layer, LAYERS) and not half:
+            if isinstance(layer, LAYERS):
                 places = {INPUT: self.activation}
             elif self.operands and path in attentions:
                 places = dict.fromkeys(OPERANDS, self.activation)

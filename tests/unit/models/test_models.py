@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from helpers.tensors import same
 from laconic import models
 from laconic.errors import ArtifactError, ModelError
 from laconic.models import build, load_model
-from laconic.models.load import builder_of, custom
+from laconic.models.load import anchored_model, builder_of, custom
 from laconic.models.notes import built
 from laconic.models.vision import PadShortcut
 from laconic.ship import load, save
@@ -228,13 +229,6 @@ def test_a_function_of_the_user_makes_the_model(package, tmp_path):
         build(model.laconic["builder"])
 
 
-def same(model, other):
-    tensors, others = model.state_dict(), other.state_dict()
-    return tensors.keys() == others.keys() and all(
-        torch.equal(tensor, others[name]) for name, tensor in tensors.items()
-    )
-
-
 def test_weights_may_be_those_of_a_compressed_network(package, tmp_path):
     model, path = models.digits_cnn(), tmp_path / "w.safetensors"
     run_step(Prune("channels", keep=0.5, scope="conv1"), State(model, digits()))
@@ -244,12 +238,15 @@ def test_weights_may_be_those_of_a_compressed_network(package, tmp_path):
     assert same(found, load(path)) and found.conv1.out_channels == 8
     save(found, tmp_path / "again.safetensors")
     assert same(load(tmp_path / "again.safetensors"), found)
+    line = {"laconic:load": {"path": "w.safetensors"}}
+    assert same(load_model(line, base=tmp_path), found)
+    assert anchored_model(line, tmp_path) == {"laconic:load": {"path": str(path)}}
 
     model = load_model({"own_models:small": {"width": 7}})
     lay(model, "weight", Ternary())
     save(model, path)
     with pytest.raises(ArtifactError, match=r"model: \{package.module:function: \{weights: "):
-        load_model({"laconic:load": {"path": str(path)}})
+        load_model({"laconic:load": {"path": path.name}}, base=tmp_path)
     found = load_model({"own_models:small": {"width": 7, "weights": str(path)}})
     assert same(found, load(path, model=nn.Linear(7, 2)))
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import nn
 
 from helpers.reconstruct_layers import FAST, difference, examples, layer, narrower, normed, state_of
+from laconic.progress import reporting
 from laconic.recover import (
     Adam,
     Constant,
@@ -39,6 +41,8 @@ from laconic.structure import Prune
 from laconic.tasks import Task
 from laconic.weights import LossAware, Quantize, Ternary
 from laconic.weights.laid import laid_tensors, narrow
+
+PATHS = ("conv0", "conv1", "conv2", "last")
 
 
 @pytest.fixture
@@ -103,7 +107,7 @@ def test_layers_learn_the_teachers_answers(net: nn.Module, task: Task, solve: So
     before = difference(state.model, net, task)
     run_step(Reconstruct(solve=solve), state)
     assert difference(state.model, net, task) < 0.5 * before
-    for path in ("conv0", "conv1", "conv2", "last"):
+    for path in PATHS:
         assert state.curves[path][-1] <= state.curves[path][0]
 
 
@@ -240,6 +244,17 @@ def test_a_run_that_is_resumed_ends_the_same(
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
     assert resumed.history[-1].curves == whole.history[-1].curves
+
+
+def test_a_bar_counts_the_layers(net: nn.Module, task: Task) -> None:
+    reporter = Mock()
+    with reporting(reporter):
+        run_step(Reconstruct(solve=Gradient(3)), state_of(net, task))
+    shown = [call.args for call in reporter.start.call_args_list]
+    assert [args for args in shown if args[0].startswith("reconstruct")] == [
+        ("reconstruct: layers", 4),
+        *((f"reconstruct {path} ({n} of 4)", 3) for n, path in enumerate(PATHS, start=1)),
+    ]
 
 
 def test_layers_without_the_teachers_answers_stay(net: nn.Module, task: Task) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.recover_parts import after, quantised, same, step
+from helpers.recover_parts import after, quantised, step
+from helpers.tensors import same
 from laconic import machine
 from laconic.errors import RunError
 from laconic.recover import Mixed, Parallel, Teacher
@@ -92,12 +93,12 @@ def test_queues_that_do_not_fit_are_refused_at_once(monkeypatch: pytest.MonkeyPa
     after(step(order=Parallel(10), steps=1))
     monkeypatch.setattr(ordering, "free_memory", lambda: needed - 1)
     state = quantised()
-    with pytest.raises(RunError, match="are free; write parallel: 9"):
+    with pytest.raises(RunError, match=r"are free; write 'order: {parallel: 9}'"):
         run_step(step(order=Parallel(10)), state)
     assert not state.curves
     monkeypatch.setattr(ordering, "free_memory", lambda: needed)
     monkeypatch.setattr(ordering, "ranks", SimpleNamespace(count=lambda: 2))
-    with pytest.raises(RunError, match="are free; write parallel: 5"):
+    with pytest.raises(RunError, match=r"are free; write 'order: {parallel: 5}'"):
         run_step(step(order=Parallel(10)), quantised())
 
 

@@ -49,7 +49,9 @@ def test_a_scope_that_computes_no_axis_alone_is_refused() -> None:
 
 def test_a_share_that_rounds_to_none_is_refused_before_any_work() -> None:
     step = Prune("neurons", keep=0.05)
-    with pytest.raises(AxisError, match=r"keep 0\.05 of the neuron axis of 9 .* more than 0\.0555"):
+    with pytest.raises(
+        RecipeError, match=r"keep 0\.05 of the neuron axis of 9 .* more than 0\.0555"
+    ):
         step.check(Separable(), images())
     Prune("neurons", keep=0.05, ranking="global").check(Separable(), images())
 

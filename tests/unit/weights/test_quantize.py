@@ -21,6 +21,7 @@ from laconic.recover import Recalibrate, Reset, Train
 from laconic.recover.lesson import Lesson
 from laconic.report.tables import heading, layer_columns
 from laconic.run import compress
+from laconic.scope import Scope
 from laconic.ship.checkpoint import load_checkpoint, save_checkpoint
 from laconic.ship.container import read, write
 from laconic.step import State, run_step
@@ -218,6 +219,15 @@ def test_scores_are_of_the_rounded_operands() -> None:
     torch.testing.assert_close(features["attention.1"], scores)
 
 
+@pytest.mark.parametrize("scope", ["*", "kind:linear", "0.first, 2.second", "0, kind:linear"])
+def test_what_comes_to_a_split_layer_is_rounded_by_kind_too(scope: str) -> None:
+    network = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8))
+    state = State(quantized(Quantize(Ternary()), network))
+    run_step(Split(), state)
+    rounded = quantized(Quantize(activation=8, scope=Scope(scope)), state.model)
+    assert [*activations_of(rounded)] == ["0", "2"]
+
+
 @pytest.mark.parametrize("activation", [Percentile(), LeastError()])
 def test_ranges_are_searched_in_every_channel(activation: Any) -> None:
     small = torch.randn(32, 64, 768, generator=torch.Generator().manual_seed(0))
@@ -304,7 +314,7 @@ def test_a_reset_begins_again_with_ranges_too() -> None:
 
 def test_recalibration_finds_static_ranges_anew_and_keeps_learned_ones() -> None:
     task = images()
-    for activation, changes in ((Percentile(share=90), True), (LearnedClip(4), False)):
+    for activation, changes in ((Percentile(share=0.9), True), (LearnedClip(4), False)):
         state = State(digits_cnn(), task)
         run_step(Quantize(activation=activation), state)
         with torch.no_grad():
