@@ -3,8 +3,9 @@
 The 6-layer encoder (MiniLM's shape, untrained, ternary) learns from itself in floats. Time: two
 parts of three layers, in turns on one process and on two that torchrun starts, one thread each,
 seconds of the step for an update of both parts; medians of runs in alternation. From the time of an
-update of every single block follows what processes would take if nothing were queued: the slowest
-share of blocks, cut as evenly as can be; of 24 such blocks too, for four and eight processes.
+update of every single block follows what more processes would take, and deeper networks: the
+slowest share of blocks, cut as evenly as can be, times what two processes took over theirs; all
+blocks in turns, times what one process took over all of its own.
 Memory: the peak of a process above what it held with network and data loaded, batches of 32 texts
 of 128 tokens, three parts one after the other beside training all of it (hidden states, attention
 scores, logits). Writes benchmarks/results/mrem.json.
@@ -159,21 +160,29 @@ def speed() -> list[Row]:
     ]
     blocks = asked("blocks")
     deep = [blocks[0], *[statistics.mean(blocks[1:])] * 23]
-    queued = two / slowest(blocks, 2)
-    rows += [computed(blocks, count, queued) for count in (2, 4)]
-    rows += [computed(deep, count, queued) for count in (4, 8)]
+    over = one / sum(blocks), two / slowest(blocks, 2)
+    rows += [computed(blocks, count, *over) for count in (2, 4)]
+    rows += [computed(deep, count, *over) for count in (4, 8)]
     return [{"task": "an update of all parts", "metric": "seconds"} | each for each in rows]
 
 
-def computed(blocks: list[float], processes: int, queued: float) -> Row:
-    """Return the row of so many processes, from the seconds of every block."""
-    seconds = slowest(blocks, processes)
+def computed(blocks: list[float], processes: int, turns: float, queued: float) -> Row:
+    """Return the row of so many processes, from the seconds of every block.
+
+    Args:
+        blocks: seconds of each.
+        processes: how many share them.
+        turns: what one process took, in turns, over the sum of its blocks.
+        queued: what two processes took over the slower of their shares.
+    """
+    seconds = slowest(blocks, processes) * queued
     return {
         "row": f"{processes} processes, {len(blocks)} layers, computed",
-        "seconds": seconds * queued,
-        "ratio": sum(blocks) / seconds / queued,
+        "seconds": seconds,
+        "ratio": sum(blocks) * turns / seconds,
         "note": f"the slowest share of blocks, of {[round(each, 3) for each in blocks[:6]]} s, "
-        f"times {queued:.2f}: what two processes took over theirs",
+        f"times {queued:.2f}: what two processes took over theirs; ratio: to all blocks times "
+        f"{turns:.2f}, what one process took over its own",
     }
 
 

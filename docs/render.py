@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from figures import papers, readme, results, table
+from guide import choosing
 
 from laconic import models, tasks
 from laconic.cli.methods import Method, of_function, of_value
+from laconic.recipe import families
 from laconic.recover import (
     Decay,
     Feed,
@@ -74,18 +78,39 @@ FAMILIES: dict[type[Value], tuple[str, str]] = {
 METHODS_INTRO = """# Methods
 
 Everything a recipe may name, with its fields. A field without a default is required; defaults are
-the paper's. In Python the same things are classes, and a field is a keyword argument.
+laconic's, and where an entry knows that the paper differs, it says so. The field that is marked
+*unnamed* may stand alone, without its name: `{kmeans: 4}` is `{kmeans: {bits: 4}}`. In Python the
+same things are classes, and a field is a keyword argument.
 """
 NETWORKS_INTRO = (
     "What a recipe's `model:` line names, besides `package.module:function`; `weights:` names a "
-    "safetensors file with a state dict."
+    "safetensors file with a state dict, or a network that was compressed."
 )
 
 
-def entry(method: Method, path: str, extra: str = "") -> str:
-    """Return the part of the page on one name."""
+def entry(
+    method: Method,
+    path: str,
+    extra: str = "",
+    *,
+    unnamed: str = "",
+    kinds: Mapping[str, Any] | None = None,
+) -> str:
+    """Return the part of the page on one name.
+
+    Args:
+        method: what is known of it.
+        path: of its class or function.
+        extra: what is said behind the path.
+        unnamed: the field that may stand without its name.
+        kinds: what the fields may hold, of those where it is known.
+    """
     rows = [
-        (f"`{name}`", f"`{default}`" if default else "", meaning)
+        (
+            f"`{name}`, unnamed" if name == unnamed else f"`{name}`",
+            f"`{default}`" if default else "",
+            with_values(meaning, (kinds or {}).get(name)),
+        )
         for name, default, meaning in method.fields
     ]
     fields = table(rows, ("field", "default", "meaning")) if rows else ""
@@ -93,16 +118,64 @@ def entry(method: Method, path: str, extra: str = "") -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def with_values(meaning: str, kind: Any) -> str:
+    """Return what a field means, with the words that it takes where they are not in there.
+
+    >>> with_values("which weights count.", typing.Literal["produced", "both"])
+    'which weights count. `produced` or `both`.'
+    """
+    words = [word for each in alternatives(kind) for word in typing.get_args(each)]
+    if all(re.search(rf"\b{word}\b", meaning) for word in words):
+        return meaning
+    *first, last = [text for each in alternatives(kind) for text in written(each)]
+    return f"{meaning} {', '.join(first)} or {last}."
+
+
+def alternatives(kind: Any) -> Iterator[Any]:
+    """Yield the words that a field takes, and what else it does."""
+    if typing.get_origin(kind) is typing.Annotated:
+        kind = typing.get_args(kind)[0]
+    inner = typing.get_args(kind)
+    if typing.get_origin(kind) is typing.Literal or not inner:
+        yield kind
+    elif any(typing.get_origin(each) is typing.Literal for each in inner):
+        for each in inner:
+            yield from alternatives(each)
+
+
+def written(kind: Any) -> Iterator[str]:
+    """Yield how a recipe writes what a field takes."""
+    if typing.get_origin(kind) is typing.Literal:
+        yield from (f"`{word}`" for word in typing.get_args(kind))
+    elif isinstance(kind, type) and issubclass(kind, Value):
+        yield f"`{{{kind.name}: ...}}`"
+    else:
+        yield "a number"
+
+
+def kinds_of(kind: type[Value]) -> Iterator[tuple[str, Any]]:
+    """Yield what the fields of a value hold, those of groups too, by the names of its entry."""
+    for name, info in kind.model_fields.items():
+        group = info.get_default(call_default_factory=True)
+        if isinstance(group, Value) and not isinstance(group, tuple(families())):
+            inner = kinds_of(type(group))
+            yield from ((f"{name}: {{{key}: ...}}", each) for key, each in inner)
+        else:
+            yield name, info.annotation
+
+
 def value_entry(kind: type[Value]) -> str:
     """Return the part on a member of a family."""
     place = f"{'.'.join(kind.__module__.split('.')[:2])}.{kind.__name__}"
     extra = ", also inside `train: {during: [...]}`" if issubclass(kind, During) else ""
-    return entry(of_value(kind), place, extra)
+    unnamed = next(iter(kind.positional), "")
+    return entry(of_value(kind), place, extra, unnamed=unnamed, kinds=dict(kinds_of(kind)))
 
 
 def function_entry(package: Any, name: str) -> str:
     """Return the part on a function that a ``task:`` or ``model:`` line names."""
-    return entry(of_function(package, name), f"{package.__name__}.{name}")
+    unnamed = "path" if package is tasks else ""
+    return entry(of_function(package, name), f"{package.__name__}.{name}", unnamed=unnamed)
 
 
 def methods() -> str:
@@ -122,6 +195,7 @@ def methods() -> str:
 
 PAGES: dict[Path, Callable[[], str]] = {
     ROOT / "docs" / "methods.md": methods,
+    ROOT / "docs" / "choosing.md": choosing,
     ROOT / "papers" / "README.md": lambda: papers(NOTE.format(source="papers/results")),
     ROOT / "README.md": readme,
 }

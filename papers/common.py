@@ -110,6 +110,11 @@ def row(**fields: Any) -> dict[str, Any]:
     return {field: fields.get(field) for field in FIELDS}
 
 
+def published(figure: float | None, setting: str) -> dict[str, Any]:
+    """Return a paper's figure and how its setting differs; neither where it gives none."""
+    return {"published": figure, "published_setting": None if figure is None else setting}
+
+
 def spread(values: Sequence[float]) -> tuple[float, float | None]:
     """Return mean and standard deviation (None for one value)."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None

@@ -57,7 +57,11 @@ def quantize(
 
 
 def prediction(name: str) -> Objective:
-    """Return the objective on what the teacher answers: classes, or a score."""
+    """Return the objective on what the teacher answers: classes, or a score.
+
+    Classes have reduction "batch"; the shipped recipes have "elements" as the papers' code has,
+    which weighs the answers less by the number of classes.
+    """
     if LABELS.get(name) == 1:
         return Logits(loss="l2", reduction="elements")
     return Logits(loss="cross_entropy")
