@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Result:
     """What a recipe made of a network.
 
@@ -91,7 +90,7 @@ class Result:
         """Return what the budget is exceeded by; empty: it is met."""
         if self.recipe.budget is None:
             return {}
-        first, last = (dataclasses.asdict(self.history[i]) for i in (0, -1))
+        first, last = (vars(self.history[place]) for place in (0, -1))
         return self.recipe.budget.exceeded_by(last, first)
 
 
@@ -342,7 +341,7 @@ def _walk(recipe: Recipe, state: State, keeper: Keeper | None) -> None:
     if not state.history:
         _measure(state, "original", 0.0)
         if recipe.budget is not None:
-            first = dataclasses.asdict(state.history[0])
+            first = vars(state.history[0])
             recipe.budget.exceeded_by(first, first)  # refuses to limit what is not measured
         _keep(keeper, state)
     for index in range(len(state.history) - 1, len(recipe.steps)):

@@ -36,6 +36,7 @@ from laconic.structure.examples import example_inputs
 from laconic.tasks.task import needed
 from laconic.weights.laid import latent_of, mask_of, narrow
 from laconic.weights.representation import full_mask
+from laconic.weights.workspace import wide_dtype
 
 __all__ = ["LayerPart", "fit_layers", "fitted_layers", "read_alone"]
 
@@ -77,7 +78,7 @@ class LayerPart:
     def precision(self) -> torch.dtype:
         """Return what it descends in: the precision of its weight, float32 at least."""
         latent = latent_of(self.state.model, self.name)[1]
-        return torch.promote_types(latent.dtype, torch.float32)
+        return wide_dtype(latent)
 
     def around(self, start: Tensor, progress: float) -> Quadratic:
         """Return the loss as a form of the difference to a matrix, in that one's precision."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from laconic.recover.feeding import Mixture
 from laconic.structure.columns import columns, groups_of
+from laconic.weights.workspace import wide_dtype
 
 __all__ = ["Moments", "Quadratic", "is_fitted", "matrix_of", "patches", "weight_of"]
 
@@ -124,7 +125,7 @@ class Moments:
         per_example = largest * math.prod(_positions(layer, inputs))
         mask = mask if isinstance(layer, nn.Linear) else None  # others read no tokens
         for piece, kept in _pieces(inputs, mask, max(1, UNFOLDED // per_example)):
-            rows = patches(layer, piece.to(torch.promote_types(piece.dtype, torch.float32)))
+            rows = patches(layer, piece.to(wide_dtype(piece)))
             yield rows if kept is None else rows[:, kept.flatten()]
 
     def quadratic(self, terms: Sequence[Mixture], start: Tensor | None = None) -> Quadratic:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -102,7 +101,7 @@ def verdict(history: Sequence[Measurement], facts: Mapping[str, Any]) -> str:
     text = recipe_data(facts).get("budget")
     if text is None:
         return ""
-    first, last = (dataclasses.asdict(history[index]) for index in (0, -1))
+    first, last = (vars(history[index]) for index in (0, -1))
     try:
         exceeded = Budget(str(text)).exceeded_by(last, first)
     except BudgetError as error:

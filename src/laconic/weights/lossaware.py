@@ -22,6 +22,7 @@ from laconic.weights.representation import (
     masked,
 )
 from laconic.weights.uniform import Symmetric
+from laconic.weights.workspace import wide_dtype
 
 __all__ = ["LossAware", "exact_ternary", "loss_aware_binary", "loss_aware_levels"]
 
@@ -203,7 +204,7 @@ class LossAware(Representation):
     ) -> tuple[Tensor, Tensor]:
         """Return |w| and D, each [groups, size], zero where pruned."""
         # Sums of squared levels are beyond float16.
-        wide = torch.promote_types(weight.dtype, torch.float32)
+        wide = wide_dtype(weight)
         size = grouped(masked(weight, mask).abs().to(wide), self.granularity)
         return size, grouped(masked(state["curvature"], mask).to(wide), self.granularity)
 
