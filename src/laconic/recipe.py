@@ -16,7 +16,14 @@ from pydantic import WithJsonSchema, field_validator
 from torch import nn
 
 from laconic.budget import Budget, bytes_of
-from laconic.errors import BudgetError, FieldProblem, LaconicError, RecipeError, nearest
+from laconic.errors import (
+    BudgetError,
+    FieldProblem,
+    LaconicError,
+    RecipeError,
+    ScopeError,
+    nearest,
+)
 from laconic.problems import read_yaml
 from laconic.step import Step, Value, members
 
@@ -96,7 +103,7 @@ class Recipe(Value):
         return self.model_copy(update={"steps": self.steps + other.steps})
 
     def __hash__(self) -> int:
-        return hash((self.steps, self.seed, repr((self.model, self.task, self.teacher))))
+        return hash((self.steps, self.seed))  # what it is run on may be dicts, in any order
 
     @classmethod
     def read(cls, path: str | Path, *, changes: Sequence[str] = ()) -> Recipe:
@@ -157,9 +164,20 @@ class Recipe(Value):
         if task is not None:
             task.check(model)
         for index, step in enumerate(self.steps):
+            earlier = tuple(each for each in self.steps[:index] if _selects(each, model))
             with located(index, step, self.places):
-                step.check(model, task, self.steps[:index])
-                model = step.outline(model)
+                step.check(model, task, earlier)
+                if index + 1 < len(self.steps):
+                    model = step.outline(model, earlier)
+
+
+def _selects(step: Step, model: nn.Module) -> bool:
+    """Return whether what a step was for is still there."""
+    try:
+        step.scope.select(model)
+    except ScopeError:  # dropped, or replaced by modules of another kind
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -417,18 +417,23 @@ class Step(Value, ABC):
         Args:
             model: the network before the first step, or its outline after the earlier ones.
             task: its data, if the recipe names any.
-            earlier: the steps that will have run before this one.
+            earlier: the steps that will have run before this one, and whose modules are there.
 
         Raises:
             LaconicError: the scope selects nothing, a task is missing, ...
         """
         self.scope.select(model)
 
-    def outline(self, model: nn.Module) -> nn.Module:
-        """Return a network as later steps are checked against it.
+    def outline(self, model: nn.Module, earlier: tuple[Step, ...] = ()) -> nn.Module:
+        """Return a network as later steps are checked against it: its modules and their shapes.
 
         It is the network itself where this step takes away no module that they could name, and
-        adds none; else an untrained copy. Nothing is changed.
+        adds none; else a copy, whose numbers mean nothing. Nothing is changed, and what only data
+        decide is left open: the step says how.
+
+        Args:
+            model: the network that the step was checked against.
+            earlier: the steps that will have run before this one.
         """
         return model
 
@@ -438,6 +443,20 @@ class Step(Value, ABC):
         A weight that has several gets one of them.
         """
         return []
+
+    @property
+    def repeats(self) -> int:
+        """Return how many times it does, one after the other, what ``abridged`` does once."""
+        return 1
+
+    def abridged(self, repeats: int = 1) -> tuple[Step, ...]:
+        """Return what is done besides training, as cheap as it can be: sizes come out of it.
+
+        Args:
+            repeats: how many times what is repeated is done, at most as often as the step does it;
+                a second number tells how long each takes.
+        """
+        return (self,)
 
 
 class During(Step, ABC):

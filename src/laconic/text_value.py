@@ -59,7 +59,9 @@ class TextValue:
                 return cls(value)
             except LaconicError as error:
                 raise ValueError(str(error)) from None
-        raise ValueError(f"a {cls.__name__.lower()} is a text such as {cls.example!r}, got {value!r}")
+        raise ValueError(
+            f"a {cls.__name__.lower()} is a text such as {cls.example!r}, got {value!r}"
+        )
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:

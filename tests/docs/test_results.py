@@ -105,6 +105,25 @@ def test_a_table_adds_its_seeds_row_by_row(
     ]
 
 
+def test_a_published_figure_of_zero_keeps_its_setting(common: ModuleType) -> None:
+    assert common.published(0.0, "how") == {"published": 0.0, "published_setting": "how"}
+    assert common.published(None, "how") == {"published": None, "published_setting": None}
+
+
+def test_two_rows_are_compared_over_the_seeds_that_both_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(PAPERS.parent / "docs"))
+    guide = importlib.import_module("guide")
+    split, plain = {"scores": {"0": 3.0, "1": 5.0, "2": 90.0}}, {"scores": {"1": 1.0, "0": 2.0}}
+    assert guide.gain(split, plain) == 2.5
+    losses = [
+        {"task": f"{name} dev", "ours": 10.0 + more, "baseline": 11.0}
+        for name, more in (("CoLA", 0.0), ("RTE", 2.0), ("MRPC", 9.0))
+    ]
+    assert guide.mean_loss("CoLA", "RTE")(losses) == "+0.0 ± 1.0"
+
+
 def test_a_shared_run_is_made_by_one_at_a_time(common: ModuleType, tmp_path: Path) -> None:
     out, inside, most = tmp_path / "runs" / "CoLA-0", [], []
 
@@ -155,6 +174,6 @@ def test_cross_distillation_runs_the_rows_that_were_asked_for(
     monkeypatch.setattr(table, "trained_resnet", lambda options, name: None)
     monkeypatch.setattr(table, "scored", lambda *_, **__: {})
     monkeypatch.setattr(table, "generalised", lambda *_, **__: ran.append("comparison"))
-    options = argparse.Namespace(row=asked, shots=[2], keep={"structured": 0.5}, first=0, seeds=1)
+    options = argparse.Namespace(row=asked, shots=[2], first=0, seeds=1)
     assert len(list(table.rows(options, "structured"))) == sum("fitted" not in m for m in made)
     assert ran == made

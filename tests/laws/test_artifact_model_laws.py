@@ -17,7 +17,7 @@ from laconic.ship.container import read
 from laconic.structure import Prune
 from laconic.structure.axes import find_axes, slice_
 from laconic.tasks import Task
-from laconic.weights import Binary, KMeans, Quantize, Ternary, lay
+from laconic.weights import Binary, KMeans, MinMax, Quantize, Ternary, attach_, lay
 
 # Shared parameters.
 
@@ -122,6 +122,13 @@ def test_a_sequential_of_torchs_layers_needs_nothing(steps, tmp_path):
     more.save(tmp_path / "c")
     for name, network in (("b", again), ("c", more.model)):
         assert same(outputs(load(tmp_path / name), pair[0]), outputs(network, pair[0]))
+
+
+def test_a_sequential_that_rounds_its_inputs_needs_nothing(tmp_path):
+    model, inputs = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), normal(9, 4)
+    attach_(model, {"0": {"input": MinMax(8)}, "2": {"input": MinMax(4)}})
+    save(model, tmp_path / "a")
+    assert same(outputs(load(tmp_path / "a"), inputs), outputs(model, inputs))
 
 
 def test_layers_of_a_sequential_that_stand_twice_are_tied(tmp_path):

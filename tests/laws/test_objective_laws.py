@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers.step_values import ours
 from laconic.models.capture import Features
 from laconic.recipe import Recipe
 from laconic.recover import (
@@ -26,7 +27,7 @@ from laconic.recover import (
     Taught,
     Train,
 )
-from laconic.step import Value, members
+from laconic.step import Value
 from laconic.tasks import Batch, Task
 
 BATCH, TOKENS, WIDTH, HEADS, CLASSES = 3, 5, 6, 2, 4
@@ -47,12 +48,6 @@ EXAMPLES: dict[str, list[Objective]] = {
     ],
     "sum": [Label(weight=0.5) + Logits(4.0, weight=0.5) + Hidden(), Sum((Label(),), weight=2.0)],
 }
-
-
-def ours(family: type[Value]) -> dict[str, Any]:
-    """Return the members of a family but for those that other tests define."""
-    found = members(family, every=True)
-    return {name: kind for name, kind in found.items() if kind.__module__.startswith("laconic.")}
 
 
 def variants(kind: type[Value]) -> Iterator[Any]:

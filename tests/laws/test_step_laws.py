@@ -163,7 +163,8 @@ must stay pruned, and the file that is saved must compute the same as the networ
 A first `split` stands for `quantize: ternary` and the split.
 
 A row is the first step, a column the one after it; *yes* means that it runs. A reason begins with
-the step that is refused; where it is said of several representations, *(...)* stands for each.
+the step that is refused, the first of the two or the second; where it is said of several
+representations, *(...)* stands for each.
 """
 
 

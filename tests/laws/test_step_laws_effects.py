@@ -14,11 +14,13 @@ from torch import nn
 from helpers.steps import ATTENDING, BEFORE, TEACHERS, each_step, tiny_network, tiny_task
 from laconic import measure as measuring
 from laconic.budget import Budget
+from laconic.names import QUANTIZERS, of_laid
 from laconic.run import compress
 from laconic.scope import Scope
 from laconic.step import State, Step, run_step
 from laconic.structure.surgery import edits_of
 from laconic.weights import Quantize
+from laconic.weights.laid import laid_tensors, weights_of
 
 # Modules that the step changes, where it is not the last layer.
 PLACES = {
@@ -73,6 +75,41 @@ def test_a_step_changes_the_network_and_may_be_repeated(step: Step, draws: bool)
     assert (bytes_of(state.model), edits_of(state.model)) != before
     run_step(step, state, key=1)
     assert all(bool(tensor.isfinite().all()) for tensor in state.model.state_dict().values())
+
+
+def tree(model: nn.Module) -> list[str]:
+    """Return the paths of all modules but of what is laid on weights or rounds inputs."""
+    paths = (path for path, _ in model.named_modules())
+    return [path for path in paths if not of_laid(path) and QUANTIZERS not in path.split(".")]
+
+
+def shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: weight.shape for name, weight in weights_of(model, Scope("*")).items()}
+
+
+@each_step
+def test_an_outline_has_the_modules_of_what_comes_out(step: Step, draws: bool) -> None:
+    model, earlier = tiny_network(attends=step.name in ATTENDING), BEFORE.get(step.name, ())
+    before, kinds = bytes_of(model), [type(module) for module in model.modules()]
+    outline, found = step.outline(model, earlier), after(step)
+    assert bytes_of(model) == before
+    assert [type(module) for module in model.modules()] == kinds
+    assert tree(outline) == tree(found)
+    if outline is not model:
+        assert shapes(outline) == shapes(found)
+
+
+@each_step
+def test_an_abridged_step_leaves_a_network_of_the_same_shape(step: Step, draws: bool) -> None:
+    state = State(tiny_network(step), tiny_task(), TEACHERS)
+    parts = step.abridged()
+    assert all(part.repeats == 1 for part in parts)
+    for part in parts:
+        run_step(part, state)
+    found = after(step)
+    assert (tree(state.model), shapes(state.model)) == (tree(found), shapes(found))
+    assert laid_tensors(state.model).keys() == laid_tensors(found).keys()
+    assert [*step.abridged(step.repeats + 7)] == [*step.abridged(step.repeats)]
 
 
 def narrowed(step: Step, scope: Scope) -> Step:

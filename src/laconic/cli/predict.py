@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import math
@@ -13,13 +14,11 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from laconic.cli.shared import glance
+from laconic.cli.samples import First, glance
 from laconic.ledger import Measurement
 from laconic.measure import measure
 from laconic.recipe import Recipe, located
 from laconic.recover.lesson import Teachers
-from laconic.recover.reconstruct import Reconstruct
-from laconic.recover.solve import Gradient
 from laconic.recover.train import Train
 from laconic.run import check_teachers, pick_precision
 from laconic.step import State, Step, run_step
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Prediction", "StepPrediction", "predict", "trainings"]
 
 REPEATS = 3
-SEVERAL = 3  # batches, where as many are full
+SEVERAL = 3  # batches, or what else is repeated, where there are as many
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class StepPrediction:
         nominal_bytes: codes alone, as papers count: weights x keep x bits / 8.
         size_bytes: of the file, were it written untrained.
         updates: of the optimiser.
-        seconds: of training.
+        seconds: of training, and of what else is repeated many times.
     """
 
     step: str
@@ -67,7 +66,7 @@ class Prediction:
 
     @property
     def seconds(self) -> float:
-        """Return the time all steps train."""
+        """Return the time of all steps."""
         return sum(row.seconds for row in self.rows)
 
 
@@ -81,8 +80,8 @@ def predict(
 ) -> Prediction:
     """Run a recipe without its training and return what to expect of it.
 
-    Sizes come from pruning and quantising a copy of the untrained network; time comes from a
-    few updates on a copy, times the updates the recipe asks for.
+    Sizes come from what every step does to a copy of the untrained network besides training; time
+    comes from a few updates on a copy, times the updates the recipe asks for.
 
     Args:
         recipe: checked against the model and the task already.
@@ -119,14 +118,13 @@ def predict(
     for index, step in enumerate(recipe.steps):
         earlier = sum(other.name == step.name for other in recipe.steps[:index])
         with located(index, step, recipe.places):
-            fitting = _fitting(step, state)
-            for part in _untrained(step):
-                run_step(part, state, key=earlier)
+            updates, seconds = _repeated(step, state, earlier)
             history.append(measured(state.model))
-            rows.append(_row(step.name, history[-1], *(fitting or _training(step, state))))
+            more, training = _training(step, state)
+            rows.append(_row(step.name, history[-1], updates + more, seconds + training))
     exceeded = {}
     if recipe.budget is not None:
-        first, last = (dataclasses.asdict(history[place]) for place in (0, -1))
+        first, last = (vars(history[place]) for place in (0, -1))
         exceeded = recipe.budget.exceeded_by(last, first)
     return Prediction(tuple(rows), exceeded)
 
@@ -142,10 +140,9 @@ def trainings(step: Step, times: int = 1) -> Iterator[tuple[Train, int]]:
     if isinstance(step, Train):
         yield step, times
         return
-    fields = dict(step)
-    for value in fields.values():
+    for value in dict(step).values():
         if isinstance(value, Step):
-            yield from trainings(value, times * (fields.get("rounds") or 1))
+            yield from trainings(value, times * step.repeats)
 
 
 def _row(name: str, measured: Measurement, updates: int, seconds: float) -> StepPrediction:
@@ -153,41 +150,27 @@ def _row(name: str, measured: Measurement, updates: int, seconds: float) -> Step
     return StepPrediction(name, nominal, measured.size_bytes, updates, seconds)
 
 
-def _untrained(step: Step) -> tuple[Step, ...]:
-    """Return what a step does to the network besides training it."""
-    if isinstance(step, Train):
-        return step.during
-    if isinstance(step, Reconstruct):
-        return (_shortened(step, 1),)
-    if "retrain" in type(step).model_fields:
-        return (step.model_copy(update={"retrain": None}),)
-    # Of what is looked at many times, once shows how large the network becomes.
-    once = dict.fromkeys({"batches", "iterations"} & type(step).model_fields.keys(), 1)
-    return (step.model_copy(update=once),)
+def _repeated(step: Step, state: State, key: int) -> tuple[int, float]:
+    """Run a step without its training; return updates and seconds of what it repeats.
+
+    They follow from doing that once and several times; there are none where nothing is repeated.
+    """
+    if step.repeats == 1:
+        _run_abridged(step, state, 1, key)
+        return 0, 0.0
+    several = min(1 + SEVERAL, step.repeats)
+    trial = dataclasses.replace(state, model=copied(state.model), curves={})
+    once = _run_abridged(step, state, 1, key)
+    each = (_run_abridged(step, trial, several, key) - once) / (several - 1)
+    return len(trial.curves) * step.repeats, once + (step.repeats - 1) * max(each, 0.0)
 
 
-def _shortened(step: Reconstruct, updates: int) -> Reconstruct:
-    """Return the same with so many updates of every part; what is removed is removed sooner."""
-    if not isinstance(step.solve, Gradient):
-        return step
-    return step.model_copy(
-        update={"solve": step.solve.model_copy(update={"steps": min(updates, step.solve.steps)})}
-    )
-
-
-def _fitting(step: Step, state: State) -> tuple[int, float] | None:
-    """Return updates and seconds of fitting parts, from fittings of one update and of several."""
-    if not isinstance(step, Reconstruct) or not isinstance(step.solve, Gradient):
-        return None
-    seconds = []
-    for updates in (1, 1 + SEVERAL):
-        trial = dataclasses.replace(state, model=copied(state.model), curves={})
-        began = time.perf_counter()
-        run_step(_shortened(step, updates), trial)
-        seconds.append(time.perf_counter() - began)
-    each = max(seconds[1] - seconds[0], 0.0) / SEVERAL
-    left = step.solve.steps - 1
-    return len(trial.curves) * step.solve.steps, seconds[0] + left * each
+def _run_abridged(step: Step, state: State, repeats: int, key: int) -> float:
+    """Run what a step does besides training, and return the seconds that takes."""
+    began = time.perf_counter()
+    for part in step.abridged(repeats):
+        run_step(part, state, key=key)
+    return time.perf_counter() - began
 
 
 def _training(step: Step, state: State) -> tuple[int, float]:
@@ -207,22 +190,21 @@ def _epoch_seconds(train: Train, state: State, task: Task, per_epoch: int) -> fl
 
     Their difference is that of updates alone: preparing a training and scoring an epoch cancel.
     """
-    several = min(SEVERAL, len(task.train) // train.batch)
-    scored = min(train.batch, len(task.validate))
-    once, score = _timed(train, state, task, batches=1, scored=scored)
+    several = min(SEVERAL, per_epoch)
+    once, score = _timed(train, state, task, 1)
     update = once - score
     if several > 1:
-        more, _ = _timed(train, state, task, batches=several, scored=scored)
+        more, _ = _timed(train, state, task, several)
         update = (more - once) / (several - 1) if more > once else update
+    scored = next(First(task.validate, train.batch).batches(train.batch)).size
     return per_epoch * max(update, 0.0) + score * len(task.validate) / scored
 
 
-def _timed(
-    train: Train, state: State, task: Task, *, batches: int, scored: int
-) -> tuple[float, float]:
-    """Return the median seconds of a training of a few batches, and of scoring some examples."""
-    small = task.few(total=min(batches * train.batch, len(task.train)))
-    small.validate = task.validate.subset(range(scored))
+def _timed(train: Train, state: State, task: Task, batches: int) -> tuple[float, float]:
+    """Return the median seconds of a training of a few batches, and of scoring one."""
+    small = copy.copy(task)
+    small.train = First(task.train, train.batch, batches=batches)
+    small.validate = First(task.validate, train.batch)
     once = train.model_copy(update={"epochs": 1, "during": ()})
     trial = dataclasses.replace(state, model=copied(state.model), task=small)
     trainings, scores = [], []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import errno
 import tempfile
 from collections.abc import Sequence
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Threads",
     "folder",
-    "glance",
     "network_of",
     "reserved",
     "task_of",
@@ -113,13 +111,6 @@ def task_of(text: str | None, file: Path) -> Task | None:
     line = _yaml("--task", text)
     with own_code("task", line):
         return task_from_dict(line, base=Path(), tokenizer=tokenizer_in(file))
-
-
-def glance(task: Task) -> Task:
-    """Return the task with two examples to score: costs are measured, metrics are not."""
-    small = copy.copy(task)
-    small.test = task.test.subset(range(min(2, len(task.test))))
-    return small
 
 
 def tokenizer_in(file: Path) -> Any:

@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 from laconic.errors import ModelError, few, nearest
 from laconic.models.layers import describe, layer
 from laconic.models.notes import noted, noted_on
+from laconic.models.rounding import round_input
 from laconic.names import MANIFEST
 from laconic.own import anchored_own, call_own, colon_hint, is_own, plain_own
 
@@ -116,7 +117,9 @@ def layers_builder(model: nn.Module) -> dict[str, Any] | None:
     if parametrize.type_before_parametrizations(model) is not nn.Sequential or noted_on(model):
         return None
     for module in model.modules():
-        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+        hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        # What rounds an input is described apart.
+        if any(hook is not round_input for hook in hooks) or "forward" in vars(module):
             return None
     try:
         return {"layers": describe(model)}

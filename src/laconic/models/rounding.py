@@ -19,6 +19,7 @@ __all__ = [
     "place_",
     "quantizer_of",
     "quantizers_of",
+    "round_input",
     "rounded",
     "rounds_operands",
     "use_attention_",
@@ -52,13 +53,18 @@ def place_(module: nn.Module, place: str, quantizer: nn.Module) -> None:
         quantizers = _Places()
         module.add_module(QUANTIZERS, quantizers)
     if place == INPUT and INPUT not in quantizers:
-        module.register_forward_pre_hook(_round_input, with_kwargs=True)
+        module.register_forward_pre_hook(round_input, with_kwargs=True)
     quantizers[place] = quantizer.train(module.training)
 
 
-def _round_input(
+def round_input(
     module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Round the first input of a module: the hook by which it rounds what it is given.
+
+    >>> round_input(nn.Linear(1, 1), (1.0,), {})
+    ((1.0,), {})
+    """
     # A function of the module and not a closure: copies of a network have hooks of their own.
     if inputs:
         return (rounded(module, INPUT, inputs[0]), *inputs[1:]), named

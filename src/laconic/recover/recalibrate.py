@@ -60,6 +60,15 @@ class Recalibrate(Step):
         super().check(model, task, earlier)
         needed(task, "recalibrate needs batches of data")
 
+    @property
+    def repeats(self) -> int:
+        """Return the batches."""
+        return self.batches
+
+    def abridged(self, repeats: int = 1) -> tuple[Step, ...]:
+        """Return the same on so many batches."""
+        return (self.model_copy(update={"batches": min(repeats, self.repeats)}),)
+
     def apply(self, state: State) -> None:
         """Replace the statistics of every BatchNorm in the scope, then every range."""
         chosen = self.scope.select(state.model)

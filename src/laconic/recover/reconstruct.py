@@ -149,6 +149,18 @@ class Reconstruct(Step):
             check_ranks(len(parts))
         check_curvature(self, gradient_of(self.solve).optimizer, model, earlier)
 
+    @property
+    def repeats(self) -> int:
+        """Return the updates of every part; one where its numbers are solved for."""
+        return self.solve.steps if isinstance(self.solve, Gradient) else 1
+
+    def abridged(self, repeats: int = 1) -> tuple[Step, ...]:
+        """Return the same with so many updates; what is removed is removed sooner."""
+        if not isinstance(self.solve, Gradient):
+            return (self,)
+        solve = self.solve.model_copy(update={"steps": min(repeats, self.repeats)})
+        return (self.model_copy(update={"solve": solve}),)
+
     def apply(self, state: State) -> None:
         """Fit every part."""
         with handing_on_padded(state.model, *state.teacher[:1]):  # the one that is learned from

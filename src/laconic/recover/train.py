@@ -89,6 +89,10 @@ class Train(Step):
         for index, step in enumerate(self.during):
             step.check(model, task, (*earlier, *self.during[:index]))
 
+    def abridged(self, repeats: int = 1) -> tuple[Step, ...]:
+        """Return what changes the network while it trains, each on its own."""
+        return tuple(part for each in self.during for part in each.abridged())
+
     def apply(self, state: State) -> None:
         """Run the loop, from where a resumed run stopped."""
         _Loop(self, state).run()

@@ -23,6 +23,7 @@ from laconic.names import of_laid
 from laconic.own import explained
 from laconic.scope import Scope
 from laconic.step import Count, Share, State, Step, Value, run_step
+from laconic.structure.outlines import outlined
 from laconic.structure.schedules import EPSILON
 from laconic.structure.surgery import keep_
 from laconic.tasks.split import tensors_in
@@ -71,9 +72,13 @@ class Depth(Value, ABC):
             similarity: of each block's output and input, where the choice needs it.
         """
 
-    def left(self, count: int) -> int:
-        """Return how many of so many blocks may stay, before any data are seen."""
-        return len(self.kept(count))
+    def foreseen(self, count: int) -> tuple[int, ...]:
+        """Return the places that stay, as far as that is known before any data are seen."""
+        return self.kept(count)
+
+    def abridged(self) -> Depth:
+        """Return a choice of as many blocks that looks at as few data as can be."""
+        return self
 
     def check(self, task: Task | None) -> None:
         """Refuse to choose without the data that the choice needs."""
@@ -276,9 +281,16 @@ class Similar(Depth):
         going = [place for place in order if similarity[place] > self.above]
         return _without(count, going[: min(count - 1, self.drop or count)])
 
-    def left(self, count: int) -> int:
-        """Return the rest, or all where a threshold may hold them."""
-        return count if self.above > -1 else max(1, count - (self.drop or count))
+    def foreseen(self, count: int) -> tuple[int, ...]:
+        """Return the first of as many as stay, or all where a threshold may hold them.
+
+        Which ones stay is not known; once they are renumbered, their places are these.
+        """
+        return tuple(range(count if self.above > -1 else max(1, count - (self.drop or count))))
+
+    def abridged(self) -> Similar:
+        """Return the same on one batch."""
+        return self.model_copy(update={"batches": 1})
 
     def check(self, task: Task | None) -> None:
         """Refuse to compare without data."""
@@ -348,10 +360,23 @@ class DropLayers(Step):
         """
         super().check(model, task, earlier)
         count = len(_chained(model, _own_blocks(model, self.scope), task))
-        for step in (step for step in earlier if isinstance(step, DropLayers)):
-            count = step.by.left(count)
         self.by.check(task)
-        _refuse_none(self.by, count, self.by.left(count))
+        _refuse_none(self.by, count, len(self.by.foreseen(count)))
+
+    def outline(self, model: nn.Module, earlier: tuple[Step, ...] = ()) -> nn.Module:
+        """Return a copy with as many blocks as stay.
+
+        Where data choose, which blocks these are is not known: the first ones stand for them, and
+        all of them stay where data decide how many go.
+        """
+        with outlined(model) as outline:
+            path = _own_blocks(outline, self.scope)
+            keep_(outline, path, self.by.foreseen(len(_blocks(outline, path))))
+        return outline
+
+    def abridged(self, repeats: int = 1) -> tuple[Step, ...]:
+        """Return the same, its choice made on few data."""
+        return (self.model_copy(update={"by": self.by.abridged()}),)
 
     def apply(self, state: State) -> None:
         """Keep the chosen blocks, renumbered from zero."""
@@ -388,7 +413,7 @@ class LayerDrop(Step):
     positional: ClassVar[tuple[str, ...]] = ("drop",)
 
     drop: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    retrain: Step | None
+    retrain: Step
 
     def check(self, model: nn.Module, task: Task | None, earlier: tuple[Step, ...] = ()) -> None:
         """Refuse a network without blocks, and what the training refuses.
@@ -399,16 +424,17 @@ class LayerDrop(Step):
         """
         super().check(model, task, earlier)
         _chained(model, _own_blocks(model, self.scope), task)
-        if self.retrain is not None:
-            self.retrain.check(model, task, (*earlier, self))
+        self.retrain.check(model, task, (*earlier, self))
+
+    def abridged(self, repeats: int = 1) -> tuple[Step, ...]:
+        """Return what the training does besides."""
+        return self.retrain.abridged()
 
     def apply(self, state: State) -> None:
         """Train with blocks that drop out."""
-        if self.retrain is not None:
-            with dropping_out(
-                _blocks(state.model, _own_blocks(state.model, self.scope)), self.drop
-            ):
-                run_step(self.retrain, state)
+        blocks = _blocks(state.model, _own_blocks(state.model, self.scope))
+        with dropping_out(blocks, self.drop):
+            run_step(self.retrain, state)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -27,9 +28,10 @@ from laconic.structure.factorization import (
     refuse_tied,
     shape_of,
 )
+from laconic.structure.outlines import blank, outlined
 from laconic.structure.surgery import edits_of, replace_
 from laconic.tasks.task import full_precision, needed
-from laconic.weights.laid import mask_of
+from laconic.weights.laid import copied, mask_of
 from laconic.weights.slopes import drawn
 
 if TYPE_CHECKING:
@@ -91,23 +93,17 @@ class Factorize(Step):
         """
         if self.method.samples is not None:
             needed(task, MOMENTS)
-        try:
-            targets = self._targets(model)
-        except (ScopeError, ModelError):
-            # Parts of an earlier split are not there yet; the step itself will check them.
-            if self._split_before(model, earlier):
-                return
-            raise
-        refuse_shared(model, targets, earlier, self.name)
+        refuse_shared(model, self._targets(model), earlier, self.name)
 
-    def _split_before(self, model: nn.Module, earlier: tuple[Step, ...]) -> bool:
-        """Return whether an earlier step may have split layers of the scope."""
-        splits = [step for step in earlier if isinstance(step, Factorize)]
-        try:
-            own = self.scope.select(model).keys()
-        except ScopeError:
-            return bool(splits)
-        return any(own & step.scope.select(model).keys() for step in splits)
+    def outline(self, model: nn.Module, earlier: tuple[Step, ...] = ()) -> nn.Module:
+        """Return a copy with its layers split, in which the parts have no numbers.
+
+        A rank that numbers decide is that of the layers as they are now, whatever their inputs.
+        """
+        with outlined(model) as outline:
+            for name, module in self._targets(outline).items():
+                replace_(outline, name, self._blank_parts(module))
+        return outline
 
     def apply(self, state: State) -> None:
         """Split every fitting layer of the scope."""
@@ -174,6 +170,28 @@ class Factorize(Step):
         self._check_smaller(name, module, _weights(made))
         return made
 
+    def _blank_parts(self, module: nn.Module) -> nn.Module:
+        """Return what replaces a layer, without numbers; they are looked at only if they must be.
+
+        On the device "meta" tensors have shapes alone, and what a plain rank takes is quick.
+        """
+        weight = latent(module)
+        hollow = copied(module, {id(p): _hollow(p) for p in module.parameters()})
+        try:
+            parts = self.method.split(self._alike(hollow, latent(hollow).detach().double()))
+        except RuntimeError:  # what torch raises where a number of "meta" is asked for
+            numbers = weight.detach().to("cpu", torch.float64).nan_to_num()
+            return self.method.split(self._alike(module, numbers))
+        return blank(parts, weight)
+
+    def _alike(self, module: nn.Module, weight: Tensor) -> Source:
+        """Return a layer all of whose inputs weigh alike."""
+        if self.method.samples is None:
+            return Source(module, weight, torch.Generator())
+        groups, size = groups_of(module), math.prod(shape_of(module)[1:])
+        identity = torch.eye(size, dtype=weight.dtype, device=weight.device)
+        return Source(module, weight, torch.Generator(), identity.expand(groups, size, size))
+
     def _moments(self, state: State, targets: Mapping[str, nn.Module]) -> dict[str, Tensor]:
         """Return X X^T [groups, n, n] of the inputs of every layer, if the method needs them."""
         if self.method.samples is None:
@@ -191,6 +209,11 @@ class Factorize(Step):
                     "weigh them; leave it out of the scope, or use SVD"
                 )
         return {name: moment.cpu() for name, moment in moments.items()}
+
+
+def _hollow(parameter: nn.Parameter) -> nn.Parameter:
+    """Return a parameter of the same shape without numbers."""
+    return nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
 
 
 def _weights(module: nn.Module) -> int:

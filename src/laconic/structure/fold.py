@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from laconic.errors import ChainError, ScopeError
+from laconic.models.halves import Halves
 from laconic.models.layers import describe, layer
 from laconic.step import State, Step
 from laconic.structure.examples import example_inputs
@@ -179,7 +180,7 @@ class Fold(Step):
 
         Raises:
             ScopeError: no BatchNorm of the scope reads a layer of it.
-            ChainError: an earlier step quantises one.
+            ChainError: an earlier step quantises or splits one.
             TaskError: there is no task.
         """
         super().check(model, task, earlier)
@@ -189,6 +190,11 @@ class Fold(Step):
                 "fold: no BatchNorm with running statistics reads what a linear layer or "
                 f"convolution (no transposed one) of '{self.scope}' computes, and nothing else "
                 "does; name other layers"
+            )
+        split = (p for p, each in self.scope.select(model).items() if isinstance(each, Halves))
+        if not pairs and (path := next(split, None)) is not None:
+            raise ChainError(
+                f"fold after split at '{path}': the codes of its halves would change; fold first"
             )
         codes = coded(model, self.scope, earlier) if earlier else {}
         for path in pairs:

@@ -19,6 +19,7 @@ from laconic.names import joined
 from laconic.scope import Scope
 from laconic.step import State, Step, Value
 from laconic.structure.factorization import bias_of, latent, refuse_tied
+from laconic.structure.outlines import outlined
 from laconic.structure.surgery import replace_
 from laconic.weights.laid import bake, laid_tensors, lay
 
@@ -273,12 +274,23 @@ class Ghost(Step):
                 "widen the scope"
             )
 
+    def outline(self, model: nn.Module, earlier: tuple[Step, ...] = ()) -> nn.Module:
+        """Return a copy with the ghosts attached."""
+        with outlined(model) as outline:
+            self._attach_(outline)
+        return outline
+
     def apply(self, state: State) -> None:
         """Attach the ghosts."""
-        places = self.by.places(state.model, self.scope)
-        for path in places:
-            self.by.attach_(state.model, path)
+        places = self._attach_(state.model)
         logger.info("ghost: %d layers have %s now", len(places), self.by.name.replace("_", " "))
+
+    def _attach_(self, model: nn.Module) -> list[str]:
+        """Attach ghosts and return where."""
+        places = self.by.places(model, self.scope)
+        for path in places:
+            self.by.attach_(model, path)
+        return places
 
 
 def _has_ghosts(model: nn.Module) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from laconic.errors import AxisError, ChainError, ModelError, RecipeError, ScopeError
+from laconic.errors import ChainError, ModelError, RecipeError, ScopeError
 from laconic.step import Count, During, Share, State, Step, inside, run_step
 from laconic.structure.axes import Axis
 from laconic.structure.criteria import Criterion, Magnitude
@@ -111,8 +111,10 @@ class Prune(During):
         weights = weights_of(model, self.scope)
         if not weights:
             raise ScopeError(f"'{self.scope}' selects no weight of two or more dimensions")
-        for name in weights:
+        for name, weight in weights.items():
             mask_of(model, name)  # refuses what nothing can be laid on
+            if self._order.over == "local":
+                self._refuse_none(f"'{name}'", weight.numel())
         self.by.check_weights(model, weights, earlier)
         for step in inside(earlier, Prune):
             if (step.axes, step.scope) != (self.axes, self.scope):
@@ -127,21 +129,35 @@ class Prune(During):
         axes = apart(axes_of(model, task, self.axes, self.scope))
         self.by.check_axes(model, axes)
         for axis in axes:
-            if self._order.over == "local" and not round(self.keep * axis.size):
-                raise AxisError(
-                    f"keep {self.keep:g} of {axis} rounds to none; keep more than "
-                    f"{0.5 / axis.size:g}, or leave it out of the scope"
-                )
+            if self._order.over == "local":
+                self._refuse_none(str(axis), axis.size)
+
+    def _refuse_none(self, what: str, size: int) -> None:
+        if not round(self.keep * size):
+            raise RecipeError(
+                f"keep {self.keep:g} of {what} rounds to none; keep more than {0.5 / size:g}, or "
+                "leave it out of the scope"
+            )
+
+    @property
+    def repeats(self) -> int:
+        """Return the rounds, in each of which it is retrained."""
+        return self.rounds or 1
+
+    def abridged(self, repeats: int = 1) -> tuple[Step, ...]:
+        """Return the same in so many rounds, and what the retraining does besides."""
+        rounds = min(repeats, self.repeats)
+        bare = self.model_copy(update={"rounds": rounds, "retrain": None})
+        return (bare, *(() if self.retrain is None else self.retrain.abridged()))
 
     def apply(self, state: State) -> None:
         """Prune in rounds, retraining after each."""
-        rounds = self.rounds or 1
-        for index in state.rounds(rounds):
+        for index in state.rounds(self.repeats):
             # A round that is taken up again in the middle of its training has pruned already.
             if not state.training:
                 axes = self._axes(state)
-                self._prune(state, (index + 1) / rounds, axes)
-                if axes and index + 1 == rounds:
+                self._prune(state, (index + 1) / self.repeats, axes)
+                if axes and index + 1 == self.repeats:
                     self._slice(state, axes)
             if self.retrain is not None:
                 run_step(self.retrain, state, key=index)

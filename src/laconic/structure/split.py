@@ -22,6 +22,7 @@ from laconic.step import State, Step
 from laconic.structure.depth import refuse_shared
 from laconic.structure.factorization import bias_of, check_runs, refuse_needed, refuse_tied
 from laconic.structure.gains import Gain, MaximalGain, Part, put_
+from laconic.structure.outlines import blank, outlined
 from laconic.structure.surgery import replace_
 from laconic.weights.laid import (
     Laid,
@@ -195,13 +196,31 @@ class Split(Step):
         """
         super().check(model, task, earlier)
         paths = self._targets(model, _ternary_after(model, earlier))
-        unseen = any(_laid_by(model, step) is None for step in earlier)
-        if not (paths or unseen or self._halves(model)):
+        if not (paths or self._halves(model)):
             raise ChainError(
                 f"split: nothing in '{self.scope}' is ternary; put 'quantize: ternary' or "
                 "plan_split, and training, before it"
             )
         refuse_shared(model, paths, earlier, self.name)
+
+    def outline(self, model: nn.Module, earlier: tuple[Step, ...] = ()) -> nn.Module:
+        """Return a copy with its layers split, on whose halves nothing is laid.
+
+        Where data decide what is ternary, all is split that may be.
+        """
+        with outlined(model) as outline:
+            for path in self._targets(outline, _ternary_after(outline, earlier)):
+                replace_(outline, path, _outlined_halves(outline, path))
+        return outline
+
+    def represented(self, model: nn.Module) -> list[tuple[Representation, Mapping[str, Tensor]]]:
+        """Return binary, which both halves of a layer get."""
+        halves = {
+            name: weight
+            for name, weight in weights_of(model, self.scope).items()
+            if isinstance(model.get_submodule(module_of(module_of(name))), Halves)
+        }
+        return [(Binary(), halves)] if halves else []
 
     def apply(self, state: State) -> None:
         """Split every ternary layer of the scope."""
@@ -247,22 +266,11 @@ def _ternary_after(model: nn.Module, earlier: Iterable[Step] = ()) -> set[str]:
         if isinstance(laid.representation, Ternary) and latent.dim() > 1
     }
     for step in earlier:
-        for ternary, anew in _laid_by(model, step) or ():
+        laid = [(isinstance(each, Ternary), {*found}) for each, found in step.represented(model)]
+        # What may be ternary comes last.
+        for ternary, anew in sorted(laid, key=lambda each: each[0]):
             names = names | anew if ternary else names - anew
     return names
-
-
-def _laid_by(model: nn.Module, step: Step) -> list[tuple[bool, set[str]]] | None:
-    """Return on which weights a step lays something else, and then where perhaps ternary.
-
-    None where they are not there yet.
-    """
-    try:
-        laid = step.represented(model)
-    except ScopeError:  # of what another step will put there
-        return None
-    found = [(isinstance(each, Ternary), set(weights)) for each, weights in laid]
-    return sorted(found, key=lambda each: each[0])
 
 
 def _halved(model: nn.Module, path: str) -> Halves:
@@ -280,6 +288,18 @@ def _halved(model: nn.Module, path: str) -> Halves:
         half.requires_grad_(weight.requires_grad)
         if bias is not None:
             cast("Tensor", half.bias).requires_grad_(bias.requires_grad)
+    return halves
+
+
+def _outlined_halves(model: nn.Module, path: str) -> Halves:
+    """Return two layers like the one at a path: one with its numbers, and one without."""
+    old, spec = model.get_submodule(path), describe(model.get_submodule(path))
+    weight = latent_of(model, f"{path}.weight")[1]
+    with torch.device("meta"):
+        halves = Halves(spec, spec).to(weight.dtype)
+    for name, parameter in (("weight", weight), ("bias", bias_of(old))):
+        halves.first.register_parameter(name, cast("nn.Parameter | None", parameter))
+    blank(halves.second, weight)
     return halves
 
 
@@ -356,6 +376,10 @@ class PlanSplit(Step):
             for name, weight in weights_of(model, self.scope).items()
             for kind in (Binary, Ternary)
         ]
+
+    def abridged(self, repeats: int = 1) -> tuple[Step, ...]:
+        """Return a plan that spends as much without measuring what it gains."""
+        return (self.model_copy(update={"choose": self.choose.abridged()}),)
 
     def apply(self, state: State) -> None:
         """Lay binary on every weight, and ternary on the chosen parts instead."""

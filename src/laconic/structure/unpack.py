@@ -14,8 +14,9 @@ from laconic.errors import ChainError, ModelError, ScopeError
 from laconic.models.attention import PROJECTIONS, UnpackedAttention
 from laconic.step import State, Step
 from laconic.structure.factorization import refuse_root
+from laconic.structure.outlines import outlined
 from laconic.structure.surgery import replace_
-from laconic.weights.laid import copied, lay, mask_of
+from laconic.weights.laid import lay, mask_of
 from laconic.weights.quantize import coded
 from laconic.weights.representation import Float, Representation
 
@@ -92,12 +93,12 @@ class Unpack(Step):
         kept = len(found) - len(left)
         logger.info("unpack: %d attentions unpacked, %d kept that hold codes", len(left), kept)
 
-    def outline(self, model: nn.Module) -> nn.Module:
+    def outline(self, model: nn.Module, earlier: tuple[Step, ...] = ()) -> nn.Module:
         """Return a copy with its attentions unpacked, which later steps select from."""
-        made = copied(model, {id(each): each for each in model.parameters()})
-        for path, attention in _packed(made, self.scope).items():
-            _unpack(made, path, attention)
-        return made
+        with outlined(model) as outline:
+            for path, attention in _packed(outline, self.scope).items():
+                _unpack(outline, path, attention)
+        return outline
 
 
 def unpacked(attention: nn.MultiheadAttention) -> UnpackedAttention:

@@ -127,6 +127,16 @@ class MixedPrecision(Step):
         weights = weights_of(model, self.scope)
         return [(each, weights) for each in (self.low, self.high)]
 
+    @property
+    def repeats(self) -> int:
+        """Return the iterations for each block, over all batches."""
+        return self.batches * self.iterations
+
+    def abridged(self, repeats: int = 1) -> tuple[Step, ...]:
+        """Return the same with so many iterations, on one batch."""
+        few = {"batches": 1, "iterations": min(repeats, self.repeats)}
+        return (self.model_copy(update=few),)
+
     def apply(self, state: State) -> None:
         """Measure every block, then lay one of the representations on its weights."""
         weights, blocks = weights_of(state.model, self.scope), self._blocks(state.model)

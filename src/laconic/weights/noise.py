@@ -58,7 +58,7 @@ class QuantNoise(Step):
     share: Annotated[float, Field(ge=0, le=1)] = 0.1
     block: Count = 8
     proxy: Literal["value", "zero"] = "value"
-    retrain: Step | None
+    retrain: Step
 
     def check(self, model: nn.Module, task: Task | None, earlier: tuple[Step, ...] = ()) -> None:
         """Refuse what noise cannot prepare for, and what the training refuses.
@@ -68,14 +68,15 @@ class QuantNoise(Step):
         """
         super().check(model, task, earlier)
         self._check_codes(planned(model, self.scope, earlier))
-        if self.retrain is not None:
-            self.retrain.check(model, task, (*earlier, self))
+        self.retrain.check(model, task, (*earlier, self))
+
+    def abridged(self, repeats: int = 1) -> tuple[Step, ...]:
+        """Return what the training does besides."""
+        return self.retrain.abridged()
 
     def apply(self, state: State) -> None:
         """Train with noise."""
         self._check_codes(planned(state.model, self.scope, ()))
-        if self.retrain is None:
-            return
         names = list(weights_of(state.model, self.scope))
         plain = [name for name in names if latent_of(state.model, name)[0] is None]
         if self.proxy == "zero":
@@ -124,8 +125,9 @@ def noisy(layers: Iterable[Laid], noise: QuantNoise) -> Iterator[None]:
         layers: what is laid on the weights.
         noise: which blocks.
 
+    >>> from laconic.recover import Train
     >>> layer = Laid(Float())
-    >>> with noisy([layer], QuantNoise(1.0, proxy="zero", retrain=None)):
+    >>> with noisy([layer], QuantNoise(1.0, proxy="zero", retrain=Train())):
     ...     layer(torch.ones(3))
     tensor([0., 0., 0.])
     """

@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from helpers.cli import answer, finished_run, laconic, refused
 from laconic import rundir
-from laconic.cli.predict import _untrained, predict, trainings
-from laconic.errors import FeatureError
+from laconic.cli.contents import file_analyses
+from laconic.cli.predict import predict, trainings
+from laconic.cli.samples import First
+from laconic.errors import FeatureError, RecipeError
 from laconic.models import digits_cnn
 from laconic.recipe import Recipe
 from laconic.recover import (
@@ -21,13 +24,16 @@ from laconic.recover import (
     Label,
     Logits,
     ProximalChannels,
+    Recalibrate,
     Reconstruct,
     Train,
 )
 from laconic.recover.descent import Descent
-from laconic.structure import Prune
+from laconic.ship import save
+from laconic.step import Step
+from laconic.structure import LayerDrop, MaximalGain, PlanSplit, Prune
 from laconic.tasks import Task
-from laconic.weights import MixedPrecision, Quantize
+from laconic.weights import MixedPrecision, Quantize, QuantNoise, mixed
 
 
 @pytest.fixture(scope="module")
@@ -119,10 +125,51 @@ def test_a_prediction_of_parts_fits_them_by_a_few_updates(monkeypatch: pytest.Mo
     assert len(taken) < 30
 
 
-def test_what_is_looked_at_many_times_is_looked_at_once() -> None:
-    step = MixedPrecision(batches=2, batch=20, iterations=30)
-    seen = [part.model_dump() for part in _untrained(step)]
-    assert [(each["batches"], each["iterations"], each["batch"]) for each in seen] == [(1, 1, 20)]
+def seconds_of(*steps: Step, task: Task | None = None) -> list[float]:
+    found = predict(Recipe(steps), digits_cnn(), task or small_task(), device="cpu")
+    return [row.seconds for row in found.rows[1:]]
+
+
+def test_what_is_looked_at_many_times_is_looked_at_few_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks = []
+    find = mixed.eigenvalues
+
+    def counted(*given: Any, iterations: int, **options: Any) -> Any:
+        looks.append(iterations)
+        return find(*given, iterations=iterations, **options)
+
+    monkeypatch.setattr(mixed, "eigenvalues", counted)
+    (one,) = seconds_of(MixedPrecision(batches=1, batch=20, iterations=1))
+    assert (looks, one) == ([1], 0.0)
+    (many,) = seconds_of(MixedPrecision(batches=2, batch=20, iterations=1000))
+    assert looks == [1, 1, 4]
+    assert many > 0
+    assert seconds_of(Recalibrate(30, batch=10), Recalibrate(1, batch=10))[1] == 0.0
+
+
+def test_what_is_chosen_by_data_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MaximalGain, "measured", None)
+    plan = PlanSplit("size <= 0.1x", choose=MaximalGain())
+    first, last = predict(Recipe([plan]), digits_cnn(), small_task(), device="cpu").rows
+    assert last.nominal_bytes < 0.1 * first.nominal_bytes
+
+
+@pytest.mark.parametrize("name", ["layer_drop", "quant_noise"])
+def test_a_training_that_is_left_out_is_refused(name: str) -> None:
+    for retrain in ("retrain: ", "retrain: null", ""):
+        with pytest.raises(RecipeError, match="retrain"):
+            Recipe.parse(f"steps: [{name}: {{{retrain}}}]")
+
+
+def test_a_training_counts_wherever_it_stands() -> None:
+    inner = Train(epochs=2, batch=25, during=(Prune("weights", keep=0.5),))
+    steps = (QuantNoise(0.5, proxy="zero", retrain=inner), LayerDrop(retrain=inner))
+    assert [list(trainings(step)) for step in steps] == [[(inner, 1)]] * 2
+    first, last = predict(Recipe(steps[:1]), digits_cnn(), small_task(), device="cpu").rows
+    assert last.updates == 4 and last.seconds > 0
+    assert last.nominal_bytes < 0.6 * first.nominal_bytes
 
 
 def test_a_prediction_changes_neither_the_network_nor_the_generator() -> None:
@@ -150,3 +197,49 @@ def test_a_prediction_refuses_features_that_the_network_does_not_have() -> None:
     recipe = Recipe((Train(Hidden(), batch=25),))
     with pytest.raises(FeatureError, match="0 layers of the student"):
         predict(recipe, digits_cnn(), small_task(), device="cpu")
+
+
+# ------------------------------------------------------------------ DataLoaders of one's own
+
+
+def loaders(batches: list[list[int]]) -> Task:
+    """Return a task over DataLoaders that decide by themselves what a batch is."""
+    images, labels = torch.zeros(50, 1, 8, 8), torch.arange(50) % 10
+    data: Any = TensorDataset(images, labels)
+    own = [DataLoader(data, batch_sampler=batches) for _ in range(3)]
+    return Task.from_loaders(*own)
+
+
+HALVES = [list(range(25)), list(range(25, 50))]
+
+
+def test_data_that_cannot_be_chosen_from_are_predicted_for() -> None:
+    task = loaders(HALVES)
+    steps = (Train(batch=64), Prune("weights", keep=0.5, rounds=2, retrain=Train(epochs=3)))
+    found = predict(Recipe(steps), digits_cnn(), task, device="cpu")
+    assert [row.updates for row in found.rows[1:]] == [2, 12]
+    assert all(row.seconds > 0 for row in found.rows[1:])
+
+
+def test_data_that_cannot_be_chosen_from_are_analysed(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save(digits_cnn(), path)
+    found = file_analyses([path], model=None, task=loaders(HALVES), batches=1)
+    assert found
+
+
+def test_first_examples_are_those_of_every_epoch() -> None:
+    task = loaders([[3, 1], [4], [0, 2, 5]])
+    few = First(task.train, 1, batches=2)
+    assert [batch.targets.tolist() for batch in few.batches(256)] == [[3], [4]]
+    assert [batch.targets.tolist() for batch in few.batches(256, start=1)] == [[4]]
+    assert list(few.batches(256, start=3)) == []
+    assert few.targets().tolist() == [3, 4] and few.batch_count(1) == 2
+    assert few.plain().example(2).targets.tolist() == [3, 1]
+    assert few.labelled and len(few) == 2
+    arrays = First(small_task().train, 20, batches=9)
+    assert (arrays.batch_count(20), len(arrays)) == (3, 50)
+    assert arrays.subset([4]).targets().tolist() == [4]
+    shuffled = [batch.targets for batch in arrays.batches(7, seed=0, epoch=1)]
+    again = [batch.targets for batch in small_task().train.batches(7, seed=0, epoch=1)]
+    assert len(shuffled) == 8 and all(map(torch.equal, shuffled, again))

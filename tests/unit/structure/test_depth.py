@@ -16,6 +16,7 @@ import laconic
 from helpers.depth import after, inputs, net, task
 from laconic.errors import ModelError, RecipeError, ScopeError, TaskError
 from laconic.models.families import blocks_path
+from laconic.recipe import Recipe
 from laconic.recover import Train
 from laconic.scope import Scope
 from laconic.step import State, Step, run_step
@@ -97,7 +98,7 @@ def test_places_are_sorted_and_of_the_network(count: int, drop: int, share: floa
     for by in some:
         kept = by.kept(count)
         assert list(kept) == sorted(set(kept)) and set(kept) <= set(range(count))
-        assert by.left(count) == len(kept)
+        assert by.foreseen(count) == kept
     for by in some[:3]:
         assert len(by.kept(count)) == max(0, count - drop)
     assert len(Spread(share).kept(count)) == max(1, round(count * share))
@@ -231,10 +232,10 @@ def test_maps_are_similar_where_the_channels_of_their_places_are() -> None:
 
 def test_steps_in_a_row_are_checked_together() -> None:
     half = DropLayers(EveryOther(0.5))
-    half.check(net(6), None)
-    half.check(net(6), None, (half,))
-    with pytest.raises(ModelError, match=r"Top\(3\) leaves none of 3 blocks"):
-        DropLayers(Top(3)).check(net(6), None, (half,))
+    Recipe([half, half]).check(net(6), None)
+    for first in (half, DropLayers(Similar(3))):
+        with pytest.raises(ModelError, match=r"Top\(3\) leaves none of 3 blocks"):
+            Recipe([first, DropLayers(Top(3))]).check(net(6), task())
 
 
 @pytest.mark.parametrize("by", [Top(4), Bottom(9), Middle(5), AllBut(())], ids=repr)
@@ -255,6 +256,12 @@ def test_one_block_must_stay(by: Depth) -> None:
 def test_what_is_not_there_cannot_go(by: Depth, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         DropLayers(by).check(net(), task())
+
+
+def test_a_choice_by_data_is_abridged_to_one_batch() -> None:
+    step = DropLayers(Similar(1, batch=8))
+    assert step.abridged() == (DropLayers(Similar(1, batches=1, batch=8)),)
+    assert DropLayers(Top(1)).abridged() == (DropLayers(Top(1)),)
 
 
 def test_similar_needs_data() -> None:
@@ -307,7 +314,8 @@ def test_blocks_outside_the_scope_are_left_alone() -> None:
         (lambda: AllBut((-1,)), "keep"),
         (lambda: Similar(above=1.5), "above"),
         (lambda: Alternate(2, parity="both"), "parity"),
-        (lambda: LayerDrop(1.0, retrain=None), "drop"),
+        (lambda: LayerDrop(1.0, retrain=Train()), "drop"),
+        (lambda: LayerDrop(0.2, retrain=None), "retrain"),
         (lambda: ShareLayers(-1), "source"),
         (lambda: ShareLayers("median"), "source"),
     ],

@@ -180,19 +180,6 @@ def test_a_module_that_stands_twice_is_replaced_in_both_places() -> None:
     assert model[0] is model[2] and type(model[0]) is nn.Sequential
 
 
-def test_an_earlier_split_postpones_what_shapes_tell() -> None:
-    first, then = Factorize(SVD(4), scope=Scope("5")), Factorize(SVD(1), scope=Scope("5.1"))
-    with pytest.raises(ScopeError, match="selects no module"):
-        then.check(network(), None)
-    then.check(network(), None, (first,))
-    state = State(network())
-    run_step(first, state)
-    run_step(then, state, key=1)
-    assert [type(part) for part in state.model[5]] == [nn.Linear, nn.Sequential]
-    with pytest.raises(ScopeError):
-        run_step(Factorize(SVD(1), scope=Scope("nowhere")), state)
-
-
 def test_recipes_write_it_as_it_prints() -> None:
     text = """
     steps:

@@ -25,7 +25,7 @@ from laconic.models.halves import Halves
 from laconic.scope import Scope
 from laconic.step import State, run_step
 from laconic.structure import Prune, Split
-from laconic.weights import Binary, Float, Quantize, Symmetric, Ternary, activations_of
+from laconic.weights import Binary, Float, MinMax, Quantize, Symmetric, Ternary, activations_of
 from laconic.weights.laid import laid_tensors, lay, mask_of, tie_
 
 
@@ -89,8 +89,9 @@ def test_halves_round_the_input_that_their_layer_did() -> None:
     after(Split(), model)
     assert activations_of(model) == places
     torch.testing.assert_close(model.eval()(images), before, rtol=0, atol=LOGITS)
-    after(Quantize(activation=8), model)
-    assert activations_of(model).keys() == places.keys()
+    for bits, scope in ((8, "*"), (7, "kind:linear, kind:conv"), (6, "*.first, *.second")):
+        after(Quantize(activation=bits, scope=Scope(scope)), model)
+        assert activations_of(model) == {path: {"input": MinMax(bits)} for path in places}
 
 
 def test_only_what_is_ternary_in_the_scope_is_split() -> None:

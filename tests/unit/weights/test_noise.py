@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers.train import network, task
 from laconic.errors import ChainError, RecipeError
 from laconic.recover import AdamW, Stop, Train
 from laconic.scope import Scope
 from laconic.ship.checkpoint import load_checkpoint, save_checkpoint
 from laconic.step import State, run_step
 from laconic.structure import Prune
-from laconic.tasks import Task
 from laconic.weights import (
     Float,
     KMeans,
@@ -31,19 +31,6 @@ from laconic.weights import (
 )
 from laconic.weights.laid import laid_tensors
 from laconic.weights.noise import noisy, random_blocks
-
-
-def task() -> Task:
-    generator = torch.Generator().manual_seed(0)
-    inputs, labels = torch.randn(20, 6, generator=generator), torch.arange(20) % 3
-    return Task((inputs, labels), (inputs[:9], labels[:9]), (inputs[:9], labels[:9]))
-
-
-def network() -> nn.Sequential:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
-
 
 TRAIN = Train(epochs=2, batch=8, optimizer=AdamW(0.02), stop=Stop(keep="last"))
 
@@ -79,7 +66,7 @@ def test_chosen_blocks_are_quantised_and_the_others_are_not(representation: Any)
     weight = torch.randn(12, 40, requires_grad=True)
     laid = Laid(representation, None, representation.fit(weight.detach()))
     quantised = laid(weight).detach()
-    with noisy([laid], QuantNoise(0.4, block=8, retrain=None)):
+    with noisy([laid], QuantNoise(0.4, block=8, retrain=TRAIN)):
         torch.manual_seed(5)
         output = laid(weight)
         torch.manual_seed(5)
@@ -97,7 +84,7 @@ def test_chosen_blocks_are_quantised_and_the_others_are_not(representation: Any)
 def test_a_clipped_weight_has_no_gradient_where_it_is_quantised() -> None:
     weight = torch.full((4, 16), 9.0, requires_grad=True)
     laid = Laid(LearnedStep(2), None, {"scale": torch.ones(1)})
-    with noisy([laid], QuantNoise(0.5, block=4, retrain=None)):
+    with noisy([laid], QuantNoise(0.5, block=4, retrain=TRAIN)):
         torch.manual_seed(2)
         laid(weight).sum().backward()
     torch.manual_seed(2)
@@ -109,7 +96,7 @@ def test_a_clipped_weight_has_no_gradient_where_it_is_quantised() -> None:
 def test_zero_blocks_have_a_straight_through_gradient() -> None:
     weight = torch.randn(8, 16, requires_grad=True)
     laid = Laid(Float())
-    with noisy([laid], QuantNoise(0.5, proxy="zero", retrain=None)):
+    with noisy([laid], QuantNoise(0.5, proxy="zero", retrain=TRAIN)):
         torch.manual_seed(4)
         output = laid(weight)
     torch.manual_seed(4)
@@ -122,7 +109,7 @@ def test_zero_blocks_have_a_straight_through_gradient() -> None:
 def test_what_is_pruned_stays_so() -> None:
     weight, mask = torch.randn(8, 16, requires_grad=True), torch.rand(8, 16) < 0.5
     laid = Laid(Ternary(), mask)
-    with noisy([laid], QuantNoise(0.5, retrain=None)):
+    with noisy([laid], QuantNoise(0.5, retrain=TRAIN)):
         output = laid(weight)
     output.sum().backward()
     assert not bool(output[~mask].any()) and not bool(weight.grad[~mask].any())
@@ -274,7 +261,9 @@ def test_what_the_training_refuses_is_refused() -> None:
         )
 
 
-@pytest.mark.parametrize("fields", [{"share": -0.1}, {"share": 1.1}, {"block": 0}])
+@pytest.mark.parametrize(
+    "fields", [{"share": -0.1}, {"share": 1.1}, {"block": 0}, {"retrain": None}], ids=repr
+)
 def test_fields_out_of_bounds_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match=next(iter(fields))):
-        QuantNoise(**fields, retrain=None)
+        QuantNoise(**{"retrain": TRAIN} | fields)

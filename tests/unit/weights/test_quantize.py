@@ -21,7 +21,6 @@ from laconic.recover import Recalibrate, Reset, Train
 from laconic.recover.lesson import Lesson
 from laconic.report.tables import heading, layer_columns
 from laconic.run import compress
-from laconic.scope import Scope
 from laconic.ship.checkpoint import load_checkpoint, save_checkpoint
 from laconic.ship.container import read, write
 from laconic.step import State, run_step
@@ -217,15 +216,6 @@ def test_scores_are_of_the_rounded_operands() -> None:
     query, key = (attention.quantizers[n](features[f"{n}.1"]) for n in ("query", "key"))
     scores = query @ key.transpose(-1, -2) * attention.scaling
     torch.testing.assert_close(features["attention.1"], scores)
-
-
-@pytest.mark.parametrize("scope", ["*", "kind:linear", "0.first, 2.second", "0, kind:linear"])
-def test_what_comes_to_a_split_layer_is_rounded_by_kind_too(scope: str) -> None:
-    network = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8))
-    state = State(quantized(Quantize(Ternary()), network))
-    run_step(Split(), state)
-    rounded = quantized(Quantize(activation=8, scope=Scope(scope)), state.model)
-    assert [*activations_of(rounded)] == ["0", "2"]
 
 
 @pytest.mark.parametrize("activation", [Percentile(), LeastError()])
