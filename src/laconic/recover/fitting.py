@@ -123,7 +123,7 @@ class Fitting:
 
         Of several terms, the one that feeds the student most of its own is sent.
         """
-        done = self.finished / self.solve.steps
+        done = self.finished / self.solve.updates
         terms = [self._own(term) for term in self.feed.mixtures(done)]
         taught = {share: self._taught(flow, share) for share in {1.0, *(t.teacher for t in terms)}}
         torch.manual_seed(derive(self.state.seed, "update", self.number[0], self.finished))

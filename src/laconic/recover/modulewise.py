@@ -28,7 +28,7 @@ def data_of(fitting: Fitting) -> Data:
     """Return what enters the first part."""
     state, solve = fitting.state, fitting.solve
     return Data(
-        fitting.task.train, solve.batch, limit=solve.steps, seed=state.seed, device=state.device
+        fitting.task.train, solve.batch, limit=solve.updates, seed=state.seed, device=state.device
     )
 
 
@@ -209,7 +209,7 @@ def _check_memory(before: Sequence[Fitting], fed: Sequence[int], size: int) -> N
 
 def _ticks(fitting: Fitting) -> Iterator[int]:
     """Return the updates that are left to a part, for all to see."""
-    left = range(fitting.finished, fitting.solve.steps)
+    left = range(fitting.finished, fitting.solve.updates)
     return progress(left, "reconstruct part {} of {}".format(*fitting.number), len(left))
 
 

@@ -190,7 +190,7 @@ class Proximal(Value, ABC):
         keep: fraction of the elements left, (0, 1].
         mode: "topk": as many as a straight line from all to the goal says are left;
             "soft": all are shrunk by a threshold that grows until the goal is met.
-        end: share of the steps after which no more than the goal are left.
+        end: share of the updates after which no more than the goal are left.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("keep",)

@@ -152,13 +152,13 @@ class Reconstruct(Step):
     @property
     def repeats(self) -> int:
         """Return the updates of every part; one where its numbers are solved for."""
-        return self.solve.steps if isinstance(self.solve, Gradient) else 1
+        return self.solve.updates if isinstance(self.solve, Gradient) else 1
 
     def abridged(self, repeats: int = 1) -> tuple[Step, ...]:
         """Return the same with so many updates; what is removed is removed sooner."""
         if not isinstance(self.solve, Gradient):
             return (self,)
-        solve = self.solve.model_copy(update={"steps": min(repeats, self.repeats)})
+        solve = self.solve.model_copy(update={"updates": min(repeats, self.repeats)})
         return (self.model_copy(update={"solve": solve}),)
 
     def apply(self, state: State) -> None:

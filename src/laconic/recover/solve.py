@@ -55,20 +55,20 @@ class Gradient(Solve):
     """Descend on the part's loss, straight through masks and representations.
 
     Attributes:
-        steps: updates of every part.
+        updates: of every part.
         batch: examples of each; a layer's loss is always that of all examples.
         optimizer: how the parameters move. At a constant rate what is rounded ends above losses
             that it had before. Where channels go, cross distillation's reference code divides
             the rate by 10 once they are chosen.
         penalty: removes weights or input channels of a layer on the way.
 
-    >>> Gradient(250).steps
+    >>> Gradient(250).updates
     250
     """
 
-    positional: ClassVar[tuple[str, ...]] = ("steps",)
+    positional: ClassVar[tuple[str, ...]] = ("updates",)
 
-    steps: Count = 1000
+    updates: Count = 1000
     batch: Count = 32
     optimizer: Optimizer = Adam(lr=5e-4)
     penalty: Proximal | None = None
@@ -84,13 +84,13 @@ class Gradient(Solve):
         Without a penalty a layer that would end no nearer than it was stays as it was.
         """
         # First: a mask that is laid on a weight makes another parameter of it.
-        removal = None if self.penalty is None else _Removal(self.penalty, part, self.steps)
+        removal = None if self.penalty is None else _Removal(self.penalty, part, self.updates)
         descent = part.descent(self.optimizer)
         start = part.matrix().to(part.precision)
         form, before, began = part.around(start, 0.0), part.numbers(), part.loss_now()
-        for step in progress(range(self.steps), part.label):
-            done = step / self.steps
-            if step and (step - 1) / self.steps < part.feed.settled:
+        for step in progress(range(self.updates), part.label):
+            done = step / self.updates
+            if step and (step - 1) / self.updates < part.feed.settled:
                 form = part.around(start, done)
             where = f"in layer '{part.path}', update {step + 1}"
             part.note(descent.update(functools.partial(part.loss, form, start), done, where))

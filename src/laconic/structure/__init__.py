@@ -19,7 +19,7 @@ _TABLE: dict[str, str] = {
     "DropLayers": "laconic.structure.depth",
     "Edit": "laconic.structure.axes",
     "Embedding": "laconic.structure.matrices",
-    "EveryOther": "laconic.structure.depth",
+    "EveryNth": "laconic.structure.depth",
     "FPGM": "laconic.structure.importance",
     "Factorization": "laconic.structure.factorization",
     "Factorize": "laconic.structure.factorize",

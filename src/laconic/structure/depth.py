@@ -40,7 +40,7 @@ __all__ = [
     "Bottom",
     "Depth",
     "DropLayers",
-    "EveryOther",
+    "EveryNth",
     "LayerDrop",
     "Middle",
     "ShareLayers",
@@ -178,27 +178,27 @@ class Alternate(Depth):
         return _without(count, places[-self.drop :])
 
 
-class EveryOther(Depth):
+class EveryNth(Depth):
     """Drop every n-th block, as LayerDrop does for inference.
 
-    Fan et al. 2020, section 3.2: block d, counted from 0, goes where
-    ``d mod floor(1 / share) = 0``. More than half goes in several steps: 12 blocks become 6 and
-    then 3 with ``EveryOther(0.5)`` twice.
+    Fan et al. 2020, section 3.2: block d, counted from 0, goes where ``d mod n = 0``. The paper's n
+    is ``floor(1 / p)`` of a share p of the blocks. More than half goes in several steps: 12 blocks
+    become 6 and then 3 with ``EveryNth(2)`` twice.
 
     Attributes:
-        share: of the blocks that go; at most half.
+        every: n, from 2.
 
-    >>> EveryOther(0.5).kept(6)
+    >>> EveryNth(2).kept(6)
     (1, 3, 5)
     """
 
-    positional: ClassVar[tuple[str, ...]] = ("share",)
+    positional: ClassVar[tuple[str, ...]] = ("every",)
 
-    share: Annotated[float, Field(gt=0, le=0.5)] = 0.5
+    every: Annotated[int, Field(ge=2)] = 2
 
     def kept(self, count: int, similarity: Sequence[float] = ()) -> tuple[int, ...]:
-        """Return the places that are no multiple of floor(1 / share)."""
-        return _without(count, range(0, count, math.floor(1 / self.share + EPSILON)))
+        """Return the places that are no multiple of n."""
+        return _without(count, range(0, count, self.every))
 
 
 class Spread(Depth):
@@ -394,25 +394,25 @@ class LayerDrop(Step):
     """Let blocks drop out while the network trains (Fan et al. 2020).
 
     In every forward of the training each block is left out, independently, with probability
-    ``drop``: its output is its input, not rescaled. Evaluation uses all blocks, and nothing of
-    this is left when the training ends. It prepares for ``DropLayers(EveryOther(...))``; for a
-    target of r of N blocks the paper recommends ``drop = 1 - r / N``.
+    ``chance``: its output is its input, not rescaled. Evaluation uses all blocks, and nothing of
+    this is left when the training ends. It prepares for ``DropLayers(EveryNth(...))``; for a
+    target of r of N blocks the paper recommends ``chance = 1 - r / N``.
 
     Draws come from the generator that dropout draws from. Training seeds it for every update, so
     a resumed run goes on with the same draws.
 
     Attributes:
-        drop: probability of each block; the paper's default is 0.2.
+        chance: of each block to be left out; the paper's default is 0.2.
         retrain: the training.
 
     >>> from laconic.recover import Train
-    >>> LayerDrop(0.1, retrain=Train(epochs=3)).drop
+    >>> LayerDrop(0.1, retrain=Train(epochs=3)).chance
     0.1
     """
 
-    positional: ClassVar[tuple[str, ...]] = ("drop",)
+    positional: ClassVar[tuple[str, ...]] = ("chance",)
 
-    drop: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    chance: Annotated[float, Field(ge=0, lt=1)] = 0.2
     retrain: Step
 
     def check(self, model: nn.Module, task: Task | None, earlier: tuple[Step, ...] = ()) -> None:
@@ -433,7 +433,7 @@ class LayerDrop(Step):
     def apply(self, state: State) -> None:
         """Train with blocks that drop out."""
         blocks = _blocks(state.model, _own_blocks(state.model, self.scope))
-        with dropping_out(blocks, self.drop):
+        with dropping_out(blocks, self.chance):
             run_step(self.retrain, state)
 
 

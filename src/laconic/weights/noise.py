@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from laconic.errors import ChainError
-from laconic.step import Count, State, Step, run_step
+from laconic.step import Count, State, Step, UpToOne, run_step
 from laconic.weights.laid import Laid, bake, laid_tensors, latent_of, lay, weights_of
 from laconic.weights.quantize import planned
 from laconic.weights.representation import Float, Representation, rows_of
@@ -27,7 +26,7 @@ class QuantNoise(Step):
     """Train while a random share of the blocks is quantised, the rest is not.
 
     In every update of the training each block of each quantised weight is, with probability
-    ``share``, what it will be in the file, with a straight-through gradient, and else the
+    ``chance``, what it will be in the file, with a straight-through gradient, and else the
     number that is trained, with a gradient of its own (Fan et al. 2021, Training with
     Quantization Noise for Extreme Model Compression). Evaluation, and what is
     shipped, is quantised as a whole; nothing of this is left when the training ends.
@@ -43,7 +42,7 @@ class QuantNoise(Step):
 
     Attributes:
         scope: modules whose matrices and kernels get noise.
-        share: probability of each block; the paper takes 0.05 to 0.2.
+        chance: of each block to be chosen; the paper takes 0.05 to 0.2.
         block: consecutive weights of a row that are chosen together.
         proxy: what a chosen block is: its quantised "value" or "zero".
         retrain: the training.
@@ -53,9 +52,9 @@ class QuantNoise(Step):
     8
     """
 
-    positional: ClassVar[tuple[str, ...]] = ("share",)
+    positional: ClassVar[tuple[str, ...]] = ("chance",)
 
-    share: Annotated[float, Field(ge=0, le=1)] = 0.1
+    chance: UpToOne = 0.1
     block: Count = 8
     proxy: Literal["value", "zero"] = "value"
     retrain: Step
@@ -111,7 +110,7 @@ class QuantNoise(Step):
             decoded: its quantised value.
             surrogate: what has the gradient of that.
         """
-        chosen = random_blocks(weight.shape, self.share, self.block).to(weight.device)
+        chosen = random_blocks(weight.shape, self.chance, self.block).to(weight.device)
         if self.proxy == "zero":
             return weight.detach().masked_fill(chosen, 0.0), weight
         return torch.where(chosen, decoded, weight.detach()), torch.where(chosen, surrogate, weight)
@@ -141,12 +140,12 @@ def noisy(layers: Iterable[Laid], noise: QuantNoise) -> Iterator[None]:
             layer.quant_noise = None
 
 
-def random_blocks(shape: torch.Size, share: float, block: int) -> Tensor:
+def random_blocks(shape: torch.Size, chance: float, block: int) -> Tensor:
     """Return which weights are in chosen blocks, bool [shape], drawn with torch's generator.
 
     Args:
         shape: of the weight.
-        share: probability of each block.
+        chance: of each block to be chosen.
         block: consecutive weights of a row (an index of the first dimension).
 
     >>> random_blocks(torch.Size([1, 3]), 1.0, 2).tolist()
@@ -154,7 +153,7 @@ def random_blocks(shape: torch.Size, share: float, block: int) -> Tensor:
     """
     rows, length = rows_of(shape)
     # On the CPU, so that every device draws the same.
-    chosen = torch.rand(rows, math.ceil(length / block)) < share
+    chosen = torch.rand(rows, math.ceil(length / block)) < chance
     return chosen.repeat_interleave(block, dim=1)[:, :length].reshape(shape)
 
 

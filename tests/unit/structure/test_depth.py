@@ -26,7 +26,7 @@ from laconic.structure import (
     Bottom,
     Depth,
     DropLayers,
-    EveryOther,
+    EveryNth,
     LayerDrop,
     Middle,
     ShareLayers,
@@ -57,10 +57,9 @@ from laconic.weights.laid import lay
         (Middle(6), {4, 5, 6, 7, 8, 9}),
         (Middle(3), {5, 6, 7}),
         # Fan et al. 2020 count from 0: d mod floor(1 / p) = 0.
-        (EveryOther(0.5), {1, 3, 5, 7, 9, 11}),
-        (EveryOther(0.34), {1, 3, 5, 7, 9, 11}),
-        (EveryOther(1 / 3), {1, 4, 7, 10}),
-        (EveryOther(0.2), {1, 6, 11}),
+        (EveryNth(2), {1, 3, 5, 7, 9, 11}),
+        (EveryNth(3), {1, 4, 7, 10}),
+        (EveryNth(5), {1, 6, 11}),
     ],
     ids=repr,
 )
@@ -87,14 +86,14 @@ def test_what_stays_of_twelve(by: Depth, kept: tuple[int, ...]) -> None:
 
 
 def test_more_than_half_goes_in_steps() -> None:
-    assert EveryOther(0.5).kept(12) == (1, 3, 5, 7, 9, 11)
-    assert EveryOther(0.5).kept(6) == (1, 3, 5)
+    assert EveryNth(2).kept(12) == (1, 3, 5, 7, 9, 11)
+    assert EveryNth(2).kept(6) == (1, 3, 5)
 
 
 @given(count=st.integers(1, 40), drop=st.integers(1, 40), share=st.floats(0.01, 1))
 def test_places_are_sorted_and_of_the_network(count: int, drop: int, share: float) -> None:
     some: list[Depth] = [Top(drop), Bottom(drop), Middle(drop), Spread(share)]
-    some.append(EveryOther(share / 2))
+    some.append(EveryNth(1 + drop))
     for by in some:
         kept = by.kept(count)
         assert list(kept) == sorted(set(kept)) and set(kept) <= set(range(count))
@@ -152,7 +151,7 @@ def test_the_blocks_that_stay_are_the_same_and_run_in_order() -> None:
 def test_edits_repeat_it_on_a_network_as_it_was_built() -> None:
     model = net(6)
     after(DropLayers(Top(2)), model)
-    after(DropLayers(EveryOther(0.5)), model)
+    after(DropLayers(EveryNth(2)), model)
     assert edits_of(model) == {"lists": {"blocks": [1, 3]}}
     again = net(6)
     apply_edits_(again, edits_of(model), {})
@@ -231,7 +230,7 @@ def test_maps_are_similar_where_the_channels_of_their_places_are() -> None:
 
 
 def test_steps_in_a_row_are_checked_together() -> None:
-    half = DropLayers(EveryOther(0.5))
+    half = DropLayers(EveryNth(2))
     Recipe([half, half]).check(net(6), None)
     for first in (half, DropLayers(Similar(3))):
         with pytest.raises(ModelError, match=r"Top\(3\) leaves none of 3 blocks"):
@@ -309,12 +308,12 @@ def test_blocks_outside_the_scope_are_left_alone() -> None:
     ("make", "field"),
     [
         (lambda: Top(0), "drop"),
-        (lambda: EveryOther(0.6), "share"),
+        (lambda: EveryNth(1), "every"),
         (lambda: Spread(0.0), "keep"),
         (lambda: AllBut((-1,)), "keep"),
         (lambda: Similar(above=1.5), "above"),
         (lambda: Alternate(2, parity="both"), "parity"),
-        (lambda: LayerDrop(1.0, retrain=Train()), "drop"),
+        (lambda: LayerDrop(1.0, retrain=Train()), "chance"),
         (lambda: LayerDrop(0.2, retrain=None), "retrain"),
         (lambda: ShareLayers(-1), "source"),
         (lambda: ShareLayers("median"), "source"),

@@ -52,10 +52,10 @@ def test_blocks_are_chosen_whole(shape: tuple[int, ...], block: int) -> None:
         assert all(part.unique().numel() == 1 for part in row.split(block))
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.7, 1.0])
-def test_the_share_is_a_probability(share: float) -> None:
-    chosen = random_blocks(torch.Size((1000, 160)), share, 8).double().mean()
-    assert float(chosen) == pytest.approx(share, abs=4 * (share * (1 - share) / 20_000) ** 0.5)
+@pytest.mark.parametrize("chance", [0.0, 0.1, 0.7, 1.0])
+def test_the_chance_is_a_probability(chance: float) -> None:
+    chosen = random_blocks(torch.Size((1000, 160)), chance, 8).double().mean()
+    assert float(chosen) == pytest.approx(chance, abs=4 * (chance * (1 - chance) / 20_000) ** 0.5)
 
 
 # Value and gradient.
@@ -262,7 +262,7 @@ def test_what_the_training_refuses_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{"share": -0.1}, {"share": 1.1}, {"block": 0}, {"retrain": None}], ids=repr
+    "fields", [{"chance": -0.1}, {"chance": 1.1}, {"block": 0}, {"retrain": None}], ids=repr
 )
 def test_fields_out_of_bounds_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match=next(iter(fields))):
