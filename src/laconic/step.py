@@ -47,6 +47,7 @@ __all__ = [
     "inside",
     "members",
     "run_step",
+    "undisturbed",
 ]
 
 # Fields of many values: a number of things, and how large a part of all, which may be nothing.
@@ -83,6 +84,21 @@ def generator_of(seed: int, *keys: object) -> torch.Generator:
     True
     """
     return torch.Generator().manual_seed(derive(seed, *keys))
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Leave torch's global generators, of every device, as they were before a with block.
+
+    >>> before = torch.get_rng_state()
+    >>> with undisturbed():
+    ...     _ = torch.rand(3)
+    >>> torch.equal(torch.get_rng_state(), before)
+    True
+    """
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    with torch.random.fork_rng(devices=list(devices)):
+        yield
 
 
 class Value(BaseModel):
@@ -502,9 +518,8 @@ def run_step(step: Step, state: State, *, key: object = 0) -> None:
     """
     outer = state.seed
     state.seed = derive(outer, step.name, key)
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     try:
-        with torch.random.fork_rng(devices=list(devices)):
+        with undisturbed():
             torch.manual_seed(state.seed)
             step.apply(state)
     except LaconicError:

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from laconic.errors import ModelError
 from laconic.models.families import FAMILIES
 from laconic.names import joined, module_of, of_laid
+from laconic.step import undisturbed
 from laconic.structure._atoms import Atom, Dim, fixed, freeze, root, unify
 from laconic.structure._rules import ELEMENTWISE, Call, constant, pointwise, unknown
 from laconic.structure._views import RULES
@@ -278,7 +279,7 @@ def record(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     Raises:
         ModelError: its forward fails.
     """
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), _spelled_out():
+    with torch.no_grad(), undisturbed(), _spelled_out():
         try:
             # On a copy: what a forward keeps from its first run may spare it work in the second.
             foreseen = _foreseen(copied(network, _shared(network)), args, kwargs)
@@ -302,8 +303,7 @@ def shapes_in_training(
         ModelError: its forward fails.
     """
     network = copied(network).train()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-    with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
+    with torch.no_grad(), undisturbed():
         try:
             return [tensor.shape for tensor in _leaves(network(*args, **kwargs))]
         except Exception as error:
@@ -319,7 +319,7 @@ def _called(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
             # Bound now: a hook gets no name.
             module.register_forward_pre_hook(lambda *_, name=name: found.add(name))
         # It may not train on this example.
-        with contextlib.suppress(Exception), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with contextlib.suppress(Exception), torch.no_grad(), undisturbed():
             other(*args, **kwargs)
     return found
 

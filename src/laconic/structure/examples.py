@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from laconic.errors import ModelError, TaskError
+from laconic.step import undisturbed
 from laconic.tasks.task import device_of, evaluation
 
 if TYPE_CHECKING:
@@ -50,9 +50,8 @@ def example_inputs(
         calls.append((inputs, named))
 
     watched = model.register_forward_pre_hook(note, with_kwargs=True)
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     try:
-        with watched, torch.random.fork_rng(devices=list(devices)), evaluation(model):
+        with watched, undisturbed(), evaluation(model):
             task.call(model, batch)
     except _MISFIT as error:
         raise ModelError(

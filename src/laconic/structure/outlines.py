@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from laconic.step import undisturbed
 from laconic.weights.laid import copied
 
 __all__ = ["blank", "outlined"]
@@ -27,7 +28,7 @@ def outlined(model: nn.Module) -> Iterator[nn.Module]:
     Linear(in_features=2, out_features=2, bias=True)
     """
     own = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()}
-    with torch.random.fork_rng(devices=[]):
+    with undisturbed():
         yield copied(model, own)
 
 
