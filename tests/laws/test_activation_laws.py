@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from laconic.errors import RecipeError, RunError
 from laconic.step import Value, members
-from laconic.weights import Activation, LearnedClip, LearnedSpacing, Quantizer, workspace
+from laconic.weights import (
+    Activation,
+    LearnedClip,
+    LearnedSpacing,
+    Quantizer,
+    Symmetric,
+    workspace,
+)
 from laconic.weights.quantizer import attach_, quantizing
 
 # Of float32 numbers that are products of a level and a spacing.
@@ -65,6 +72,20 @@ def test_the_rounded_tensor_is_what_the_codes_stand_for(activation: Activation, 
     assert int(code.max()) < 2**activation.bits
     assert 0 <= int(zero_point) < 2**activation.bits
     assert rounded.unique().numel() <= 2**activation.bits
+
+
+@every
+@pytest.mark.parametrize("weight", [Symmetric(8, granularity="row"), Symmetric(4)], ids=repr)
+def test_a_layer_is_a_product_of_integers(activation: Activation, weight: Symmetric) -> None:
+    """Multiply codes with int32 sums: what hardware computes is what the network does."""
+    inputs, state = TENSORS["normal"], calibrated(activation, TENSORS["normal"])
+    codes = weight.encode(torch.randn(5, 30, generator=torch.Generator().manual_seed(3)))
+    one, scale, zero = activation.codes(inputs, state)
+    other = codes.streams["code"].tensor.int() - (2 ** (weight.bits - 1) - 1)
+    sums = (one.int() - zero.int()) @ other.T
+    computed = sums * (scale * codes.tables["scale"])
+    rounded = activation.rounded(inputs, state).double() @ weight.decode(codes).double().T
+    assert torch.allclose(computed.double(), rounded, rtol=CLOSE, atol=CLOSE)
 
 
 @every
