@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from helpers.tensors import drawn64
 from laconic.structure.decompose import (
     data_svd_factors,
     energy_rank,
@@ -28,11 +29,6 @@ from laconic.structure.tensors import compose_kernels, cp, cp_tensor, separable,
 
 # float64 sums of a few hundred products of order one.
 ROUNDING = 1e-10
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 # ------------------------------------------------------------------ low rank
@@ -98,7 +94,7 @@ def test_tensor_train_counts_and_bound() -> None:
     shape = (768, 3072)
     assert TensorTrain(8).modes(shape) == ((12, 8, 8), (12, 16, 16))
     assert TensorTrain(8).count(shape, 8) == 144 * 8 + 8 * 128 * 8 + 8 * 128 == 10_368
-    weight = drawn(24, 24)
+    weight = drawn64(24, 24)
     for eps in (0.1, 0.3, 0.6):
         cores = tensor_train(weight, (2, 3, 4), (4, 3, 2), eps=eps)
         assert float((train_matrix(cores) - weight).norm()) <= eps * float(weight.norm())
@@ -120,14 +116,14 @@ def test_block_term_counts() -> None:
 def test_tucker_2_counts_and_exactness() -> None:
     # ci r_in + r_in r_out k^2 + r_out co.
     assert Tucker2((32, 16)).planned((128, 64, 3, 3)) == 64 * 16 + 16 * 32 * 9 + 32 * 128
-    kernel = drawn(6, 5, 3, 3)
+    kernel = drawn64(6, 5, 3, 3)
     core, factors = tucker(kernel, (6, 5, None, None))
     rebuilt = torch.einsum("abhw,oa,ib->oihw", core, factors[0], factors[1])
     assert torch.allclose(rebuilt, kernel, atol=ROUNDING)
 
 
 def test_cp_recovers_a_synthetic_tensor() -> None:
-    known = cp_tensor([drawn(size, 3, seed=k) for k, size in enumerate((8, 7, 3, 3))])
+    known = cp_tensor([drawn64(size, 3, seed=k) for k, size in enumerate((8, 7, 3, 3))])
     found = cp_tensor(cp(known, 3, generator=torch.Generator()))
     assert float((found - known).norm() / known.norm()) < 1e-6
     assert CP(24).planned((128, 64, 3, 3)) == 24 * (128 + 64 + 3 + 3)
@@ -137,7 +133,7 @@ def test_separable_is_exact_for_an_outer_product() -> None:
     column, row = torch.arange(1.0, 6.0).double(), torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]).double()
     kernel = torch.outer(column, row)[None, None]
     tall, wide = separable(kernel, 1)
-    image = drawn(1, 1, 9, 9)
+    image = drawn64(1, 1, 9, 9)
     expected = torch.conv2d(image, kernel)
     assert torch.allclose(torch.conv2d(torch.conv2d(image, tall), wide), expected, atol=ROUNDING)
     # ci r k + r co k against ci co k^2.
@@ -145,8 +141,8 @@ def test_separable_is_exact_for_an_outer_product() -> None:
 
 
 def test_two_threes_see_what_a_five_sees() -> None:
-    first, second = drawn(3, 2, 3, 3), drawn(4, 3, 3, 3, seed=1)
-    kernel, image = compose_kernels(first, second), drawn(1, 2, 8, 8, seed=2)
+    first, second = drawn64(3, 2, 3, 3), drawn64(4, 3, 3, 3, seed=1)
+    kernel, image = compose_kernels(first, second), drawn64(1, 2, 8, 8, seed=2)
     assert kernel.shape == (4, 2, 5, 5)
     chained = torch.conv2d(torch.conv2d(image, first), second)
     assert torch.allclose(torch.conv2d(image, kernel), chained, atol=ROUNDING)
@@ -167,7 +163,7 @@ def test_a_depthwise_convolution_is_a_block_diagonal_one() -> None:
     depthwise = nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False)
     full = torch.zeros(4, 4, 3, 3)
     full[torch.arange(4), torch.arange(4)] = depthwise.weight.detach()[:, 0]
-    image = drawn(2, 4, 6, 6).float()
+    image = drawn64(2, 4, 6, 6).float()
     expected = torch.conv2d(image, full, padding=1)
     assert torch.allclose(depthwise(image), expected, atol=1e-6)
     # Such a kernel, written out in full, is split into itself and a diagonal.

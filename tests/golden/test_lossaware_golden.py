@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers.tensors import same
+from helpers.train import network, task
 from laconic.errors import ChainError, RecipeError
 from laconic.recover import SGD, Adam, AdamW, Constant, Optimizer, Stop, Train
 from laconic.recover.optimize import curvature_of
@@ -16,7 +18,6 @@ from laconic.recover.train import _Loop
 from laconic.scope import Scope
 from laconic.ship.checkpoint import load_checkpoint, save_checkpoint
 from laconic.step import State, run_step
-from laconic.tasks import Task
 from laconic.weights import Binary, Laid, LossAware, Quantize, Symmetric, Ternary, lay
 from laconic.weights.laid import laid_tensors
 from laconic.weights.lossaware import exact_ternary, loss_aware_binary, loss_aware_levels
@@ -181,18 +182,6 @@ def test_only_two_bits_are_solved_exactly(bits: int) -> None:
 # Curvature from training.
 
 
-def task() -> Task:
-    generator = torch.Generator().manual_seed(0)
-    inputs, labels = torch.randn(20, 6, generator=generator), torch.arange(20) % 3
-    return Task((inputs, labels), (inputs[:9], labels[:9]), (inputs[:9], labels[:9]))
-
-
-def network() -> nn.Sequential:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
-
-
 def train(optimizer: Optimizer, **fields: Any) -> Train:
     return Train(batch=8, optimizer=optimizer, stop=Stop(keep="last"), **fields)
 
@@ -261,8 +250,7 @@ def test_a_resumed_training_has_the_curvature_it_had(tmp_path: Any) -> None:
     kept = laid_tensors(other.model)["0.weight"][0].curvature
     assert torch.equal(kept, laid_tensors(part.model)["0.weight"][0].curvature)
     _Loop(step, other).run()
-    one, two = whole.model.state_dict(), other.model.state_dict()
-    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    assert same(whole.model, other.model)
 
 
 def test_sgd_is_refused_at_once() -> None:

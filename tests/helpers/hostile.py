@@ -6,7 +6,6 @@ import copy
 import functools
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,19 +75,6 @@ def sound() -> dict[str, Tensor]:
     path = FOLDER[0] / "sound.safetensors"
     path.write_bytes(small_file())
     return load_small(path).state_dict()
-
-
-@contextmanager
-def hostile_folder(path: Path) -> Iterator[Path]:
-    """Let hostile files lie in a folder, and forget those that were read from it."""
-    FOLDER.append(path)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        sound()  # what reading a file imports is no memory that a hostile one asks for
-    yield path
-    FOLDER.clear()
-    small_file.cache_clear()
-    sound.cache_clear()
 
 
 @functools.cache

@@ -78,11 +78,6 @@ def after(step: Reconstruct, state: State | None = None) -> nn.Module:
     return state.model
 
 
-def same(one: nn.Module, other: nn.Module) -> bool:
-    left, right = one.state_dict(), other.state_dict()
-    return left.keys() == right.keys() and all(torch.equal(left[n], right[n]) for n in left)
-
-
 def encoder(family: str = "Bert", **fields: Any) -> nn.Module:
     transformers = pytest.importorskip("transformers", reason="encoders need transformers")
     sizes: dict[str, Any] = {

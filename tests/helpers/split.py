@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers.tensors import drawn
 from laconic.scope import Scope
 from laconic.step import State, Step, run_step
 from laconic.tasks import Task
@@ -25,10 +26,6 @@ granularities = pytest.mark.parametrize("granularity", ["tensor", "row", 5])
 
 
 thresholds = pytest.mark.parametrize("threshold", ["heuristic", "exact"])
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def images(count: int = 4) -> Tensor:

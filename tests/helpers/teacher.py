@@ -63,11 +63,6 @@ def trained(
     return model
 
 
-def same(left: nn.Module, right: nn.Module) -> bool:
-    one, two = left.state_dict(), right.state_dict()
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-
-
 def short(objective: Objective, **fields: Any) -> Train:
     options = {"epochs": 2, "batch": BATCH, "stop": Stop(keep="last")}
     optimizer = SGD(0.1, momentum=0.9, decay=Constant())

@@ -54,11 +54,6 @@ def seed_of(seed: int = 0) -> int:
     return derive(seed, "train", 0)
 
 
-def same(left: nn.Module, right: nn.Module) -> bool:
-    one, two = left.state_dict(), right.state_dict()
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-
-
 def plain_sgd(lr: float = 0.1, **fields: Any) -> SGD:
     return SGD(lr, momentum=0.0, **{"decay": Constant(), **fields})
 

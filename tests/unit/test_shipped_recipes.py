@@ -1,7 +1,8 @@
-"""Shipped recipes of few bits: what each represents, by name, and that it fits its network."""
+"""Shipped recipes: what those of few bits represent, by name, and what two make of a network."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +80,8 @@ def images() -> Task:
 
 def untrained(recipe: Recipe) -> Recipe:
     """Return the same steps, but those that train."""
-    steps = [
-        step.model_copy(update={"retrain": None}) if isinstance(step, QuantNoise) else step
-        for step in recipe.steps
-        if not isinstance(step, Reconstruct | Train)
-    ]
+    trains = (QuantNoise, Reconstruct, Train)
+    steps = [step for step in recipe.steps if not isinstance(step, trains)]
     return recipe.model_copy(update={"steps": tuple(steps)})
 
 
@@ -193,6 +191,49 @@ def test_the_first_and_the_last_layer_of_a_cnn_are_wider() -> None:
     few, many = (Symmetric(bits, granularity="row") for bits in (4, 8))
     assert stored(model) == dict.fromkeys(inner, few) | dict.fromkeys(["conv1", "linear"], many)
     assert activations_of(model) == inputs(["conv1", "linear", *inner], MovingAverage(8))
+
+
+def run(name: str, model: nn.Module, task: Task, *changes: str) -> laconic.Result:
+    """Return what a recipe makes of a network, its training shortened by these changes."""
+    recipe = Recipe.read(shipped_recipes()[name], changes=changes)
+    return laconic.compress(model, task, recipe.steps)
+
+
+def test_cross_distillation_takes_half_of_the_inner_channels_and_leaves_norms() -> None:
+    model = resnet(8)
+    changes = ("steps.0.reconstruct.solve.gradient.updates=3", "steps.1.train.epochs=1")
+    result = run("cross-distillation", model, images(), *changes)
+    assert [each.step for each in result.history] == ["original", "reconstruct", "train"]
+    found, before = dict(result.model.named_parameters()), dict(model.named_parameters())
+    assert found.keys() == before.keys()
+    cut = {
+        name: tuple(each.shape) for name, each in found.items() if each.shape != before[name].shape
+    }
+    wanted: dict[str, tuple[int, ...]] = {}
+    for group, enter, width in ((1, 16, 16), (2, 16, 32), (3, 32, 64)):
+        block, half = f"layer{group}.0", width // 2
+        wanted |= {f"{block}.conv1.weight": (half, enter, 3, 3)}
+        wanted |= {f"{block}.bn1.weight": (half,), f"{block}.bn1.bias": (half,)}
+        wanted |= {f"{block}.conv2.weight": (width, half, 3, 3)}
+    assert cut == wanted
+    whole = before.keys() - cut.keys()
+    moved = {name for name in whole if not torch.equal(found[name], before[name])}
+    assert moved == {name for name in whole if "bn" not in name}
+    assert [*result.history[1].curves] == ["layer1.0.conv2", "layer2.0.conv2", "layer3.0.conv2"]
+
+
+def test_mrem_moves_the_layers_part_by_part_and_nothing_else() -> None:
+    model = encoder()
+    changes = ("steps.1.reconstruct.parts=2", "steps.1.reconstruct.solve.gradient.updates=3")
+    result = run("mrem", model, texts(), *changes)
+    assert stored(result.model) == STORED["mrem"]
+    assert activations_of(result.model) == ROUNDED["mrem"]
+    assert [len(curve) for curve in result.history[-1].curves.values()] == [3, 3]
+    before = after("mrem", copy.deepcopy(model), texts(), changes[0])
+    found = dict(result.model.named_parameters())
+    still = {name for name, each in before.named_parameters() if torch.equal(each, found[name])}
+    kept = ("bert.pooler.", "classifier.")
+    assert still == {name for name in found if name.startswith(kept)}
 
 
 def test_the_first_line_says_what_a_recipe_does() -> None:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from helpers.tensors import drawn
 from laconic.errors import FeatureError, RecipeError
 from laconic.models.capture import Features
 from laconic.recipe import Recipe
@@ -38,10 +39,6 @@ from laconic.recover import (
 from laconic.tasks import Batch, Task
 
 HALF = torch.tensor([[True, True, True], [True, False, False]])
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def task() -> Task:
@@ -131,8 +128,8 @@ def test_a_sum_asks_for_what_its_terms_ask() -> None:
 
 
 def test_each_objective_learns_from_its_own_teacher() -> None:
-    student = Features({"logits": draw(2, 3)})
-    teachers = [Features({"logits": draw(2, 3, seed=n)}) for n in (1, 2)]
+    student = Features({"logits": drawn(2, 3)})
+    teachers = [Features({"logits": drawn(2, 3, seed=n)}) for n in (1, 2)]
     first, second = (worth(Logits(teacher=n), student, *teachers) for n in (0, 1))
     assert first == worth(Logits(), student, teachers[0]) != second
     assert second == worth(Logits(), student, teachers[1])
@@ -144,7 +141,7 @@ def test_each_objective_learns_from_its_own_teacher() -> None:
 
 
 def logits(*shape: int) -> tuple[Features, Features]:
-    return Features({"logits": draw(*shape)}), Features({"logits": 2 * draw(*shape, seed=1)})
+    return Features({"logits": drawn(*shape)}), Features({"logits": 2 * drawn(*shape, seed=1)})
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
@@ -242,7 +239,7 @@ def test_annealing_regresses_growing_targets() -> None:
 def layered(layers: int, shape: tuple[int, ...], kind: str, seed: int) -> Features:
     start = 0 if kind == "hidden" else 1
     return Features(
-        {f"{kind}.{n}": draw(*shape, seed=100 * seed + n) for n in range(start, layers + 1)},
+        {f"{kind}.{n}": drawn(*shape, seed=100 * seed + n) for n in range(start, layers + 1)},
         layers=layers,
     )
 
@@ -294,7 +291,7 @@ def test_attention_of_tinybert() -> None:
 def test_relations_of_minilm() -> None:
     student = layered(1, (2, 4, 3, 3), "attention", 0)
     teacher = layered(1, (2, 4, 3, 3), "attention", 1)
-    student["value.1"], teacher["value.1"] = draw(2, 4, 3, 2, seed=5), draw(2, 4, 3, 8, seed=6)
+    student["value.1"], teacher["value.1"] = drawn(2, 4, 3, 2, seed=5), drawn(2, 4, 3, 8, seed=6)
     found = worth(Relations(), student, teacher)
     expected = 0.0
     for kind in ("attention", "value"):
@@ -335,7 +332,7 @@ def test_cosine_of_distilbert() -> None:
 
 
 def maps(channels: int, size: int, seed: int) -> Features:
-    return Features({"output:a": draw(2, channels, size, size, seed=seed)})
+    return Features({"output:a": drawn(2, channels, size, size, seed=seed)})
 
 
 def test_a_hint_is_fitted_through_a_one_by_one_convolution() -> None:
@@ -379,8 +376,8 @@ def test_attention_maps_of_another_size_are_resized() -> None:
 
 
 def test_convolutions_have_hidden_states_too() -> None:
-    student = Features({"hidden.1": draw(2, 3, 4, 4)}, layers=1)
-    teacher = Features({"hidden.1": draw(2, 3, 4, 4, seed=1)}, layers=1)
+    student = Features({"hidden.1": drawn(2, 3, 4, 4)}, layers=1)
+    teacher = Features({"hidden.1": drawn(2, 3, 4, 4, seed=1)}, layers=1)
     expected = float(F.mse_loss(student["hidden.1"], teacher["hidden.1"]))
     found = worth(Hidden(embeddings=False), student, teacher)
     assert found == pytest.approx(expected)
@@ -464,7 +461,7 @@ def test_features_that_do_not_fit_are_refused(
     objective: Objective, own: dict[str, Any], taught: dict[str, Any], message: str
 ) -> None:
     student, teacher = (
-        Features({name: draw(*shape) for name, shape in shapes.items()}, layers=1)
+        Features({name: drawn(*shape) for name, shape in shapes.items()}, layers=1)
         for shapes in (own, taught)
     )
     with pytest.raises(FeatureError, match=message):
@@ -472,13 +469,13 @@ def test_features_that_do_not_fit_are_refused(
 
 
 def test_a_first_token_is_needed() -> None:
-    features = Features({"hidden.1": draw(2, 3, 4, 4)}, layers=2)
+    features = Features({"hidden.1": drawn(2, 3, 4, 4)}, layers=2)
     with pytest.raises(FeatureError, match="there is no first token"):
         worth(Patience(First()), features, features)
 
 
 def test_one_projection_serves_one_width() -> None:
-    student = Features({"hidden.1": draw(2, 3, 4), "hidden.2": draw(2, 3, 5)}, layers=2)
-    teacher = Features({"hidden.1": draw(2, 3, 8), "hidden.2": draw(2, 3, 8)}, layers=2)
+    student = Features({"hidden.1": drawn(2, 3, 4), "hidden.2": drawn(2, 3, 5)}, layers=2)
+    teacher = Features({"hidden.1": drawn(2, 3, 8), "hidden.2": drawn(2, 3, 8)}, layers=2)
     with pytest.raises(FeatureError, match=r"\(4, 8\), \(5, 8\).*write a hint for each layer"):
         Hidden(embeddings=False).build(student, [teacher], torch.Generator())

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers.recover_parts import after, chain, encoder, quantised, same, step, task, texts
+from helpers.recover_parts import after, chain, encoder, quantised, step, task, texts
+from helpers.tensors import same
 from laconic.models import resnet
 from laconic.progress import reporting
 from laconic.recover import (
@@ -31,7 +32,8 @@ from laconic.recover.parts import Answer, Part, check_chain, even_parts, modules
 from laconic.scope import Scope
 from laconic.step import State, derive, run_step
 from laconic.tasks import Batch, Task
-from laconic.weights import MovingAverage
+from laconic.weights import Float, MovingAverage, Quantize
+from laconic.weights.laid import laid_tensors
 
 CLOSE = {"atol": 1e-6, "rtol": 1e-5}  # the same sums, perhaps in another order
 FEEDS = [Student(), Teacher(), Mixed(), Cross(), SoftCross()]
@@ -94,7 +96,7 @@ def by_hand(asked: Reconstruct, state: State) -> nn.Module:
     moving = [p for name in names for p in model.get_submodule(name).parameters()]
     optimizer = torch.optim.Adam(moving, lr=1e-2)
     flows = task().train.batches(8, seed=derive(seed, "flows", 1))
-    for number in range(asked.solve.steps):
+    for number in range(asked.solve.updates):
         batch = next(flows)
         hidden = []
         for network in (model, teacher):
@@ -103,7 +105,9 @@ def by_hand(asked: Reconstruct, state: State) -> nn.Module:
                 features.append(block(features[-1]))
             hidden.append(features)
         loss = sum((s - t.detach()).square().mean() for s, t in zip(*hidden, strict=True))
-        optimizer.param_groups[0]["lr"] = 1e-2 * Adam(1e-2).decay.factor(number / asked.solve.steps)
+        optimizer.param_groups[0]["lr"] = 1e-2 * Adam(1e-2).decay.factor(
+            number / asked.solve.updates
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -128,6 +132,21 @@ def test_what_equals_its_teacher_stays(feed: Feed, order: Order) -> None:
     assert same(after(step(feed=feed, order=order), state), chain())
     assert all(loss == 0 for curve in state.curves.values() for loss in curve)
     assert len(state.curves) == 4
+
+
+@pytest.mark.parametrize("feed", FEEDS, ids=repr)
+@pytest.mark.parametrize("order", ORDERS, ids=repr)
+@pytest.mark.parametrize(("made", "data"), [(chain, task), (encoder, texts)])
+def test_what_is_stored_in_floats_stays(made: Any, data: Any, feed: Feed, order: Order) -> None:
+    """A representation that loses nothing leaves nothing to learn, laid as it is."""
+    state = State(made(), data(), teacher=(made(),))
+    run_step(Quantize(Float()), state)
+    assert laid_tensors(state.model)
+    after(step(2, feed=feed, order=order), state)
+    assert len(state.curves) == 2
+    assert all(loss == 0 for curve in state.curves.values() for loss in curve)
+    batch = data().example_batch(4)
+    assert torch.equal(data().call(state.model, batch), data().call(made(), batch))
 
 
 def test_as_many_parts_as_blocks_is_block_by_block() -> None:

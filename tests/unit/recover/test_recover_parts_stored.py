@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers.recover_parts import after, chain, quantised, same, step, task
+from helpers.recover_parts import after, chain, quantised, step, task
+from helpers.tensors import same
 from laconic.errors import RunError
 from laconic.recover import Mixed, Order, Parallel, Sequential
 from laconic.recover import modulewise as ordering

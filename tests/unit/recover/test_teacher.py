@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from helpers.teacher import BATCH, Blocks, close, network, same, short, task, teacher, trained
+from helpers.teacher import BATCH, Blocks, close, network, short, task, teacher, trained
+from helpers.tensors import same
 from laconic import compress, load, save
 from laconic.errors import FeatureError, ModelError, RunError, TaskError
 from laconic.recover import AdamW, Attention, Hidden, Hint, Label, Logits, Objective, Train

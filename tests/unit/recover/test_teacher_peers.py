@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from helpers.teacher import BATCH, HIDDEN, close, network, same, short, task, teacher, trained
+from helpers.teacher import BATCH, HIDDEN, close, network, short, task, teacher, trained
+from helpers.tensors import same
 from laconic.errors import FeatureError
 from laconic.recover import SGD, AdamW, Constant, Hint, Label, Logits, Mutual
 from laconic.recover.lesson import Lesson

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from helpers.teacher import HIDDEN, network, same, short, task, teacher
+from helpers.teacher import HIDDEN, network, short, task, teacher
+from helpers.tensors import same
 from laconic import compress, rundir
 from laconic.errors import RunError
 from laconic.recipe import Recipe

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from helpers.tensors import same
 from helpers.train import (
     BATCH,
     FULL,
@@ -20,7 +21,6 @@ from helpers.train import (
     gradient,
     network,
     plain_sgd,
-    same,
     seed_of,
     task,
     trained,

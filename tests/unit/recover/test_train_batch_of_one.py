@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from helpers.teacher import network, same, task
+from helpers.teacher import network, task
+from helpers.tensors import same
 from laconic.errors import TaskError
 from laconic.recover import SGD, Mutual, Stop, Train
 from laconic.step import During, State, Step, Value, derive, run_step

@@ -8,7 +8,8 @@ import math
 import pytest
 from torch import nn
 
-from helpers.train import constant, same, scored, task, trained
+from helpers.tensors import same
+from helpers.train import constant, scored, task, trained
 from laconic.recover import Stop
 from laconic.step import During, State, Step, Value
 from laconic.structure import Gradual, Prune

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.tensors import same
 from helpers.train import (
     BATCH,
     ONE,
@@ -17,7 +18,6 @@ from helpers.train import (
     gradient,
     network,
     plain_sgd,
-    same,
     task,
     trained,
 )

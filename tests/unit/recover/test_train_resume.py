@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers.train import BATCH, constant, network, plain_sgd, same, scored, task
+from helpers.tensors import same
+from helpers.train import BATCH, constant, network, plain_sgd, scored, task
 from laconic.errors import RunError
 from laconic.recover import SGD, Adam, AdamW, Stop, Train
 from laconic.recover.train import _Loop

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.train import BATCH, Tied, network, plain_sgd, same, task, trained, with_norm
+from helpers.tensors import same
+from helpers.train import BATCH, Tied, network, plain_sgd, task, trained, with_norm
 from laconic.errors import ModelError, RunError, ScopeError
 from laconic.recover import AdamW, Reconstruct, Train
 from laconic.recover.descent import Descent

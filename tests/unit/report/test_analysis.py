@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from helpers.report import drawings
 from laconic.errors import RunError
 from laconic.report import (
     BitSensitivity,
@@ -113,10 +114,6 @@ EXAMPLES: list[Analysis] = [
 each = pytest.mark.parametrize("found", EXAMPLES)
 
 
-def drawings(html: str) -> list[ElementTree.Element]:
-    return [ElementTree.fromstring(one) for one in re.findall(r"<svg.*?</svg>", html, re.DOTALL)]
-
-
 def box(element: ElementTree.Element) -> Box:
     """Return the room that a text takes, from above."""
     x, y = float(element.get("x", "")), float(element.get("y", ""))
@@ -141,7 +138,9 @@ def test_every_page_stands_alone_and_its_drawings_are_finite(found: Analysis) ->
 
 @each
 def test_texts_are_inside_the_drawing_and_never_overlap(found: Analysis) -> None:
-    for drawing in drawings(analysis_page([found], "One")):
+    shown = drawings(analysis_page([found], "One"))
+    assert shown
+    for drawing in shown:
         _, _, width, height = map(float, drawing.get("viewBox", "").split())
         boxes = [box(element) for element in drawing.iter("text")]
         assert boxes
@@ -201,8 +200,9 @@ def test_cells_are_darker_where_the_loss_is_higher_and_fill_the_plane() -> None:
 
 
 def test_the_path_begins_at_start_and_ends_at_end() -> None:
-    html = analysis_page([path()], "One")
-    for drawing in drawings(html):
+    found = drawings(analysis_page([path()], "One"))
+    assert found
+    for drawing in found:
         texts = [element.text for element in drawing.iter("text")]
         assert "start" in texts and "end" in texts
         assert len(list(drawing.iter("circle"))) == 9

@@ -28,7 +28,9 @@ def run(request: pytest.FixtureRequest) -> tuple[list[Measurement], dict[str, An
 
 
 def test_tables_are_rectangular(run: tuple[list[Measurement], dict[str, Any]]) -> None:
-    for table in re.findall(r"<table>.*?</table>", page(*run), re.DOTALL):
+    tables = re.findall(r"<table>.*?</table>", page(*run), re.DOTALL)
+    assert tables
+    for table in tables:
         root = ElementTree.fromstring(table.replace("<wbr>", ""))
         above, below = root.findall("thead/tr")
         spans = sum(int(cell.get("colspan", 1)) for cell in above)

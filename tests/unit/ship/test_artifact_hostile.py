@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 
 from helpers.hostile import (
     forged,
-    hostile_folder,
     load_small,
     opened,
     refuse,
@@ -29,11 +28,7 @@ from helpers.hostile import (
 from laconic.errors import ArtifactError
 from laconic.ship import container, load, verify
 
-
-@pytest.fixture(autouse=True, scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with hostile_folder(tmp_path_factory.mktemp("hostile")) as path:
-        yield path
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 def test_the_small_file_is_small_and_sound():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,6 @@ from helpers.hostile import (
     FOLDER,
     MOST_MEMORY,
     Manifest,
-    hostile_folder,
     peak_growth,
     places,
     replaced,
@@ -27,11 +26,7 @@ from laconic.errors import ArtifactError
 from laconic.ship import container, load, save, verify
 from laconic.weights import Gobo, Product, lay
 
-
-@pytest.fixture(autouse=True, scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with hostile_folder(tmp_path_factory.mktemp("hostile")) as path:
-        yield path
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 def blocky(*, masked: bool) -> nn.Sequential:

@@ -6,7 +6,7 @@ import copy
 import functools
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from helpers.hostile import (
     edited,
     empty,
     entry,
-    hostile_folder,
     load_small,
     opened,
     places,
@@ -34,11 +33,7 @@ from laconic.errors import ArtifactError
 from laconic.models import digits_cnn
 from laconic.ship import container, load, save, verify
 
-
-@pytest.fixture(autouse=True, scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with hostile_folder(tmp_path_factory.mktemp("hostile")) as path:
-        yield path
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 def test_any_value_anywhere_in_the_manifest_is_survived():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ from helpers.hostile import (
     MOST_SECONDS,
     edited,
     entry,
-    hostile_folder,
     opened,
     peak_growth,
     probe,
@@ -32,11 +30,7 @@ from laconic.ship.manifest import WEIGHTS_PER_BYTE
 from laconic.step import members
 from laconic.weights import Binary, Representation, lay
 
-
-@pytest.fixture(autouse=True, scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with hostile_folder(tmp_path_factory.mktemp("hostile")) as path:
-        yield path
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 def plain_linear(rows: int, columns: int) -> nn.Module:

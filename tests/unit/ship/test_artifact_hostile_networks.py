@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,7 +19,6 @@ from helpers.hostile import (
     Small,
     edited,
     entry,
-    hostile_folder,
     load_small,
     peak_growth,
     small,
@@ -33,11 +31,7 @@ from laconic.ship import load, save
 from laconic.structure.surgery import keep_
 from laconic.weights import bake
 
-
-@pytest.fixture(autouse=True, scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with hostile_folder(tmp_path_factory.mktemp("hostile")) as path:
-        yield path
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 # Edits of a network.

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from helpers.tensors import drawn64
 from laconic.errors import ModelError
 from laconic.structure.decompose import (
     balanced,
@@ -35,11 +36,6 @@ sizes = st.integers(1, 7)
 seeds = st.integers(0, 1000)
 
 
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
 # ------------------------------------------------------------------ low rank
 
 
@@ -47,7 +43,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 def test_the_error_of_a_rank_is_the_tail_of_the_spectrum(
     rows: int, columns: int, seed: int
 ) -> None:
-    weight = drawn(rows, columns, seed=seed)
+    weight = drawn64(rows, columns, seed=seed)
     squares = torch.linalg.svdvals(weight) ** 2
     for rank in range(1, min(rows, columns) + 1):
         a, b = svd_factors(weight, rank)
@@ -59,7 +55,7 @@ def test_the_error_of_a_rank_is_the_tail_of_the_spectrum(
 
 @given(seed=seeds)
 def test_both_factors_share_the_singular_values(seed: int) -> None:
-    weight = drawn(6, 9, seed=seed)
+    weight = drawn64(6, 9, seed=seed)
     a, b = svd_factors(weight, 4)
     values = torch.linalg.svdvals(weight)[:4]
     assert torch.allclose(a.T @ a, values.diag(), atol=ROUNDING)
@@ -67,7 +63,7 @@ def test_both_factors_share_the_singular_values(seed: int) -> None:
 
 
 def test_signs_do_not_depend_on_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight = drawn(5, 7)
+    weight = drawn64(5, 7)
     expected = signed_svd(weight)
     plain = torch.linalg.svd
 
@@ -87,9 +83,9 @@ def test_signs_do_not_depend_on_the_library(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("rank", [0, -1, 4, 100])
 def test_a_rank_that_is_not_there_is_refused(rank: int) -> None:
     with pytest.raises(ModelError, match=rf"rank {rank} of a matrix \[3, 5\]; choose 1 to 3"):
-        svd_factors(drawn(3, 5), rank)
+        svd_factors(drawn64(3, 5), rank)
     with pytest.raises(ModelError, match="choose 1 to 3"):
-        data_svd_factors(drawn(3, 5), torch.eye(5).double(), rank)
+        data_svd_factors(drawn64(3, 5), torch.eye(5).double(), rank)
 
 
 @given(
@@ -112,7 +108,7 @@ def test_all_energy_is_every_singular_value_but_zeros() -> None:
 
 
 def test_balancing_keeps_the_product_and_leaves_zeros() -> None:
-    left, right = drawn(4, 3) * torch.tensor([1.0, 100.0, 0.0]), drawn(3, 5, seed=1)
+    left, right = drawn64(4, 3) * torch.tensor([1.0, 100.0, 0.0]), drawn64(3, 5, seed=1)
     one, other = balanced(left, right)
     assert torch.allclose(one @ other, left @ right, atol=ROUNDING)
     assert torch.allclose(one.norm(dim=0)[:2], other.norm(dim=1)[:2])
@@ -126,9 +122,9 @@ def test_balancing_keeps_the_product_and_leaves_zeros() -> None:
 def test_on_data_no_product_of_the_rank_is_better(
     rows: int, columns: int, samples: int, seed: int
 ) -> None:
-    weight = drawn(rows, columns, seed=seed)
+    weight = drawn64(rows, columns, seed=seed)
     # Fewer samples than columns: the moment has no inverse.
-    inputs = drawn(columns, samples, seed=seed + 1) * torch.arange(1, columns + 1)[:, None]
+    inputs = drawn64(columns, samples, seed=seed + 1) * torch.arange(1, columns + 1)[:, None]
     moment = inputs @ inputs.T
     squares = data_spectrum(weight, moment)
     scale = float(squares.sum()) + 1
@@ -142,13 +138,13 @@ def test_on_data_no_product_of_the_rank_is_better(
 
 
 def test_the_spectrum_on_data_is_that_of_the_outputs() -> None:
-    weight, inputs = drawn(4, 6), drawn(6, 20, seed=1)
+    weight, inputs = drawn64(4, 6), drawn64(6, 20, seed=1)
     expected = torch.linalg.svdvals(weight @ inputs) ** 2
     assert torch.allclose(data_spectrum(weight, inputs @ inputs.T), expected, atol=1e-8)
 
 
 def test_on_data_the_formula_with_an_inverse_gives_the_same() -> None:
-    weight, inputs = drawn(5, 6), drawn(6, 40, seed=1)
+    weight, inputs = drawn64(5, 6), drawn64(6, 40, seed=1)
     moment = inputs @ inputs.T
     values, vectors = torch.linalg.eigh(moment)
     root = vectors * values.sqrt() @ vectors.T
@@ -159,7 +155,7 @@ def test_on_data_the_formula_with_an_inverse_gives_the_same() -> None:
 
 
 def test_on_white_data_it_is_the_plain_svd() -> None:
-    weight = drawn(5, 7)
+    weight = drawn64(5, 7)
     found = data_svd_factors(weight, torch.eye(7).double(), 3)
     for one, other in zip(found, svd_factors(weight, 3), strict=True):
         assert torch.allclose(one, other, atol=ROUNDING)
@@ -172,7 +168,7 @@ def test_on_white_data_it_is_the_plain_svd() -> None:
 def test_blocks_are_the_nearest_block_diagonal_matrix(
     blocks: int, high: int, wide: int, seed: int
 ) -> None:
-    weight = drawn(blocks * high, blocks * wide, seed=seed)
+    weight = drawn64(blocks * high, blocks * wide, seed=seed)
     found = block_diagonal(weight, blocks)
     assert found.shape == (blocks, high, wide)
     pattern = torch.block_diag(*torch.ones(blocks, high, wide).double())
@@ -181,7 +177,7 @@ def test_blocks_are_the_nearest_block_diagonal_matrix(
 
 
 def test_blocks_of_a_kernel_keep_its_extent() -> None:
-    kernel = drawn(4, 6, 3, 2)
+    kernel = drawn64(4, 6, 3, 2)
     found = block_diagonal(kernel, 2)
     assert torch.equal(found[1], kernel[2:, 3:])
 
@@ -189,7 +185,7 @@ def test_blocks_of_a_kernel_keep_its_extent() -> None:
 @pytest.mark.parametrize("function", [block_diagonal, block_order])
 def test_blocks_that_do_not_divide_are_refused(function: object) -> None:
     with pytest.raises(ModelError, match=r"4 blocks do not divide a weight \[6, 9\].*divisor of 3"):
-        function(drawn(6, 9), 4)  # type: ignore[operator]
+        function(drawn64(6, 9), 4)  # type: ignore[operator]
 
 
 def block_energy(weight: Tensor, blocks: int) -> float:
@@ -202,7 +198,7 @@ def test_a_shuffled_block_diagonal_matrix_is_put_in_order(
     blocks: int, high: int, wide: int, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    whole = torch.block_diag(*(drawn(blocks, high, wide, seed=seed).abs() + 0.1))
+    whole = torch.block_diag(*(drawn64(blocks, high, wide, seed=seed).abs() + 0.1))
     rows = torch.randperm(blocks * high, generator=generator)
     columns = torch.randperm(blocks * wide, generator=generator)
     shuffled = whole[rows][:, columns]
@@ -212,7 +208,7 @@ def test_a_shuffled_block_diagonal_matrix_is_put_in_order(
 
 @given(blocks=st.sampled_from([2, 3]), seed=seeds)
 def test_an_order_is_a_permutation_that_loses_nothing(blocks: int, seed: int) -> None:
-    weight = drawn(6, 12, seed=seed)
+    weight = drawn64(6, 12, seed=seed)
     rows, columns = block_order(weight, blocks)
     assert sorted(rows.tolist()) == list(range(6))
     assert sorted(columns.tolist()) == list(range(12))
@@ -221,7 +217,7 @@ def test_an_order_is_a_permutation_that_loses_nothing(blocks: int, seed: int) ->
 
 
 def test_a_small_order_is_near_the_best_there_is() -> None:
-    weight = drawn(4, 4)
+    weight = drawn64(4, 4)
     halves = list(itertools.permutations(range(4)))
     best = max(block_energy(weight[list(r)][:, list(c)], 2) for r in halves for c in halves)
     rows, columns = block_order(weight, 2)
@@ -249,7 +245,7 @@ MODES = [((2, 3), (3, 2)), ((4, 1, 2), (2, 3, 3)), ((2, 2, 2, 2), (3, 1, 2, 2)),
 
 @pytest.mark.parametrize(("rows", "columns"), MODES)
 def test_a_full_train_is_exact(rows: tuple[int, ...], columns: tuple[int, ...]) -> None:
-    weight = drawn(math.prod(rows), math.prod(columns))
+    weight = drawn64(math.prod(rows), math.prod(columns))
     cores = tensor_train(weight, rows, columns)
     assert torch.allclose(train_matrix(cores), weight, atol=ROUNDING)
     ranks = [core.shape[3] for core in cores[:-1]]
@@ -262,7 +258,7 @@ def test_a_full_train_is_exact(rows: tuple[int, ...], columns: tuple[int, ...]) 
 def test_the_error_of_a_train_is_within_its_bound(
     rows: tuple[int, ...], columns: tuple[int, ...], eps: float, seed: int
 ) -> None:
-    weight = drawn(math.prod(rows), math.prod(columns), seed=seed)
+    weight = drawn64(math.prod(rows), math.prod(columns), seed=seed)
     cores = tensor_train(weight, rows, columns, eps=eps)
     error = (train_matrix(cores) - weight).norm() / weight.norm()
     assert float(error) <= eps + ROUNDING
@@ -270,7 +266,7 @@ def test_the_error_of_a_train_is_within_its_bound(
 
 def test_entries_are_products_of_core_slices() -> None:
     rows, columns = (2, 3), (3, 2)
-    cores = tensor_train(drawn(6, 6), rows, columns, rank=2)
+    cores = tensor_train(drawn64(6, 6), rows, columns, rank=2)
     whole = train_matrix(cores)
     for i, j in itertools.product(range(6), range(6)):
         first = cores[0][0, i // 3, j // 2]
@@ -279,7 +275,7 @@ def test_entries_are_products_of_core_slices() -> None:
 
 
 def test_a_train_of_known_rank_is_found_and_levelled() -> None:
-    known = [drawn(1, 2, 3, 2), drawn(2, 3, 2, 2, seed=1), drawn(2, 2, 2, 1, seed=2)]
+    known = [drawn64(1, 2, 3, 2), drawn64(2, 3, 2, 2, seed=1), drawn64(2, 2, 2, 1, seed=2)]
     weight = train_matrix(known)
     cores = tensor_train(weight, (2, 3, 2), (3, 2, 2), eps=1e-8)
     assert [core.shape for core in cores] == [core.shape for core in known]
@@ -289,11 +285,11 @@ def test_a_train_of_known_rank_is_found_and_levelled() -> None:
 
 
 def test_a_rank_caps_every_core() -> None:
-    cores = tensor_train(drawn(64, 64), (4, 4, 4), (4, 4, 4), rank=5)
+    cores = tensor_train(drawn64(64, 64), (4, 4, 4), (4, 4, 4), rank=5)
     assert [core.shape[3] for core in cores] == [5, 5, 1]
     errors = [
-        float((train_matrix(tensor_train(drawn(64, 64), (4, 4, 4), (4, 4, 4), rank=rank))
-               - drawn(64, 64)).norm())
+        float((train_matrix(tensor_train(drawn64(64, 64), (4, 4, 4), (4, 4, 4), rank=rank))
+               - drawn64(64, 64)).norm())
         for rank in (1, 4, 8, 16)
     ]  # fmt: skip
     assert errors == sorted(errors, reverse=True)
@@ -310,6 +306,6 @@ def test_a_zero_matrix_has_zero_cores() -> None:
 )
 def test_modes_that_do_not_fit_are_refused(rows: tuple[int, ...], columns: tuple[int, ...]) -> None:
     with pytest.raises(ModelError, match=r"do not multiply to a weight \[6, 6\]"):
-        paired(drawn(6, 6), rows, columns)
+        paired(drawn64(6, 6), rows, columns)
     with pytest.raises(ModelError, match="do not multiply"):
-        tensor_train(drawn(6, 6), rows, columns)
+        tensor_train(drawn64(6, 6), rows, columns)

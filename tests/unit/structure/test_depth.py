@@ -42,54 +42,6 @@ from laconic.weights.laid import lay
 # ------------------------------------------------------------------ which blocks
 
 
-@pytest.mark.parametrize(
-    ("by", "dropped"),
-    [
-        # Sajjad et al. 2020 count from 1.
-        (Top(4), {9, 10, 11, 12}),
-        (Bottom(4), {1, 2, 3, 4}),
-        (Alternate(4, parity="odd"), {5, 7, 9, 11}),
-        (Alternate(4, parity="even"), {6, 8, 10, 12}),
-        (Alternate(6, parity="odd"), {1, 3, 5, 7, 9, 11}),
-        (Alternate(6, parity="even"), {2, 4, 6, 8, 10, 12}),
-        (Middle(2), {6, 7}),
-        (Middle(4), {5, 6, 7, 8}),
-        (Middle(6), {4, 5, 6, 7, 8, 9}),
-        (Middle(3), {5, 6, 7}),
-        # Fan et al. 2020 count from 0: d mod floor(1 / p) = 0.
-        (EveryNth(2), {1, 3, 5, 7, 9, 11}),
-        (EveryNth(3), {1, 4, 7, 10}),
-        (EveryNth(5), {1, 6, 11}),
-    ],
-    ids=repr,
-)
-def test_what_the_papers_drop_of_twelve(by: Depth, dropped: set[int]) -> None:
-    assert by.kept(12) == tuple(place for place in range(12) if place + 1 not in dropped)
-
-
-@pytest.mark.parametrize(
-    ("by", "kept"),
-    [
-        (Spread(0.75), (0, 1, 2, 4, 5, 6, 8, 9, 10)),
-        (Spread(0.5), (0, 2, 4, 6, 8, 10)),
-        (Spread(0.25), (0, 4, 8)),
-        (Spread(1 / 3), (0, 3, 6, 9)),
-        (Spread(1.0), tuple(range(12))),
-        (Spread(0.01), (0,)),
-        (AllBut((11, 0, 4)), (0, 4, 11)),
-    ],
-    ids=repr,
-)
-def test_what_stays_of_twelve(by: Depth, kept: tuple[int, ...]) -> None:
-    """Hou et al. 2020: floor(i / m_d) for i < round(12 m_d)."""
-    assert by.kept(12) == kept
-
-
-def test_more_than_half_goes_in_steps() -> None:
-    assert EveryNth(2).kept(12) == (1, 3, 5, 7, 9, 11)
-    assert EveryNth(2).kept(6) == (1, 3, 5)
-
-
 @given(count=st.integers(1, 40), drop=st.integers(1, 40), share=st.floats(0.01, 1))
 def test_places_are_sorted_and_of_the_network(count: int, drop: int, share: float) -> None:
     some: list[Depth] = [Top(drop), Bottom(drop), Middle(drop), Spread(share)]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import laconic
 from helpers.depth import Block, after, inputs, net, task
+from helpers.tensors import same
 from laconic.errors import TaskError
 from laconic.recover import SGD, Train
 from laconic.step import State, run_step
@@ -22,11 +23,6 @@ from laconic.structure.surgery import edits_of
 def fit(during: float | None, seed: int = 0, epochs: int = 2) -> nn.Module:
     train = Train(epochs=epochs, batch=6, optimizer=SGD(0.1))
     return after(train if during is None else LayerDrop(during, retrain=train), seed=seed)
-
-
-def same(one: nn.Module, other: nn.Module) -> bool:
-    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
-    return all(torch.equal(first, second) for first, second in pairs)
 
 
 def test_dropping_out_with_no_chance_is_plain_training() -> None:

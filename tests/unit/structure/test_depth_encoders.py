@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import laconic
 from helpers.depth import numbers
 from laconic.errors import ModelError
+from laconic.recover import Train
 from laconic.step import State, Step, run_step
 from laconic.structure import AllBut, DropLayers, LayerDrop, ShareLayers, Spread, Top
 
@@ -101,6 +102,6 @@ def test_distilbert_starts_from_every_second_layer(transformers: ModuleType) -> 
 def test_one_block_for_every_layer_is_no_block_to_drop(transformers: ModuleType) -> None:
     config = transformers.AlbertConfig(vocab_size=20, embedding_size=8, **SIZES)
     model = transformers.AlbertModel(config)
-    for step in (DropLayers(Top(1)), LayerDrop(0.2, retrain=None), ShareLayers()):
+    for step in (DropLayers(Top(1)), LayerDrop(0.2, retrain=Train()), ShareLayers()):
         with pytest.raises(ModelError, match="AlbertModel computes every layer with the same"):
             step.check(model, None)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from helpers.tensors import drawn64
 from laconic.errors import ChainError, ModelError, ScopeError, TaskError
 from laconic.recover import Adam, Train
 from laconic.scope import Scope
@@ -24,11 +25,6 @@ from laconic.weights.laid import laid_tensors, mask_of, weights_of
 EXACT = 1e-9  # float64, well conditioned
 
 
-def draws(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
 def least_squares_hessian(inputs: Tensor) -> Tensor:
     """Return ``2 E[x x^T]``, the Hessian of ``E ||W x - W_0 x||^2`` for each row of W."""
     return 2 * inputs.T @ inputs / len(inputs)
@@ -36,17 +32,17 @@ def least_squares_hessian(inputs: Tensor) -> Tensor:
 
 def quadratic(width: int) -> Tensor:
     """Return a Hessian of inputs that are correlated."""
-    return least_squares_hessian(draws(3 * width, width) @ draws(width, width, seed=1))
+    return least_squares_hessian(drawn64(3 * width, width) @ drawn64(width, width, seed=1))
 
 
 def masks(rows: int, width: int) -> Tensor:
     """Return masks with every number of survivors, none and all of them too."""
-    order = draws(rows, width, seed=2).argsort(dim=1)
+    order = drawn64(rows, width, seed=2).argsort(dim=1)
     return order < torch.linspace(0, width, rows).round()[:, None]
 
 
 def test_survivors_solve_the_least_squares_of_what_is_left() -> None:
-    inputs, weight, mask = draws(40, 8), draws(9, 8, seed=3), masks(9, 8)
+    inputs, weight, mask = drawn64(40, 8), drawn64(9, 8, seed=3), masks(9, 8)
     fitted = compensated(weight, least_squares_hessian(inputs), mask, tolerance=1e-12)
     for row, wanted, survives in zip(fitted, weight, mask, strict=True):
         assert not bool(row[~survives].any())
@@ -74,7 +70,7 @@ def test_the_inverse_is_that_of_each_rows_survivors(
 
 
 def test_a_coarser_tolerance_costs_little_and_never_more_than_no_change() -> None:
-    hessian, weight, mask = quadratic(30), draws(6, 30, seed=3), draws(6, 30, seed=7) > 0
+    hessian, weight, mask = quadratic(30), drawn64(6, 30, seed=3), drawn64(6, 30, seed=7) > 0
 
     def cost(rows: Tensor) -> Tensor:
         return ((rows - weight) @ hessian * (rows - weight)).sum(1)
@@ -90,7 +86,7 @@ def test_a_hessian_without_an_inverse_is_refused() -> None:
     flat = torch.zeros(3, 3, dtype=torch.float64)
     mask = torch.tensor([[True, True, False]])
     for function in (
-        lambda: compensated(draws(1, 3), flat, mask),
+        lambda: compensated(drawn64(1, 3), flat, mask),
         lambda: inverse_diagonal(flat, mask),
     ):
         with pytest.raises(ModelError, match="raise damping"):
@@ -115,7 +111,7 @@ def test_a_hessian_without_an_inverse_is_refused() -> None:
 )
 def test_columns_times_the_weight_are_the_output(layer: nn.Module) -> None:
     shape = {nn.Linear: (5, 3, 6), nn.Conv1d: (5, 6, 9), nn.Conv2d: (5, 6, 9, 8)}[type(layer)]
-    inputs = draws(*shape).float()
+    inputs = drawn64(*shape).float()
     found = columns(layer, inputs)
     rows = layer.weight.detach().reshape(len(found), -1, found.shape[-1])
     product = torch.cat([x @ w.T for x, w in zip(found, rows, strict=True)], dim=1)
@@ -128,12 +124,12 @@ def test_columns_times_the_weight_are_the_output(layer: nn.Module) -> None:
 
 
 def regression(width: int = 6) -> Task:
-    inputs = draws(64, 2) @ draws(2, width, seed=4) + 0.3 * draws(64, width, seed=6)
+    inputs = drawn64(64, 2) @ drawn64(2, width, seed=4) + 0.3 * drawn64(64, width, seed=6)
     inputs = inputs.float()
     return Task(
-        (inputs, draws(64, 3, seed=5).float()),
-        (inputs, draws(64, 3, seed=5).float()),
-        (inputs, draws(64, 3, seed=5).float()),
+        (inputs, drawn64(64, 3, seed=5).float()),
+        (inputs, drawn64(64, 3, seed=5).float()),
+        (inputs, drawn64(64, 3, seed=5).float()),
         loss=lambda outputs, batch: F.mse_loss(outputs, batch.targets),
         metrics={"loss": lambda outputs, targets: 0.0},
     )

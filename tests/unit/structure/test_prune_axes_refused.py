@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from helpers.prune_axes import Separable, images, plain, refused, residual
-from laconic.errors import AxisError, RecipeError
+from laconic.errors import RecipeError
 from laconic.structure import (
     FPGM,
     OBS,

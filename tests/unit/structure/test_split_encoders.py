@@ -12,14 +12,25 @@ import torch
 from torch import Tensor, nn
 
 import laconic
-from helpers.split import LOGITS, after, drawn
+from helpers.split import IDENTITY, after
+from helpers.tensors import drawn
 from laconic.errors import ChainError, ModelError
 from laconic.scope import Scope
 from laconic.step import State, run_step
 from laconic.structure import ShareLayers, Split, find_axes, slice_
+from laconic.structure import split as splitting
 from laconic.tasks import Task
-from laconic.weights import Quantize, Ternary
+from laconic.weights import Quantize, Ternary, activations_of
 from laconic.weights.laid import laid_tensors, lay
+
+# Of the largest logit: float32, where the two scales of a pair differ in the last bits.
+CLOSE = 1e-5
+# Of the largest logit: what lies between two of 256 levels may be rounded either way, and the next
+# layers round what becomes of it.
+LEVELS = 10 / 255
+# Published encoders start at 0.02, so that all logits are nearly zero; here they are of order one.
+SPREAD = {"initializer_range": 0.5}
+FAMILIES = ["Bert", "DistilBert", "Albert", "Roberta", "Electra", "MobileBert", "ViT"]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +49,7 @@ def encoder(transformers: ModuleType, family: str = "Bert") -> nn.Module:
     }
     fields = own.get(family, SIZES | {"num_hidden_layers": 2, "embedding_size": 8})
     words = {} if family == "ViT" else {"vocab_size": 20}
-    config = getattr(transformers, f"{family}Config")(**fields, **words)
+    config = getattr(transformers, f"{family}Config")(**fields, **words, **SPREAD)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         name = "ForImageClassification" if family == "ViT" else "ForSequenceClassification"
@@ -61,15 +72,55 @@ def ternarize(model: nn.Module) -> Any:
     return model
 
 
-@pytest.mark.parametrize(
-    "family", ["Bert", "DistilBert", "Albert", "Roberta", "Electra", "MobileBert", "ViT"]
-)
+def apart(model: nn.Module, wanted: Tensor) -> float:
+    """Return how far the logits are from others, as a share of the largest of those."""
+    assert float(wanted.abs().max()) > 0.5
+    return float((logits(model) - wanted).abs().max() / wanted.abs().max())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_encoders_compute_the_same(transformers: ModuleType, family: str) -> None:
     model = ternarize(encoder(transformers, family))
     wanted, count = logits(model), len(laid_tensors(model))
     after(Split(), model)
     assert len(laid_tensors(model)) == 2 * count
-    torch.testing.assert_close(logits(model), wanted, rtol=0, atol=LOGITS)
+    assert apart(model, wanted) < CLOSE
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_sign_of_the_slides_would_be_seen(
+    transformers: ModuleType, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It makes of the paper's a ``1 - a``: where a weight is not zero, its halves change places."""
+    split = splitting.split_ternary
+
+    def slides(weight: Tensor, ternary: Ternary, *, mask: None) -> tuple[Tensor, Tensor]:
+        first, second = split(weight, ternary, mask=mask)
+        kept = ternary.decode(ternary.encode(weight)) != 0
+        return first.where(~kept, second), second.where(~kept, first)
+
+    monkeypatch.setattr(splitting, "split_ternary", slides)
+    model = ternarize(encoder(transformers, family))
+    wanted = logits(model)
+    assert apart(after(Split(), model), wanted) > 1e-2
+
+
+@pytest.mark.parametrize("family", ["Bert", "DistilBert", "Roberta"])
+def test_an_encoder_of_rounded_activations(transformers: ModuleType, family: str) -> None:
+    """The weights are the same; where a sum lies between two levels, its last bits decide."""
+    step = Quantize(Ternary(), embedding=Ternary("row"), activation=8, scope=Scope("!classifier*"))
+    model = after(step, encoder(transformers, family).double())
+    wanted, rounded = logits(model), activations_of(model)
+    ternary = {name: laid(latent) for name, (laid, latent) in laid_tensors(model).items()}
+    binary = laid_tensors(after(Split(), model))
+    assert len(binary) == 2 * len(ternary) > 0
+    assert activations_of(model) == rounded
+    for name, whole in ternary.items():
+        own = (binary[name.replace(".weight", f".{half}.weight")] for half in ("first", "second"))
+        first, second = (laid(latent) for laid, latent in own)
+        assert torch.equal(first.sign() + second.sign(), 2 * whole.sign())
+        assert torch.allclose(first + second, whole, rtol=0, atol=IDENTITY)
+    assert apart(model, wanted) < LEVELS
 
 
 def test_a_network_that_reads_the_weight_is_told_which_one(transformers: ModuleType) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from helpers.tensors import drawn64
 from laconic.errors import ModelError
 from laconic.structure.tensors import (
     block_term,
@@ -32,11 +33,6 @@ ROUNDING, GRAM = 1e-10, 1e-7
 seeds = st.integers(0, 1000)
 
 
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
 def error(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).norm() / wanted.norm())
 
@@ -46,7 +42,7 @@ def never_rises(errors: list[float]) -> bool:
 
 
 def test_unfolding_puts_a_mode_first() -> None:
-    tensor = drawn(2, 3, 4)
+    tensor = drawn64(2, 3, 4)
     for mode in range(3):
         found = unfold(tensor, mode)
         assert found.shape == (tensor.shape[mode], 24 // tensor.shape[mode])
@@ -57,7 +53,7 @@ def test_unfolding_puts_a_mode_first() -> None:
 
 
 def test_tucker_of_full_rank_is_exact() -> None:
-    kernel = drawn(5, 4, 3, 3)
+    kernel = drawn64(5, 4, 3, 3)
     core, factors = tucker(kernel, (5, 4, None, None))
     assert factors[2] is None and factors[3] is None
     assert torch.allclose(tucker_tensor(core, factors), kernel, atol=ROUNDING)
@@ -66,7 +62,7 @@ def test_tucker_of_full_rank_is_exact() -> None:
 @settings(max_examples=20)
 @given(seed=seeds, ranks=st.tuples(st.integers(1, 5), st.integers(1, 4)))
 def test_hooi_never_loses_what_hosvd_has(seed: int, ranks: tuple[int, int]) -> None:
-    kernel = drawn(5, 4, 3, 3, seed=seed)
+    kernel = drawn64(5, 4, 3, 3, seed=seed)
     errors = []
     for sweeps in range(4):
         core, factors = tucker(kernel, (*ranks, None, None), sweeps=sweeps)
@@ -81,13 +77,15 @@ def test_hooi_never_loses_what_hosvd_has(seed: int, ranks: tuple[int, int]) -> N
 
 
 def test_a_tensor_of_known_ranks_is_recovered() -> None:
-    known = tucker_tensor(drawn(2, 3, 2), [drawn(6, 2), drawn(5, 3, seed=1), drawn(4, 2, seed=2)])
+    known = tucker_tensor(
+        drawn64(2, 3, 2), [drawn64(6, 2), drawn64(5, 3, seed=1), drawn64(4, 2, seed=2)]
+    )
     core, factors = tucker(known, (2, 3, 2), sweeps=1)
     assert error(tucker_tensor(core, factors), known) < ROUNDING
 
 
 def test_the_spectrum_of_a_mode_is_that_of_its_unfolding() -> None:
-    tensor = drawn(4, 3, 5)
+    tensor = drawn64(4, 3, 5)
     for mode in range(3):
         expected = torch.linalg.svdvals(unfold(tensor, mode)) ** 2
         assert torch.allclose(mode_spectrum(tensor, mode), expected, atol=ROUNDING)
@@ -96,7 +94,7 @@ def test_the_spectrum_of_a_mode_is_that_of_its_unfolding() -> None:
 @settings(max_examples=10)
 @given(seed=seeds, blocks=st.integers(1, 3))
 def test_block_terms_never_get_worse(seed: int, blocks: int) -> None:
-    tensor = drawn(6, 5, 4, seed=seed)
+    tensor = drawn64(6, 5, 4, seed=seed)
     errors = []
     for sweeps in range(4):
         parts = block_term(tensor, blocks, (2, 2, 2), sweeps=sweeps)
@@ -106,7 +104,7 @@ def test_block_terms_never_get_worse(seed: int, blocks: int) -> None:
 
 
 def test_more_blocks_are_nearer_and_one_is_tucker() -> None:
-    tensor = drawn(6, 5, 4)
+    tensor = drawn64(6, 5, 4)
     sums = [
         torch.stack([tucker_tensor(*part) for part in block_term(tensor, count, (2, 2, 2))]).sum(0)
         for count in (1, 2, 4)
@@ -119,10 +117,11 @@ def test_more_blocks_are_nearer_and_one_is_tucker() -> None:
 def test_a_sum_of_separate_blocks_is_recovered() -> None:
     first, second = torch.zeros(2, 8, 6, 6, dtype=torch.float64)
     first[:4, :3, :3] = 3 * tucker_tensor(
-        drawn(2, 2, 2), [drawn(4, 2), drawn(3, 2, seed=1), drawn(3, 2, seed=2)]
+        drawn64(2, 2, 2), [drawn64(4, 2), drawn64(3, 2, seed=1), drawn64(3, 2, seed=2)]
     )
     second[4:, 3:, 3:] = tucker_tensor(
-        drawn(2, 2, 2, seed=3), [drawn(4, 2, seed=4), drawn(3, 2, seed=5), drawn(3, 2, seed=6)]
+        drawn64(2, 2, 2, seed=3),
+        [drawn64(4, 2, seed=4), drawn64(3, 2, seed=5), drawn64(3, 2, seed=6)],
     )
     parts = block_term(first + second, 2, (2, 2, 2), sweeps=50)
     assert error(tucker_tensor(*parts[0]) + tucker_tensor(*parts[1]), first + second) < 1e-3
@@ -136,14 +135,14 @@ def test_a_sum_of_separate_blocks_is_recovered() -> None:
 def test_a_tensor_of_known_cp_rank_is_recovered(
     shape: tuple[int, ...], rank: int, seed: int
 ) -> None:
-    known = cp_tensor([drawn(size, rank, seed=10 * seed + k) for k, size in enumerate(shape)])
+    known = cp_tensor([drawn64(size, rank, seed=10 * seed + k) for k, size in enumerate(shape)])
     found = cp(known, rank, generator=torch.Generator().manual_seed(seed), tolerance=0.0)
     assert [factor.shape for factor in found] == [(size, rank) for size in shape]
     assert error(cp_tensor(found), known) < 1e-6
 
 
 def test_cp_never_gets_worse_and_shares_norms_evenly() -> None:
-    tensor = drawn(6, 5, 3, 3)
+    tensor = drawn64(6, 5, 3, 3)
     errors = []
     for sweeps in (1, 2, 5, 20):
         found = cp(tensor, 4, generator=torch.Generator(), sweeps=sweeps, tolerance=-1.0)
@@ -161,7 +160,7 @@ def test_cp_stops_where_nothing_is_gained(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_cp_of_a_rank_beyond_every_mode_draws_by_its_generator() -> None:
-    tensor = drawn(3, 3, 3)
+    tensor = drawn64(3, 3, 3)
     one, same, other = (
         cp(tensor, 5, generator=torch.Generator().manual_seed(seed), sweeps=3) for seed in (0, 0, 1)
     )
@@ -179,7 +178,7 @@ def test_cp_of_nothing_is_nothing() -> None:
 
 @given(seed=seeds)
 def test_separable_errors_are_tails_and_the_full_rank_is_exact(seed: int) -> None:
-    kernel = drawn(3, 2, 3, 4, seed=seed)
+    kernel = drawn64(3, 2, 3, 4, seed=seed)
     squares = torch.linalg.svdvals(separable_matrix(kernel)) ** 2
     for rank in range(1, 7):
         tall, wide = separable(kernel, rank)
@@ -192,7 +191,7 @@ def test_separable_errors_are_tails_and_the_full_rank_is_exact(seed: int) -> Non
 @settings(max_examples=20)
 @given(seed=seeds, outputs=st.integers(1, 12))
 def test_depthwise_separable_is_the_best_fit_per_channel(seed: int, outputs: int) -> None:
-    kernel = drawn(outputs, 3, 3, 3, seed=seed)
+    kernel = drawn64(outputs, 3, 3, 3, seed=seed)
     squares = torch.linalg.svdvals(kernel.transpose(0, 1).flatten(2)) ** 2
     for filters in range(1, min(outputs, 9) + 1):
         depth, point = depthwise_separable(kernel, filters)
@@ -204,9 +203,9 @@ def test_depthwise_separable_is_the_best_fit_per_channel(seed: int, outputs: int
 
 def test_ranks_that_are_not_there_are_refused() -> None:
     with pytest.raises(ModelError, match=r"rank 7 .*choose 1 to 6"):
-        separable(drawn(3, 2, 3, 4), 7)
+        separable(drawn64(3, 2, 3, 4), 7)
     with pytest.raises(ModelError, match=r"rank 5 .*choose 1 to 4"):
-        depthwise_separable(drawn(4, 2, 3, 3), 5)
+        depthwise_separable(drawn64(4, 2, 3, 3), 5)
 
 
 @settings(max_examples=20)
@@ -214,8 +213,8 @@ def test_ranks_that_are_not_there_are_refused() -> None:
 def test_composed_kernels_are_two_convolutions_in_a_row(
     seed: int, first: int, second: tuple[int, int]
 ) -> None:
-    one, two = drawn(4, 2, first, 3, seed=seed), drawn(3, 4, *second, seed=seed + 1)
-    image = drawn(2, 2, 9, 8, seed=seed + 2)
+    one, two = drawn64(4, 2, first, 3, seed=seed), drawn64(3, 4, *second, seed=seed + 1)
+    image = drawn64(2, 2, 9, 8, seed=seed + 2)
     expected = torch.conv2d(torch.conv2d(image, one), two)
     assert torch.allclose(torch.conv2d(image, compose_kernels(one, two)), expected, atol=ROUNDING)
 
@@ -223,7 +222,7 @@ def test_composed_kernels_are_two_convolutions_in_a_row(
 @settings(max_examples=10)
 @given(seed=seeds, middle=st.integers(1, 6))
 def test_two_kernels_never_get_worse(seed: int, middle: int) -> None:
-    kernel = drawn(3, 2, 5, 5, seed=seed)
+    kernel = drawn64(3, 2, 5, 5, seed=seed)
     errors = []
     for sweeps in (1, 2, 4, 8):
         found = two_kernels(kernel, middle, generator=torch.Generator(), sweeps=sweeps)
@@ -235,19 +234,19 @@ def test_two_kernels_never_get_worse(seed: int, middle: int) -> None:
 
 
 def test_two_kernels_with_enough_channels_are_exact() -> None:
-    kernel = drawn(3, 2, 5, 5)  # four shifts of every input reach all of a 5 x 5 kernel
+    kernel = drawn64(3, 2, 5, 5)  # four shifts of every input reach all of a 5 x 5 kernel
     found = two_kernels(kernel, 8, generator=torch.Generator(), sweeps=1)
     assert error(compose_kernels(*found), kernel) < GRAM
 
 
 def test_two_kernels_find_a_composition() -> None:
-    known = compose_kernels(drawn(3, 4, 3, 3), drawn(5, 3, 3, 3, seed=1))
+    known = compose_kernels(drawn64(3, 4, 3, 3), drawn64(5, 3, 3, 3, seed=1))
     found = two_kernels(known, 3, generator=torch.Generator(), sweeps=60)
     assert error(compose_kernels(*found), known) < 0.05
 
 
 def test_two_kernels_draw_by_their_generator() -> None:
-    kernel = drawn(2, 2, 5, 5)
+    kernel = drawn64(2, 2, 5, 5)
     one, same, other = (
         two_kernels(kernel, 1, generator=torch.Generator().manual_seed(seed), sweeps=1)
         for seed in (0, 0, 1)
