@@ -16,7 +16,7 @@ from laconic.errors import ModelError, ScopeError
 from laconic.models.attention import handing_on_padded
 from laconic.progress import progress
 from laconic.step import State, Step
-from laconic.structure.columns import groups_of, unfolded
+from laconic.structure.columns import columns, groups_of
 from laconic.structure.depth import refuse_shared
 from laconic.structure.factorization import (
     Factorization,
@@ -228,7 +228,8 @@ def _watched(targets: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
 
     def watch(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         entered = args[0] if args else next(iter(kwargs.values()))
-        moment = _moment(module, entered.detach())
+        rows = columns(module, entered.detach()).double()
+        moment = rows.transpose(1, 2) @ rows
         moments[name] = moments[name] + moment if name in moments else moment
 
     with contextlib.ExitStack() as hooks:
@@ -236,13 +237,3 @@ def _watched(targets: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
             noting = functools.partial(watch, name)
             hooks.enter_context(module.register_forward_pre_hook(noting, with_kwargs=True))
         yield moments
-
-
-def _moment(module: nn.Module, entered: Tensor) -> Tensor:
-    """Return X X^T [groups, n, n] of one input; a convolution's columns are its patches."""
-    if isinstance(module, nn.Conv2d):
-        columns = unfolded(module, entered).unflatten(1, (module.groups, -1))
-        columns = columns.permute(1, 2, 0, 3).flatten(2).double()
-    else:
-        columns = entered.reshape(1, -1, entered.shape[-1]).transpose(1, 2).double()
-    return columns @ columns.transpose(1, 2)
