@@ -57,7 +57,7 @@ class Tucker2(Factorization):
     HOSVD and then HOOI.
 
     Attributes:
-        ranks: (r_out, r_in), or one number for both; at most the channels there are. Or
+        ranks: (r_out, r_in), or (r,) for both; at most the channels there are. Or
         ratio: both the same share of their channels, the largest that leaves at most this share
             of the weights; 0.5 where nothing is given. Or
         energy: for each, the least that keeps this share of its unfolding's squared singular
