@@ -24,11 +24,12 @@ _WORDS = {
     "valid tuple": "list",
     "valid dictionary": "mapping",
     "valid integer": "whole number",
+    "a valid boolean": "true or false",
     "valid string": "text",
 }
 _WANTED = "Input should be "
 # What pydantic adds that says no more than the value, which is shown.
-_ASIDE = re.compile(r" or instance of \w+|, got a number with .*|, unable to parse .*")
+_ASIDE = re.compile(r" or instance of \w+|, got a number with .*|, unable to (parse|interpret) .*")
 # Of a text of YAML, its aliases written out: a few lines of them may stand for billions.
 MOST_NODES = 100_000
 

@@ -16,14 +16,7 @@ from pydantic import WithJsonSchema, field_validator
 from torch import nn
 
 from laconic.budget import Budget, bytes_of
-from laconic.errors import (
-    BudgetError,
-    FieldProblem,
-    LaconicError,
-    RecipeError,
-    ScopeError,
-    nearest,
-)
+from laconic.errors import BudgetError, FieldProblem, LaconicError, RecipeError, nearest
 from laconic.problems import read_yaml
 from laconic.step import Step, Value, members
 
@@ -164,20 +157,11 @@ class Recipe(Value):
         if task is not None:
             task.check(model)
         for index, step in enumerate(self.steps):
-            earlier = tuple(each for each in self.steps[:index] if _selects(each, model))
+            earlier = self.steps[:index]
             with located(index, step, self.places):
                 step.check(model, task, earlier)
                 if index + 1 < len(self.steps):
                     model = step.outline(model, earlier)
-
-
-def _selects(step: Step, model: nn.Module) -> bool:
-    """Return whether what a step was for is still there."""
-    try:
-        step.scope.select(model)
-    except ScopeError:  # dropped, or replaced by modules of another kind
-        return False
-    return True
 
 
 @contextlib.contextmanager

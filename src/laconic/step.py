@@ -433,7 +433,7 @@ class Step(Value, ABC):
         Args:
             model: the network before the first step, or its outline after the earlier ones.
             task: its data, if the recipe names any.
-            earlier: the steps that will have run before this one, and whose modules are there.
+            earlier: the steps that will have run before this one.
 
         Raises:
             LaconicError: the scope selects nothing, a task is missing, ...

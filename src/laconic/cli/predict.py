@@ -156,8 +156,8 @@ def _repeated(step: Step, state: State, key: int) -> tuple[int, float]:
     They follow from doing that once and several times; there are none where nothing is repeated.
     """
     if step.repeats == 1:
-        _run_abridged(step, state, 1, key)
-        return 0, 0.0
+        whole = step.abridged() == (step,)
+        return 0, _run_abridged(step, state, 1, key) * whole
     several = min(1 + SEVERAL, step.repeats)
     trial = dataclasses.replace(state, model=copied(state.model), curves={})
     once = _run_abridged(step, state, 1, key)

@@ -25,16 +25,19 @@ class First(Split):
 
     Args:
         split: has at least as many.
-        size: examples of a batch, at most.
+        size: examples of a batch, where the split does not decide that.
         batches: how many.
+        most: examples of a batch, even of one that the split makes larger; None: all of them.
 
     >>> from laconic.tasks import digits
     >>> [batch.size for batch in First(digits().test, 20, batches=2).batches(256)]
     [20, 20]
     """
 
-    def __init__(self, split: Split, size: int, *, batches: int = 1) -> None:
-        self.split, self.size, self.count = split, size, batches
+    def __init__(
+        self, split: Split, size: int, *, batches: int = 1, most: int | None = None
+    ) -> None:
+        self.split, self.size, self.count, self.most = split, size, batches, most
         self.normalize, self.labelled = split.normalize, split.labelled
 
     def __len__(self) -> int:
@@ -52,9 +55,8 @@ class First(Split):
         """Yield the first batches of one epoch; see Split."""
         size = min(size, self.size)
         drawn = self.split.batches(size, seed=seed, epoch=epoch, start=start, device=device)
-        # A DataLoader decides by itself how large they are.
         for batch in itertools.islice(drawn, max(self.count - start, 0)):
-            yield batch.first(size)
+            yield batch if self.most is None else batch.first(self.most)
 
     def batch_count(self, size: int) -> int:
         """Return how many batches one epoch has."""
@@ -70,7 +72,7 @@ class First(Split):
 
     def plain(self) -> First:
         """Return the first examples, never augmented."""
-        return First(self.split.plain(), self.size, batches=self.count)
+        return First(self.split.plain(), self.size, batches=self.count, most=self.most)
 
     def targets(self) -> Tensor:
         """Return the targets of these examples, in order."""
@@ -85,5 +87,5 @@ def glance(task: Task) -> Task:
     2
     """
     small = copy.copy(task)
-    small.test = First(task.test, 2)
+    small.test = First(task.test, 2, most=2)
     return small

@@ -215,13 +215,13 @@ class Proximal(Value, ABC):
         """Return how many of the elements are left in the end, at least one."""
         return max(1, round(self.keep * total))
 
-    def due(self, total: int, step: int, steps: int) -> int:
+    def due(self, total: int, step: int, updates: int) -> int:
         """Return how many elements may be left after a step, counted from 0.
 
         >>> [ProximalWeights(0.25, end=0.5).due(8, step, 8) for step in range(6)]
         [8, 6, 5, 3, 2, 2]
         """
-        horizon, goal = self.end * steps, self.goal(total)
+        horizon, goal = self.end * updates, self.goal(total)
         left = max(horizon - step, 0.0) / horizon
         return goal + int((total - goal) * left)
 

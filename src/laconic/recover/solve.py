@@ -105,9 +105,9 @@ class Gradient(Solve):
 class _Removal:
     """A proximal penalty at work on one layer."""
 
-    def __init__(self, penalty: Proximal, part: LayerPart, steps: int) -> None:
-        self.penalty, self.part, self.steps = penalty, part, steps
-        self.last_step = max(1, math.ceil(penalty.end * steps)) - 1
+    def __init__(self, penalty: Proximal, part: LayerPart, updates: int) -> None:
+        self.penalty, self.part, self.updates = penalty, part, updates
+        self.last_step = max(1, math.ceil(penalty.end * updates)) - 1
         part.narrow(torch.ones_like(part.weight(), dtype=torch.bool))
         sizes = penalty.sizes(part.weight())
         self.total = self.left = len(sizes)
@@ -123,7 +123,7 @@ class _Removal:
         if step == self.last_step:
             self.keep(self.goal)
         elif self.penalty.mode == "topk":
-            self.keep(self.penalty.due(self.total, step, self.steps))
+            self.keep(self.penalty.due(self.total, step, self.updates))
 
     def shrink(self, rest: int) -> None:
         """Raise the threshold, and shrink all elements by it.
@@ -150,8 +150,9 @@ class _Removal:
 
     def largest_to_go(self, sizes: Tensor) -> float:
         """Return the largest of the sizes below that of the last element that is to stay."""
-        last = sizes.sort(descending=True).values[self.goal - 1]
-        return max(sizes[sizes < last].tolist(), default=0.0)
+        last = sizes.kthvalue(self.total - self.goal + 1).values
+        below = sizes[sizes < last]
+        return float(below.max()) if below.numel() else 0.0
 
     def keep(self, count: int) -> None:
         """Keep the largest elements; of equal ones the first."""

@@ -131,7 +131,7 @@ def _lay_again(
     lay(
         model,
         name,
-        Representation.coerce(kept["representation"]),
+        Representation.understood(kept["representation"]),
         mask=tensors[f"{prefix}mask"] if kept["masked"] else None,
         state={key: tensors[prefix + key] for key in kept["state"]},
     )

@@ -438,24 +438,24 @@ class LayerDrop(Step):
 
 
 @contextmanager
-def dropping_out(blocks: Iterable[nn.Module], drop: float) -> Iterator[None]:
+def dropping_out(blocks: Iterable[nn.Module], chance: float) -> Iterator[None]:
     """Leave each block out of a training forward with a probability, inside a with block.
 
     Args:
         blocks: modules whose first input and only output have one shape.
-        drop: probability of leaving a block out; 0 draws nothing.
+        chance: of a block to be left out; 0 draws nothing.
 
     >>> blocks = [nn.Linear(2, 2)]
     >>> with dropping_out(blocks, 1 - 1e-9):
     ...     blocks[0](torch.ones(1, 2))
     tensor([[1., 1.]])
     """
-    changed = [block for block in dict.fromkeys(blocks) if drop]
+    changed = [block for block in dict.fromkeys(blocks) if chance]
     before = [vars(block).get("forward") for block in changed]
     try:
         for block in changed:
             # In the instance, so that neither its class nor its state dict changes.
-            vars(block)["forward"] = functools.partial(_sometimes, block.forward, block, drop)
+            vars(block)["forward"] = functools.partial(_sometimes, block.forward, block, chance)
         yield
     finally:
         for block, forward in zip(changed, before, strict=True):
@@ -465,9 +465,9 @@ def dropping_out(blocks: Iterable[nn.Module], drop: float) -> Iterator[None]:
 
 
 def _sometimes(
-    forward: Callable[..., Any], block: nn.Module, drop: float, hidden: Any, *args: Any, **kw: Any
+    forward: Callable[..., Any], block: nn.Module, chance: float, hidden: Any, *args: Any, **kw: Any
 ) -> Any:
-    if block.training and float(torch.rand(())) < drop:
+    if block.training and float(torch.rand(())) < chance:
         return hidden
     return forward(hidden, *args, **kw)
 
@@ -533,7 +533,11 @@ def refuse_shared(
     """Refuse layers that an earlier step ties to each other."""
     if not any(isinstance(each, ShareLayers) for each in earlier):
         return
-    shared = [path for path in paths if path.startswith(f"{blocks_path(model)}.")]
+    try:
+        blocks = blocks_path(model)
+    except ModelError:  # the one block that is left shares with none
+        return
+    shared = [path for path in paths if path.startswith(f"{blocks}.")]
     if shared:
         raise ChainError(
             f"{step}: '{shared[0]}' shares its weight with other blocks once share_layers has "

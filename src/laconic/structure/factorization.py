@@ -45,9 +45,11 @@ __all__ = [
 Portion = Annotated[float, Field(gt=0, lt=1)]
 Pair = tuple[int, int]
 Layer = TypeVar("Layer", bound=nn.Module)
+Method = TypeVar("Method", bound=Value)
 
 # What is kept of a layer's weights where nothing decides the rank.
 HALF = 0.5
+LARGEST = 0.999  # share of the weights that parts of any use have at most
 
 
 def latent(module: nn.Module) -> nn.Parameter:
@@ -219,6 +221,18 @@ class Factorization(Value, ABC):
         """Return batches and their size if it needs moments of a layer's inputs, else None."""
         return None
 
+    @property
+    def by_shape(self) -> bool:
+        """Return whether ``foreseen`` splits without looking at numbers, as on "meta"."""
+        return True
+
+    def foreseen(self) -> Factorization:
+        """Return what makes the same parts with less work.
+
+        Where numbers decide a rank it is the largest that saves weights.
+        """
+        return self
+
     def fits(self, module: nn.Module) -> bool:
         """Return whether this is a layer that it splits."""
         if parametrize.type_before_parametrizations(module) not in self.kinds:
@@ -273,6 +287,18 @@ def refuse_several(value: Value, *names: str) -> None:
         raise ValueError(f"{' and '.join(given)} each decide the rank; give one of them")
 
 
+def at_most(method: Method) -> Method:
+    """Return a method whose rank energy decides at the largest rank that saves weights.
+
+    >>> from laconic.structure import SVD
+    >>> at_most(SVD(energy=0.9)), at_most(SVD(4))
+    (SVD(ratio=0.999), SVD(4))
+    """
+    if dict(method)["energy"] is None:
+        return method
+    return method.model_copy(update={"energy": None, "ratio": LARGEST})
+
+
 class Ranked(Factorization, ABC):
     """A factorization of one rank whose weights grow in proportion to it.
 
@@ -316,6 +342,10 @@ class Spectral(Ranked, ABC):
     def planned(self, shape: Sequence[int]) -> int | None:
         """Return the weights at the rank that the shape decides, if it does."""
         return super().planned(shape) if self.energy is None else None
+
+    def foreseen(self) -> Spectral:
+        """Return the same at the largest rank that saves weights, if energy decides."""
+        return at_most(self)
 
     def rank_for(self, source: Source) -> int:
         """Return the rank of a layer, the same in every group."""

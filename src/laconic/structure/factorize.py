@@ -98,7 +98,7 @@ class Factorize(Step):
     def outline(self, model: nn.Module, earlier: tuple[Step, ...] = ()) -> nn.Module:
         """Return a copy with its layers split, in which the parts have no numbers.
 
-        A rank that numbers decide is that of the layers as they are now, whatever their inputs.
+        Where numbers decide a rank, it is the largest that saves weights.
         """
         with outlined(model) as outline:
             for name, module in self._targets(outline).items():
@@ -173,24 +173,17 @@ class Factorize(Step):
     def _blank_parts(self, module: nn.Module) -> nn.Module:
         """Return what replaces a layer, without numbers; they are looked at only if they must be.
 
-        On the device "meta" tensors have shapes alone, and what a plain rank takes is quick.
+        On the device "meta" tensors have shapes alone, and what looks at no number is quick.
         """
-        weight = latent(module)
-        hollow = copied(module, {id(p): _hollow(p) for p in module.parameters()})
-        try:
-            parts = self.method.split(self._alike(hollow, latent(hollow).detach().double()))
-        except RuntimeError:  # what torch raises where a number of "meta" is asked for
+        weight, method = latent(module), self.method.foreseen()
+        if not method.by_shape:
             numbers = weight.detach().to("cpu", torch.float64).nan_to_num()
-            return self.method.split(self._alike(module, numbers))
-        return blank(parts, weight)
-
-    def _alike(self, module: nn.Module, weight: Tensor) -> Source:
-        """Return a layer all of whose inputs weigh alike."""
-        if self.method.samples is None:
-            return Source(module, weight, torch.Generator())
+            return method.split(Source(module, numbers, torch.Generator()))
+        hollow = copied(module, {id(p): _hollow(p) for p in module.parameters()})
+        numbers = latent(hollow).detach().double()
         groups, size = groups_of(module), math.prod(shape_of(module)[1:])
-        identity = torch.eye(size, dtype=weight.dtype, device=weight.device)
-        return Source(module, weight, torch.Generator(), identity.expand(groups, size, size))
+        moments = None if method.samples is None else numbers.new_empty(groups, size, size)
+        return blank(method.split(Source(hollow, numbers, torch.Generator(), moments)), weight)
 
     def _moments(self, state: State, targets: Mapping[str, nn.Module]) -> dict[str, Tensor]:
         """Return X X^T [groups, n, n] of the inputs of every layer, if the method needs them."""

@@ -26,6 +26,7 @@ from laconic.structure.factorization import (
     Ranked,
     Source,
     Spectral,
+    at_most,
     chain,
     convolution,
     geometry_of,
@@ -90,6 +91,10 @@ class Tucker2(Factorization):
     def planned(self, shape: Sequence[int]) -> int | None:
         """Return the weights at the ranks that the shape decides, if it does."""
         return self._count(shape, self._fixed(shape)) if self.energy is None else None
+
+    def foreseen(self) -> Tucker2:
+        """Return the same at the largest ranks that save weights, if energy decides."""
+        return at_most(self)
 
     def split(self, source: Source) -> nn.Module:
         """Return three convolutions."""
@@ -159,6 +164,15 @@ class CP(Ranked):
     def count(self, shape: Sequence[int], rank: int) -> int:
         """Return R (co + ci + kh + kw)."""
         return rank * sum(shape)
+
+    @property
+    def by_shape(self) -> bool:
+        """Return False: least squares are solved on the way."""
+        return False
+
+    def foreseen(self) -> CP:
+        """Return the same after one sweep."""
+        return self.model_copy(update={"sweeps": 1})
 
     def split(self, source: Source) -> nn.Module:
         """Return four convolutions."""
@@ -247,6 +261,15 @@ class TwoThrees(Ranked):
     def count(self, shape: Sequence[int], rank: int) -> int:
         """Return 9 c (ci + co) for c channels between."""
         return 9 * rank * (shape[0] + shape[1])
+
+    @property
+    def by_shape(self) -> bool:
+        """Return False: least squares are solved on the way."""
+        return False
+
+    def foreseen(self) -> TwoThrees:
+        """Return the same after one sweep."""
+        return self.model_copy(update={"sweeps": 1})
 
     def split(self, source: Source) -> nn.Module:
         """Return two convolutions."""

@@ -210,6 +210,11 @@ class BlockDiagonal(Factorization):
                 "the scope"
             )
 
+    @property
+    def by_shape(self) -> bool:
+        """Return whether the order is given."""
+        return self.order == "given"
+
     def count(self, shape: Sequence[int], rank: int) -> int:
         """Return m n / g; there is no rank."""
         return math.prod(shape) // self.blocks
@@ -293,6 +298,11 @@ class TensorTrain(Factorization):
                 f"{len(self.rows)} rows and {len(self.columns)} columns; give as many of each"
             )
         return self
+
+    @property
+    def by_shape(self) -> bool:
+        """Return False: ranks are those of the numbers, where these are lower."""
+        return False
 
     def modes(self, shape: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return m_1 ... m_d and n_1 ... n_d for a weight [out, in]."""

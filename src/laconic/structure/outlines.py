@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from laconic.step import undisturbed
 from laconic.weights.laid import copied
@@ -27,7 +28,11 @@ def outlined(model: nn.Module) -> Iterator[nn.Module]:
     >>> model[0]
     Linear(in_features=2, out_features=2, bias=True)
     """
-    own = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()}
+    own = {
+        id(p): nn.Parameter(p.clone() if p.is_inference() else p.detach(), p.requires_grad)
+        for p in model.parameters()
+        if not is_lazy(p)
+    }
     with undisturbed():
         yield copied(model, own)
 

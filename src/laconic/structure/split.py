@@ -34,6 +34,7 @@ from laconic.weights.laid import (
     weights_of,
 )
 from laconic.weights.lowbit import Binary, Ternary
+from laconic.weights.quantize import represented
 from laconic.weights.representation import (
     Codes,
     Granularity,
@@ -196,7 +197,8 @@ class Split(Step):
         """
         super().check(model, task, earlier)
         paths = self._targets(model, _ternary_after(model, earlier))
-        if not (paths or self._halves(model)):
+        unseen = any(represented(step, model) is None for step in earlier)
+        if not (paths or unseen or self._halves(model)):
             raise ChainError(
                 f"split: nothing in '{self.scope}' is ternary; put 'quantize: ternary' or "
                 "plan_split, and training, before it"
@@ -266,7 +268,8 @@ def _ternary_after(model: nn.Module, earlier: Iterable[Step] = ()) -> set[str]:
         if isinstance(laid.representation, Ternary) and latent.dim() > 1
     }
     for step in earlier:
-        laid = [(isinstance(each, Ternary), {*found}) for each, found in step.represented(model)]
+        found = represented(step, model) or ()
+        laid = [(isinstance(each, Ternary), {*weights}) for each, weights in found]
         # What may be ternary comes last.
         for ternary, anew in sorted(laid, key=lambda each: each[0]):
             names = names | anew if ternary else names - anew

@@ -209,6 +209,22 @@ def look(state: State, modules: Iterable[nn.Module], step: str) -> None:
     calibrate(state.model.to(state.device), task, itertools.islice(drawn, count), asking)
 
 
+def represented(
+    step: Step, model: nn.Module
+) -> list[tuple[Representation, Mapping[str, Tensor]]] | None:
+    """Return what a step lays on the weights that a network has.
+
+    None: on those of modules that it has not, which another step puts there or takes away.
+
+    >>> represented(Quantize(4, scope="1.0"), nn.Sequential(nn.Linear(2, 2))) is None
+    True
+    """
+    try:
+        return step.represented(model)
+    except ScopeError:
+        return None
+
+
 def planned(
     model: nn.Module, scope: Scope, earlier: Sequence[Step]
 ) -> list[tuple[str, Representation]]:
@@ -228,7 +244,7 @@ def planned(
     found = {name: [layer.representation] for name, (layer, _) in laid_tensors(model).items()}
     for step in earlier:
         anew: dict[str, list[Representation]] = {}
-        for representation, weights in step.represented(model):
+        for representation, weights in represented(step, model) or ():
             for name in weights:
                 anew.setdefault(name, []).append(representation)
         found |= anew

@@ -94,7 +94,7 @@ def small_task() -> Task:
 def test_updates_are_counted_through_nested_training(steps: list[Any], updates: list[int]) -> None:
     found = predict(Recipe(tuple(steps)), digits_cnn(), small_task(), device="cpu")
     assert [row.updates for row in found.rows[1:]] == updates
-    assert all((row.seconds > 0) == (row.updates > 0) for row in found.rows)
+    assert all(row.seconds > 0 for row in found.rows if row.updates)
 
 
 def test_trainings_are_found_however_deep() -> None:
@@ -142,11 +142,11 @@ def test_what_is_looked_at_many_times_is_looked_at_few_times(
 
     monkeypatch.setattr(mixed, "eigenvalues", counted)
     (one,) = seconds_of(MixedPrecision(batches=1, batch=20, iterations=1))
-    assert (looks, one) == ([1], 0.0)
+    assert looks == [1] and one > 0
     (many,) = seconds_of(MixedPrecision(batches=2, batch=20, iterations=1000))
     assert looks == [1, 1, 4]
     assert many > 0
-    assert seconds_of(Recalibrate(30, batch=10), Recalibrate(1, batch=10))[1] == 0.0
+    assert all(each > 0 for each in seconds_of(Recalibrate(1, batch=10), Quantize(4)))
 
 
 def test_what_is_chosen_by_data_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +230,9 @@ def test_data_that_cannot_be_chosen_from_are_analysed(tmp_path: Path) -> None:
 
 def test_first_examples_are_those_of_every_epoch() -> None:
     task = loaders([[3, 1], [4], [0, 2, 5]])
-    few = First(task.train, 1, batches=2)
+    whole = First(task.train, 1, batches=2)
+    assert [batch.targets.tolist() for batch in whole.batches(256)] == [[3, 1], [4]]
+    few = First(task.train, 1, batches=2, most=1)
     assert [batch.targets.tolist() for batch in few.batches(256)] == [[3], [4]]
     assert [batch.targets.tolist() for batch in few.batches(256, start=1)] == [[4]]
     assert list(few.batches(256, start=3)) == []

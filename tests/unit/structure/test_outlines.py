@@ -11,23 +11,29 @@ from torch import Tensor, nn
 
 from helpers import depth, factorize, split
 from laconic.errors import LaconicError, ModelError
+from laconic.models.factored import TTLinear
 from laconic.recipe import Recipe
+from laconic.recover import Reset
 from laconic.scope import Scope
 from laconic.step import State, Step, run_step
 from laconic.structure import (
     CP,
     SVD,
+    Bottom,
     ChannelGhosts,
+    DataSVD,
     DropLayers,
     Factorize,
     Ghost,
     PlanSplit,
     Prune,
     RandomGain,
+    ShareLayers,
     Similar,
     Split,
     TensorTrain,
     Top,
+    Tucker2,
 )
 from laconic.structure.factorization import Factorization
 from laconic.tasks import Task
@@ -35,6 +41,14 @@ from laconic.weights import Quantize, Ternary
 from laconic.weights.laid import weights_of
 
 TERNARY = Quantize(Ternary())
+
+
+def low_rank() -> nn.Module:
+    network = factorize.network()
+    with torch.no_grad():
+        network[5].weight[:, 2:] = 0
+    return network
+
 
 # A network, its data, and steps of which the later ones need what an earlier one makes.
 RUNNING: dict[str, tuple[Callable[[], nn.Module], Callable[[], Task], list[Step]]] = {
@@ -90,6 +104,25 @@ RUNNING: dict[str, tuple[Callable[[], nn.Module], Callable[[], Task], list[Step]
         depth.net,
         depth.task,
         [DropLayers(Similar(above=0.999, batch=8)), Quantize(4, scope=Scope("blocks.3*"))],
+    ),
+    "a part that numbers decide on before they are trained": (
+        low_rank,
+        factorize.task,
+        [
+            Reset(),
+            Factorize(SVD(energy=0.8), scope=Scope("5")),
+            Factorize(SVD(2), scope=Scope("5.1")),
+        ],
+    ),
+    "what was ternary in a block of another name": (
+        depth.net,
+        depth.task,
+        [Quantize(Ternary(), scope=Scope("blocks.3*")), DropLayers(Bottom(3)), Split()],
+    ),
+    "beside blocks of which one is left": (
+        depth.net,
+        depth.task,
+        [ShareLayers(0), DropLayers(Top(3)), Factorize(SVD(1), scope=Scope("last"))],
     ),
     "after what is gone": (
         depth.net,
@@ -186,7 +219,11 @@ def test_parts_have_the_kinds_and_shapes_of_what_is_split(
     assert torch.isfinite(outline(factorize.images(2, 4, 9, 9))).all()
     run_step(step, State(model, factorize.task()))
     assert modules(outline) == modules(model)
-    assert shapes(outline) == shapes(model)
+    if method.foreseen() == method or not method.by_shape:
+        assert shapes(outline) == shapes(model)
+    else:  # numbers decide a rank
+        sizes = [sum(p.numel() for p in each.parameters()) for each in (model, outline)]
+        assert sizes[0] <= sizes[1] < sum(p.numel() for p in factorize.network().parameters())
 
 
 def test_shapes_alone_are_looked_at_where_they_decide(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,17 +233,26 @@ def test_shapes_alone_are_looked_at_where_they_decide(monkeypatch: pytest.Monkey
 
     svd = torch.linalg.svd
     monkeypatch.setattr(torch.linalg, "svd", refuse)
-    Recipe([Factorize(SVD()), Prune("weights", keep=0.5)]).check(factorize.network(), None)
-    with pytest.raises(AssertionError):
-        Recipe([Factorize(SVD(energy=0.5)), Quantize(4)]).check(factorize.network(), None)
+    for method in (SVD(), SVD(energy=0.5), Tucker2(energy=0.5), DataSVD(energy=0.5)):
+        steps = [Factorize(method), Prune("weights", keep=0.5)]
+        Recipe(steps).check(factorize.network(), factorize.task())
+
+
+def test_networks_with_parameters_of_other_kinds_have_outlines() -> None:
+    with torch.inference_mode():
+        inferred = depth.net()
+    lazy = depth.net()
+    lazy.unused = nn.LazyLinear(3)
+    for model in (inferred, lazy):
+        Recipe([DropLayers(Top(2)), Quantize(4, scope=Scope("blocks.1*"))]).check(model, None)
 
 
 def test_weights_that_are_no_numbers_have_an_outline() -> None:
     model = factorize.network()
     model[5].weight.data[0, 0] = torch.nan
-    assert len(Factorize(SVD(energy=0.5), scope=Scope("5")).outline(model)[5]) == 2
+    assert isinstance(Factorize(TensorTrain(4), scope=Scope("5")).outline(model)[5], TTLinear)
     with pytest.raises(ModelError, match="'5' holds NaN"):
-        run_step(Factorize(SVD(energy=0.5), scope=Scope("5")), State(model))
+        run_step(Factorize(TensorTrain(4), scope=Scope("5")), State(model))
 
 
 @pytest.mark.parametrize(
