@@ -266,7 +266,6 @@ def test_weights_that_are_no_numbers_have_an_outline() -> None:
         (Ghost(ChannelGhosts()), split.ternary_network, ()),
         (DropLayers(Top(1)), depth.net, ()),
     ],
-    ids=repr,
 )
 def test_an_outline_changes_nothing_and_shares_what_stays(
     step: Step, build: Callable[[], nn.Module], earlier: tuple[Step, ...]
