@@ -88,7 +88,7 @@ def generator_of(seed: int, *keys: object) -> torch.Generator:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Leave torch's global generators, of every device, as they were before a with block.
+    """Leave torch's global generators, of all devices, as a with block found them.
 
     >>> before = torch.get_rng_state()
     >>> with undisturbed():
