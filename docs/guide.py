@@ -100,7 +100,7 @@ def spread(row: Row) -> str:
 
 def beside_floats(row: Row) -> str:
     """Return a score, and what it is above its own floats."""
-    return f"{row['ours']:.1f} ({loss(row):+.1f})"
+    return f"{row['ours']:.1f} ({loss(row):+z.1f})"
 
 
 def loss(row: Row) -> float:
@@ -146,7 +146,7 @@ def mean_loss(*tasks: str) -> Callable[[Sequence[Row]], str]:
 def with_error(values: Sequence[float]) -> str:
     """Return a mean, with its standard error."""
     error = statistics.stdev(values) / len(values) ** 0.5
-    return f"{statistics.fmean(values):+.1f} ± {error:.1f}"
+    return f"{statistics.fmean(values):+z.1f} ± {error:.1f}"
 
 
 # ------------------------------------------------------------------ split against binary at once
@@ -168,7 +168,7 @@ def gain_line(bits: int) -> list[str]:
     gains = [gain(*pair) for pair in pairs]
     paper = [split["published"] - plain["published"] for split, plain in pairs]
     more = [times(pairs, cost) for cost in ("size_bytes", "seconds")]
-    each = [f"{value:+.1f}" for value in gains]
+    each = [f"{value:+z.1f}" for value in gains]
     return [f"{bits} bits", *each, with_error(gains), with_error(paper), *more]
 
 
