@@ -42,7 +42,7 @@ class StepPrediction:
         nominal_bytes: codes alone, as papers count: weights x keep x bits / 8.
         size_bytes: of the file, were it written untrained.
         updates: of the optimiser.
-        seconds: of training, and of what else is repeated many times.
+        seconds: of training, of what else is repeated, and of a step that is run as it is.
     """
 
     step: str
@@ -153,11 +153,12 @@ def _row(name: str, measured: Measurement, updates: int, seconds: float) -> Step
 def _repeated(step: Step, state: State, key: int) -> tuple[int, float]:
     """Run a step without its training; return updates and seconds of what it repeats.
 
-    They follow from doing that once and several times; there are none where nothing is repeated.
+    They follow from doing that once and several times. Where nothing is repeated, a step that is
+    run as it is takes the time that took.
     """
     if step.repeats == 1:
-        whole = step.abridged() == (step,)
-        return 0, _run_abridged(step, state, 1, key) * whole
+        seconds = _run_abridged(step, state, 1, key)
+        return 0, seconds if step.abridged() == (step,) else 0.0
     several = min(1 + SEVERAL, step.repeats)
     trial = dataclasses.replace(state, model=copied(state.model), curves={})
     once = _run_abridged(step, state, 1, key)
