@@ -16,14 +16,14 @@ from typing import Any
 
 import torch
 from common import write
-from mrem import BATCH, TERNARY, TOKENS, parts, texts, whole
+from modulewise import BATCH, TERNARY, parts, texts, whole
 from qat import encoder
 
 from laconic import compress
 from laconic.recover import Sequential
 from laconic.step import Step
 
-ROUNDS, BATCHES, AGAIN = 3, 12, 2
+ROUNDS, BATCHES, AGAIN, TOKENS = 3, 12, 2, 64
 UPDATES = BATCHES * AGAIN
 WAYS: dict[str, Step] = {
     "trained as a whole": whole(AGAIN),
@@ -38,7 +38,7 @@ BESIDE = {
 
 def update_seconds(step: Step) -> float:
     """Return the seconds of an update."""
-    result = compress(encoder(), texts(TOKENS["time"], BATCHES), [TERNARY, step])
+    result = compress(encoder(), texts(TOKENS, BATCHES), [TERNARY, step])
     return result.history[-1].seconds / UPDATES
 
 

@@ -1,4 +1,4 @@
-"""Tables of measured results, rendered from papers/results: nothing is typed by hand."""
+"""Tables of what was measured, rendered from files of results: nothing is typed by hand."""
 
 from __future__ import annotations
 
@@ -95,11 +95,18 @@ The data lie in the folder that the environment variable `LACONIC_DATA` names:
 - `glue/`: a folder for each of `CoLA`, `MNLI`, `MRPC`, `RTE`, `SST-2` and `STS-B`, with its
   tab-separated files.
 """
+BENCHMARKS_INTRO = """# Time and memory
+
+One script per table, which writes `benchmarks/results/<name>.json`; the tables below are rendered
+from those files, and what stands before each is the script's own account of it. What counts is the
+*ratio* to a baseline of the same run: seconds and bytes are those of the machine that is named.
+"""
 COLUMNS = (
     "row", "task", "metric", "ours", "seeds", "baseline", "published",
     "size_bytes", "ratio", "seconds",
 )  # fmt: skip
 HEADINGS = {"size_bytes": "size (bytes)", "ratio": "times smaller", "seconds": "time of a run (s)"}
+TIMED = {"size_bytes": "bytes"}
 
 
 def table(rows: Iterable[Iterable[str]], headings: Iterable[str]) -> str:
@@ -122,7 +129,7 @@ def cell(row: Mapping[str, Any], column: str) -> str:
         return f"{value:.4g} ({row['published_setting']})"
     if column == "seeds":
         return str(len(value) if isinstance(value, list) else value)
-    if column == "size_bytes":
+    if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
@@ -135,14 +142,14 @@ def loaded(name: str) -> dict[str, Any]:
 
 def account(command: str) -> str:
     """Return what the script that a command runs says of its table."""
-    named = re.search(r"papers/\w+\.py", command)
+    named = re.search(r"(papers|benchmarks)/\w+\.py", command)
     path = ROOT / named[0] if named else ROOT
     if not path.is_file():
         return ""
     return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
 
 
-def results(path: Path) -> str:
+def results(path: Path, names: Mapping[str, str] = HEADINGS) -> str:
     """Return the part on one file of results; columns without a value are left out."""
     data = json.loads(path.read_text(encoding="utf-8"))
     ordered = in_order(data["rows"])
@@ -150,7 +157,7 @@ def results(path: Path) -> str:
     rows = [[cell(row, name) for name in shown] for row in ordered]
     versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
     run = f"`{data['command']}`, {data['date']}, {data['hardware']}; {versions}."
-    headings = [HEADINGS.get(name, name) for name in shown]
+    headings = [names.get(name, name) for name in shown]
     said = account(data["command"])
     parts = [f"## {path.stem}", said, run, table(rows, headings), notes(ordered)]
     return "\n\n".join(part for part in parts if part).strip()
@@ -209,7 +216,9 @@ def called(rows: Sequence[Mapping[str, Any]], places: Sequence[int]) -> str:
         return "every row"
     tasks: dict[str, list[str]] = {}
     for place in places:
-        tasks.setdefault(rows[place]["row"], []).append(rows[place]["task"].removesuffix(" dev"))
+        tasks.setdefault(rows[place]["row"], []).append(
+            (rows[place]["task"] or "").removesuffix(" dev")
+        )
     every = Counter(row["row"] for row in rows)
     return ", ".join(
         name if len(found) == every[name] else f"{name} ({', '.join(found)})"
@@ -219,8 +228,18 @@ def called(rows: Sequence[Mapping[str, Any]], places: Sequence[int]) -> str:
 
 def papers(note: str) -> str:
     """Return the page of every table of the papers that has been run."""
-    found = [results(path) for path in sorted(RESULTS.glob("*.json"))]
-    parts = [note, PAPERS_INTRO, *found]
+    return page(note, PAPERS_INTRO, RESULTS)
+
+
+def benchmarks(note: str) -> str:
+    """Return the page of every benchmark that has been run."""
+    return page(note, BENCHMARKS_INTRO, ROOT / "benchmarks" / "results", TIMED)
+
+
+def page(note: str, intro: str, folder: Path, names: Mapping[str, str] = HEADINGS) -> str:
+    """Return the page of a folder's files of results."""
+    found = [results(path, names) for path in sorted(folder.glob("*.json"))]
+    parts = [note, intro, *found]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 

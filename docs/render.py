@@ -1,4 +1,4 @@
-"""Write the generated pages: docs/methods.md from docstrings, tables from papers/results."""
+"""Write the generated pages: docs/methods.md from docstrings, tables from files of results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from figures import papers, readme, results, table
+from figures import benchmarks, papers, readme, results, table
 from guide import choosing
 
 from laconic import models, tasks
@@ -196,6 +196,7 @@ def methods() -> str:
 PAGES: dict[Path, Callable[[], str]] = {
     ROOT / "docs" / "methods.md": methods,
     ROOT / "docs" / "choosing.md": choosing,
+    ROOT / "benchmarks" / "README.md": lambda: benchmarks(NOTE.format(source="benchmarks/results")),
     ROOT / "papers" / "README.md": lambda: papers(NOTE.format(source="papers/results")),
     ROOT / "README.md": readme,
 }

@@ -7,8 +7,8 @@ they were found), MREM-S the three parts one after the other, MREM-P all three a
 turns in one process. QAT is the same network trained as a whole, on all examples, by the same
 losses as TernaryBERT. 2,000 updates of every part and 250, with fading teacher forcing and
 without. Scores are those of the full dev set; published figures are of BERT base after 2,000
-updates. Memory is measured by `benchmarks/mrem.py`. Dropout is switched off before the steps of a
-row (`set_dropout: 0`).
+updates. Memory does not depend on the row: `benchmarks/mrem_memory.py` measures that of every way.
+Dropout is switched off before the steps of a row (`set_dropout: 0`).
 
 On MNLI-m the paper has in 4-4-8 QAT 84.6, REM 73.3, MREM-S 83.5 and MREM-P 83.4, in 2-2-8 84.4,
 71.6, 82.7 and 82.3, in 2-2-4 83.5, 58.3, 81.1 and 80.8. On SST-2 it has no QAT and no REM; the

@@ -44,7 +44,7 @@ from lowbit import (
     train,
 )
 
-from laconic import Attention, Hidden, Recipe, Task
+from laconic import Attention, Hidden, Recipe, Result, Task
 from laconic.step import Step
 from laconic.weights import LearnedStep, LossAware, Quantize, Symmetric, Ternary
 
@@ -79,12 +79,25 @@ def cells(
     for label, steps in methods.items():
         if not asked(options, label):
             continue
-        place = f"{name}-{label.replace(' ', '-').replace(',', '')}"
-        done = [
-            run(options, f"{place}-{seed}", still(teacher), task, recipe(steps, seed))
-            for seed, teacher in zip(seeds(options, name), teachers, strict=True)
-        ]
+        done = runs(options, name, task, label, steps)
         yield line(name, task, label, done, teachers=teachers, **figure(label, name))
+
+
+def runs(
+    options: argparse.Namespace, name: str, task: Task, label: str, steps: tuple[Step, ...]
+) -> list[Result]:
+    """Return what steps make of the fine-tuned encoder, of every seed."""
+    place, done = f"{name}-{label.replace(' ', '-').replace(',', '')}", []
+    for seed in seeds(options, name):
+        start = still(fine_tuned(options, name, task, seed))
+        done.append(run(options, f"{place}-{seed}", start, task, recipe(steps, seed)))
+    return done
+
+
+def made(options: argparse.Namespace, name: str, task: Task, label: str) -> list[Result]:
+    """Return the encoders of a task in one row of the core, of every seed."""
+    steps = (ROWS[label], *joint(name, rate=RATES.get(label, RATE)))
+    return runs(options, name, task, label, steps)
 
 
 def recipe(steps: tuple[Step, ...], seed: int) -> Recipe:
