@@ -34,7 +34,7 @@ PUBLIC = public()
 
 def needs_example(value: object) -> bool:
     """Return whether an example is due: not for errors, nor for what only subclasses make real."""
-    if value.__module__ == "laconic.cli.app":
+    if value.__module__ == "laconic.cli.entry":
         return False  # the command line shows its examples in --help
     if not inspect.isclass(value):
         return True

@@ -52,6 +52,13 @@ def test_package_lists_its_table_sorted(package):
 
 
 @pytest.mark.parametrize("package", PACKAGES)
+def test_no_name_is_a_module_of_its_package_too(package):
+    """Importing the module would put it in the name's place."""
+    modules = {info.name for info in pkgutil.iter_modules(load(package).__path__)}
+    assert not modules & TABLES[package].keys()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
 def test_table_names_the_module_that_defines(package):
     for name, home in TABLES[package].items():
         assert home == package or home.startswith(f"{package}.")
