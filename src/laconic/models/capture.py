@@ -32,6 +32,7 @@ __all__ = [
     "layer_count",
     "observe",
     "padding_mask",
+    "refuse_tokens_first",
 ]
 
 # What observe knows without looking into the network.
@@ -170,6 +171,30 @@ def padding_mask(batch: Batch) -> Tensor | None:
     inputs = batch.inputs if isinstance(batch.inputs, Mapping) else {}
     mask = inputs.get("attention_mask")
     return mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+
+def refuse_tokens_first(name: str, feature: Tensor, mask: Tensor | None) -> None:
+    """Refuse a padded feature [tokens, batch, ...]: which of it is padding would be mistaken.
+
+    Args:
+        name: of the feature, for the message.
+        feature: of any shape.
+        mask: bool [batch, tokens], as ``padding_mask`` gives it.
+
+    Raises:
+        FeatureError: it is one.
+
+    >>> refuse_tokens_first("hidden.1", torch.zeros(2, 7, 4), torch.ones(2, 7).bool())
+    """
+    if mask is None or feature.dim() != 3:
+        return
+    sizes = [*mask.shape]
+    if [*feature.shape[:2]] != sizes and [*feature.shape[:2]] == sizes[::-1]:
+        raise FeatureError(
+            f"'{name}' is {list(feature.shape)} where the mask is {sizes} [batch, tokens]: tokens "
+            "before examples, so what is padding in it cannot be left out; build the network with "
+            "examples first (batch_first=True)"
+        )
 
 
 def blocks_of(root: nn.Module) -> list[nn.Module]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from laconic.errors import FeatureError
 from laconic.recover.objectives import Taught
+from laconic.recover.pairing import token_mean
 from laconic.step import Count
 
 if TYPE_CHECKING:
@@ -73,17 +74,19 @@ def _square(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
     return ((student - teacher) / temperature).square()
 
 
-def reduced(values: Tensor, reduction: Reduction) -> Tensor:
+def reduced(values: Tensor, reduction: Reduction, mask: Tensor | None = None) -> Tensor:
     """Return a mean over everything but the last dimension, which is summed or averaged.
 
     Args:
         values: [..., classes].
         reduction: "batch" sums over the classes, "elements" averages over them too.
+        mask: bool [batch, tokens] of values [batch, tokens, classes]; see token_mean.
 
     >>> reduced(torch.ones(4, 10), "batch"), reduced(torch.ones(4, 10), "elements")
     (tensor(10.), tensor(1.))
     """
-    return values.sum(dim=-1).mean() if reduction == "batch" else values.mean()
+    each = values.sum(dim=-1) if reduction == "batch" else values.mean(dim=-1)
+    return token_mean(each, mask)
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
@@ -103,7 +106,8 @@ class Logits(Taught):
     T^2. The l2 loss averaged over elements is the logit regression of Ba and Caruana.
 
     Logits are [batch, classes], [batch, tokens, classes] or maps [batch, classes, height, width];
-    values [batch] and [batch, 1] have no distribution and take ``l2`` or ``l1``.
+    those of padding do not count. Values [batch] and [batch, 1] have no distribution and take
+    ``l2`` or ``l1``.
 
     Reductions of the papers' code: DynaBERT and MATE-KD "batch"; TinyBERT, TernaryBERT, BinaryBERT
     and DAP-BERT (cross entropy), PKD and TAKD (KL) "elements", which is smaller by the number of
@@ -112,8 +116,8 @@ class Logits(Taught):
     Attributes:
         temperature: divides all logits.
         loss: how they are compared.
-        reduction: "batch" sums over classes and averages over examples; "elements" averages over
-            both.
+        reduction: "batch" sums over classes and averages over examples and what is no padding of
+            them; "elements" averages over classes too.
 
     >>> Logits(4.0)
     Logits(4.0)
@@ -142,11 +146,11 @@ class Logits(Taught):
         Raises:
             FeatureError: the shapes differ, or a single logit would be normalised.
         """
-        own, target = _logits(student, teacher)
+        own, target, mask = _logits(student, teacher)
         if self.loss in ("kl", "cross_entropy"):
             _refuse_single(own, f"logits with {self.loss}")
         values = LOSSES[self.loss](own, target, temperature=self.temperature)
-        return reduced(values, self.reduction)
+        return reduced(values, self.reduction, mask)
 
 
 class Annealing(Taught):
@@ -184,9 +188,10 @@ class Annealing(Taught):
         Raises:
             FeatureError: the shapes differ.
         """
-        own, target = _logits(student, teacher)
+        own, target, mask = _logits(student, teacher)
         temperature = max(1, self.highest - int(progress * self.highest))
-        return (own - target * annealing(temperature, self.highest)).square().sum(dim=-1).mean()
+        distance = own - target * annealing(temperature, self.highest)
+        return reduced(distance.square(), "batch", mask)
 
 
 def annealing(temperature: int, highest: int) -> float:
@@ -242,11 +247,11 @@ class Mutual(Taught):
         Raises:
             FeatureError: the shapes differ, or a single logit would be normalised.
         """
-        own, peer = _logits(student, teacher)
+        own, peer, mask = _logits(student, teacher)
         _refuse_single(own, self.name)
         to_student = divergence(own, peer.detach(), temperature=self.temperature)
         to_peer = divergence(peer, own.detach(), temperature=self.temperature)
-        return reduced(to_student + to_peer, "batch")
+        return reduced(to_student + to_peer, "batch", mask)
 
     def __call__(
         self,
@@ -272,15 +277,15 @@ def _refuse_single(logits: Tensor, name: str) -> None:
         )
 
 
-def _logits(student: Features, teacher: Features) -> tuple[Tensor, Tensor]:
-    """Return the logits of both, the classes last."""
+def _logits(student: Features, teacher: Features) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the logits of both, the classes last, and the mask of their tokens."""
     own, target = student["logits"], teacher["logits"]
     if own.shape != target.shape:
         raise FeatureError(
             f"logits: the student's are {list(own.shape)} and the teacher's {list(target.shape)}; "
             "give a teacher of the same classes"
         )
-    return _classes_last(own), _classes_last(target)
+    return _classes_last(own), _classes_last(target), student.get("mask")
 
 
 def _classes_last(logits: Tensor) -> Tensor:

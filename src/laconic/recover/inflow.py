@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from laconic.errors import ModelError
-from laconic.models.capture import blocks_of, padding_mask
+from laconic.models.capture import blocks_of, padding_mask, refuse_tokens_first
 from laconic.recover.parts import Part, check_chain
 from laconic.recover.quadratic import Fitted, Moments, is_fitted
 from laconic.recover.stream import Flow, Stored
@@ -45,6 +45,9 @@ def calls_of(task: Task, model: nn.Module, paths: Iterable[str]) -> Counter[str]
         model: the network.
         paths: of modules; those that are no layers, or not there, are passed over.
 
+    Raises:
+        FeatureError: padded texts enter one tokens first.
+
     >>> from laconic.models import digits_cnn
     >>> from laconic.tasks import digits
     >>> list(calls_of(digits(), digits_cnn(), ["relu", "fc1", "conv2"]))
@@ -52,17 +55,20 @@ def calls_of(task: Task, model: nn.Module, paths: Iterable[str]) -> Counter[str]
     """
     calls: Counter[str] = Counter()
     modules = dict(model.named_modules())
+    batch = task.example_batch(2).to(device_of(model))
+    mask = padding_mask(batch)
     with ExitStack() as stack:
         for path in paths:
             module = modules.get(path)
             if is_fitted(module):
 
-                def count(*_: Any, path: str = path) -> None:
+                def count(_: nn.Module, inputs: Any, named: Any, path: str = path) -> None:
+                    refuse_tokens_first(path, next(tensors_in((inputs, named))), mask)
                     calls[path] += 1
 
                 stack.enter_context(module.register_forward_pre_hook(count, with_kwargs=True))
         with evaluation(model):
-            task.call(model, task.example_batch(2).to(device_of(model)))
+            task.call(model, batch)
     return calls
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from laconic.errors import ModelError, RunError
-from laconic.models.capture import Features, layer_count, observe
+from laconic.models.capture import Features, layer_count, observe, refuse_tokens_first
 from laconic.progress import progress
 from laconic.recover.descent import autocast
 from laconic.recover.objectives import Objective
@@ -97,6 +97,8 @@ class Lesson(nn.Module):
         taught = self.teach(batch, self.state.seed)
         with torch.no_grad(), evaluation(self.state.model), evaluation(self.peers):
             student = self.features(batch, taught)
+            for name, feature in student.items():
+                refuse_tokens_first(name, feature, student.get("mask"))
             for index in self.objective.teachers:
                 _check_finite(index, taught[index])
             learned = self.objective.build(student, taught, self.state.generator("learned"))

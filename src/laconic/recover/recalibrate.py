@@ -11,19 +11,22 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from laconic.errors import ModelError
+from laconic.errors import ModelError, TaskError
 from laconic.progress import progress
 from laconic.step import Count, State, Step
 from laconic.tasks.split import Batch
 from laconic.tasks.task import full_precision, needed
+from laconic.weights.laid import copied
 from laconic.weights.quantizer import Quantizer, calibrate
 
 if TYPE_CHECKING:
     from laconic.tasks import Task
 
-__all__ = ["Recalibrate"]
+__all__ = ["TOO_FEW", "Recalibrate", "normalised"]
 
 logger = logging.getLogger(__name__)
+
+TOO_FEW = "which BatchNorm cannot normalise"
 
 
 class Recalibrate(Step):
@@ -117,12 +120,39 @@ def _average(
             norm.momentum = None  # torch's sign for the cumulative average
             norm.train()
         for batch in progress(batches, "recalibrate", total):
+            if batch.size == 1 and not normalised(task, model, batch):
+                raise TaskError(
+                    f"recalibrate: a batch has one example, {TOO_FEW}; give more examples, and a "
+                    "batch of at least 2"
+                )
             task.call(model, batch)
             count += 1
     finally:
         for norm, momentum in momenta:
             norm.momentum = momentum
     return count
+
+
+def normalised(task: Task, model: nn.Module, batch: Batch) -> bool:
+    """Return whether a network in training takes a batch, tried on a copy.
+
+    BatchNorm cannot normalise one example that has but one value per channel.
+
+    >>> from laconic.models import digits_cnn
+    >>> from laconic.tasks import digits
+    >>> normalised(digits(), digits_cnn().train(), digits().example_batch(1))
+    True
+    """
+    if not any(isinstance(each, _BatchNorm) and each.training for each in model.modules()):
+        return True
+    try:
+        with torch.no_grad():
+            task.call(copied(model), batch)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        return False
+    return True
 
 
 def _tracking(modules: dict[str, nn.Module]) -> dict[str, _BatchNorm]:

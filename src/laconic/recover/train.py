@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.batchnorm import _NormBase
 
 from laconic.errors import RunError, ScopeError, TaskError
 from laconic.models.capture import Features
@@ -20,9 +20,10 @@ from laconic.recover.lesson import Lesson
 from laconic.recover.objectives import Label, Objective
 from laconic.recover.optimize import AdamW, Optimizer, Stop
 from laconic.recover.penalties import Penalty
+from laconic.recover.recalibrate import TOO_FEW, normalised
 from laconic.step import Count, During, State, Step, derive, inside
+from laconic.tasks.loader import Loader
 from laconic.tasks.task import labelled, needed
-from laconic.weights.laid import copied
 from laconic.weights.quantizer import Quantizer
 
 if TYPE_CHECKING:
@@ -182,21 +183,20 @@ class _Loop:
         self.state.note(f"{self.train.name}: {self.train.objective.words}", found)
 
     def learnable(self, batch: Batch) -> bool:
-        """Return whether BatchNorm can normalise a batch; one example may be too few.
+        """Return whether BatchNorm can normalise a batch; one of one example is passed over.
 
         Raises:
-            TaskError: it cannot even at the start of an epoch, so nothing would be learned.
+            TaskError: it cannot even at the start of an epoch, so nothing may be learned.
         """
         if batch.size > 1:
             return True
         networks = (self.model, *self.lesson.peers.values())
-        if all(_normalised(self.task, each, batch) for each in networks):
+        if all(normalised(self.task, each, batch) for each in networks):
             return True
         if self.batch == 0:
-            raise TaskError(
-                "train: batches have one example, which BatchNorm cannot normalise; choose a "
-                f"batch of at least 2, not {self.train.batch}"
-            )
+            own = isinstance(self.task.train, Loader)
+            what = "let the DataLoader begin with more" if own else "choose a batch of at least 2"
+            raise TaskError(f"train: a batch has one example, {TOO_FEW}; {what}")
         return False
 
     def loss(self, batch: Batch, taught: Sequence[Features], done: float) -> Tensor:
@@ -259,20 +259,6 @@ class _Loop:
         self.best = below("best/", tensors)
         self.lesson.load_state_dict(below("lesson/", tensors))
         self.descent.restore(below("optimizer/", tensors))
-
-
-def _normalised(task: Task, model: nn.Module, batch: Batch) -> bool:
-    """Return whether a network in training takes a batch, tried on a copy."""
-    if not any(isinstance(each, _BatchNorm) and each.training for each in model.modules()):
-        return True
-    try:
-        with torch.no_grad():
-            task.call(copied(model), batch)
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        return False
-    return True
 
 
 def _learning(network: nn.Module) -> list[nn.Parameter]:

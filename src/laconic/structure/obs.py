@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -17,6 +17,7 @@ from laconic.scope import Scope
 from laconic.step import Count, State, Step
 from laconic.structure.columns import columns
 from laconic.structure.criteria import Criterion, second_order
+from laconic.tasks.split import tensors_in
 from laconic.tasks.task import evaluation, needed
 from laconic.weights.laid import (
     laid_tensors,
@@ -238,8 +239,8 @@ class OBS(Criterion):
         sums: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
 
-        def note(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            found = columns(module, inputs[0])
+        def note(name: str, module: nn.Module, inputs: Any, named: Any) -> None:
+            found = columns(module, next(tensors_in((inputs, named))))
             moment = found.transpose(1, 2) @ found
             sums[name] = sums[name] + moment if name in sums else moment.double()
             counts[name] = counts.get(name, 0) + found.shape[1]
@@ -248,7 +249,8 @@ class OBS(Criterion):
             for name in weights:
                 for each in owners_of(network, latent_of(network, name)[1]):
                     noting = functools.partial(note, name)
-                    hooks.enter_context(owner(network, each)[0].register_forward_pre_hook(noting))
+                    layer = owner(network, each)[0]
+                    hooks.enter_context(layer.register_forward_pre_hook(noting, with_kwargs=True))
             for batch in drawn(state, task, self.batches, self.batch, self.name):
                 task.call(network, batch)
         for name in weights:

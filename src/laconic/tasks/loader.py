@@ -36,9 +36,10 @@ class Loader(Split):
     """The user's own DataLoader, seeded before every batch it makes.
 
     The loader decides batch size and order; ``size`` is ignored. torch's global generator is
-    seeded from (seed, epoch, index) around each batch and then restored, and a generator of the
-    loader's own is seeded once an epoch, so that the law of Split holds; a dataset that draws
-    from other generators (``random``, numpy) breaks it. Skipped batches are made and dropped.
+    seeded from (seed, epoch, index) around each batch and then restored, and generators of the
+    loader's and its samplers' own are seeded once an epoch, so that the law of Split holds; a
+    dataset that draws from other generators (``random``, numpy) breaks it. Skipped batches are
+    made and dropped.
 
     Args:
         loader: yields pairs, mappings, inputs alone or whatever ``read`` understands.
@@ -103,8 +104,8 @@ class Loader(Split):
     ) -> Iterator[Batch]:
         """Yield the batches of one epoch; see Split."""
         base = derive(seed or 0, "loader", epoch)
-        if self.loader.generator is not None:
-            self.loader.generator.manual_seed(base)
+        for generator in self._generators():
+            generator.manual_seed(base)
         with _seeded(base):
             items = iter(self.loader)
         end, number = object(), 0
@@ -151,6 +152,19 @@ class Loader(Split):
         ordered = self._like(self._dataset(), shuffle=False, drop_last=False)
         found = Loader(ordered, read=self.read).batches(1)
         return torch.cat([required(batch.targets) for batch in found])
+
+    def _generators(self) -> Iterator[torch.Generator]:
+        """Yield what the loader, and the samplers inside each other, draw from by themselves."""
+        asked: list[Any] = [self.loader, self.loader.sampler, self.loader.batch_sampler]
+        seen: set[int] = set()
+        while asked:
+            each = asked.pop()
+            if each is None or id(each) in seen:
+                continue
+            seen.add(id(each))
+            if isinstance(generator := getattr(each, "generator", None), torch.Generator):
+                yield generator
+            asked.append(getattr(each, "sampler", None))
 
     @property
     def _shuffles(self) -> bool:

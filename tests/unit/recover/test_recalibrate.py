@@ -189,6 +189,11 @@ def test_what_is_not_finite_is_refused() -> None:
         Recalibrate(batch=BATCH).apply(State(model, task))
 
 
+def test_a_batch_of_one_example_is_refused() -> None:
+    with pytest.raises(TaskError, match=r"one example, which BatchNorm cannot.*at least 2"):
+        Recalibrate(batch=1).apply(State(make_model(), make_task()))
+
+
 def test_check_needs_a_task() -> None:
     with pytest.raises(TaskError, match="recalibrate needs batches"):
         Recalibrate().check(make_model(), None)

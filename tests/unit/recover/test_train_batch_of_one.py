@@ -8,12 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader
 
 from helpers.teacher import network, task
 from helpers.tensors import same
 from laconic.errors import TaskError
 from laconic.recover import SGD, Mutual, Stop, Train
 from laconic.step import During, State, Step, Value, derive, run_step
+from laconic.tasks import Task
 
 
 class Clock(During):
@@ -80,7 +82,12 @@ def test_a_last_batch_of_one_is_learned_from_where_it_can_be(model: nn.Sequentia
 
 
 def test_batches_of_one_that_a_norm_cannot_take_are_refused() -> None:
-    with pytest.raises(TaskError, match="choose a batch of at least 2, not 1"):
+    with pytest.raises(TaskError, match="BatchNorm cannot normalise; choose a batch of at least 2"):
         run_step(Train(batch=1), State(network(), task()))
+    inputs, targets = next(task(9).train.batches(9)).inputs[0], torch.arange(9) % 3
+    ready = DataLoader([(inputs[:1], targets[:1]), (inputs[1:], targets[1:])], batch_size=None)
+    data = Task(ready, ready, ready)
+    with pytest.raises(TaskError, match="let the DataLoader begin with more"):
+        run_step(Train(), State(network(), data))
     frozen = Train(scope="last", batch=1)
     run_step(frozen, State(network(), task(4)))  # its norm has statistics to use

@@ -229,6 +229,27 @@ def test_a_pruned_weight_stays_pruned_and_the_parameter_the_same_object() -> Non
     assert int((model.weight != 0).sum()) == 9
 
 
+def test_a_layer_may_be_called_by_keyword() -> None:
+    class Named(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002  torch's name
+            return super().forward(input)
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Named(6, 4)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            outputs: Tensor = self.inner(input=inputs)
+            return outputs
+
+    inputs = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    pair = inputs, torch.arange(40) % 4
+    state = State(Outer(), Task(pair, pair, pair))
+    run_step(Prune("weights", keep=0.5, by=OBS()), state)
+    assert int(mask_of(state.model, "inner.weight").sum()) == 12  # type: ignore[union-attr]
+
+
 # ------------------------------------------------------------------ what is refused
 
 

@@ -8,12 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
     TensorDataset,
+    WeightedRandomSampler,
 )
 
 from laconic.errors import TaskError
@@ -47,6 +49,13 @@ def split(kind):
         return Arrays(images(), torch.arange(23), augment=PadCropFlip(2), normalize=((0.5,), (1,)))
     generator = torch.Generator() if kind == "loader with its own generator" else None
     workers = 1 if kind == "loader with a worker" else 0
+    own = {"generator": torch.Generator()}
+    if kind == "loader whose sampler has its own":
+        weighted = WeightedRandomSampler([1.0] * 23, 23, **own)
+        return Loader(DataLoader(Noisy(), 5, sampler=weighted))
+    if kind == "loader whose batches have one":
+        drawn = BatchSampler(RandomSampler(range(23), **own), 5, drop_last=False)
+        return Loader(DataLoader(Noisy(), batch_sampler=drawn))
     loader = DataLoader(Noisy(), 5, shuffle=True, generator=generator, num_workers=workers)
     return Loader(loader)
 
@@ -59,6 +68,7 @@ def assert_same(one, other):
 
 
 KINDS = ["arrays", "loader", "loader with its own generator", "loader with a worker"]
+KINDS += ["loader whose sampler has its own", "loader whose batches have one"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
