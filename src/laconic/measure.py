@@ -17,7 +17,7 @@ from laconic import costs
 from laconic.costs import bit_operations, environment, float_bytes, latency, macs, peak_memory
 from laconic.errors import ArtifactError, ModelError, RunError
 from laconic.ledger import FLOAT_BITS, Layer, Measurement
-from laconic.models.rounding import INPUT, quantizers_of
+from laconic.models.rounding import INPUT, OPERANDS, quantizers_of
 from laconic.names import module_of
 from laconic.own import explained
 from laconic.scope import KINDS, Scope
@@ -246,11 +246,13 @@ def _layer(
 
 
 def _bit_operations(model: nn.Module, layers: Sequence[Layer], macs: int) -> int:
-    operands = [places for places in activations_of(model).values() if INPUT not in places]
-    every = len(operands) == len(attention_paths(model)) and operands
-    widths = (activation.bits for places in operands for activation in places.values())
-    bits = max(widths) if every else FLOAT_BITS
-    return costs.bit_operations(layers, macs, operand_bits=bits)
+    rounded = activations_of(model)
+    widths = (
+        rounded[path][place].bits if place in rounded.get(path, {}) else FLOAT_BITS
+        for path in attention_paths(model)
+        for place in OPERANDS
+    )
+    return costs.bit_operations(layers, macs, operand_bits=max(widths, default=FLOAT_BITS))
 
 
 def _input_bits(model: nn.Module) -> dict[str, int]:

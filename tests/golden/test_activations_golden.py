@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from laconic.weights import LearnedClip, LearnedSpacing, MinMax
+from laconic.weights.activations import grid
 
 # Half a unit in the last printed place of the figures.
 CLOSE = 5e-8
@@ -61,3 +64,28 @@ def test_levels_lie_within_what_a_learned_clip_leaves() -> None:
 def test_an_asymmetric_grid_of_eight_bits() -> None:
     codes, _, zero_point = MinMax(8).codes(torch.tensor([-10.0, 30.0, 10.0]), {})
     assert codes.tolist() == [0, 255, 128] and int(zero_point) == 64
+
+
+@pytest.mark.parametrize("levels", ["symmetric", "asymmetric"])
+@pytest.mark.parametrize("high", [0.0, -0.01])
+def test_a_learned_clip_whose_limits_have_crossed_zero_leaves_nothing(
+    levels: Any, high: float
+) -> None:
+    activation, numbers = LearnedClip(8, levels=levels), torch.tensor([0.0, 0.7, 3.0, 7.0])
+    limits = {"low": torch.tensor(0.0), "high": torch.tensor(high)}
+    assert not activation.rounded(numbers, limits).any()
+
+
+@pytest.mark.parametrize("levels", ["symmetric", "asymmetric"])
+def test_an_empty_range_has_one_level(levels: Any) -> None:
+    found = grid(torch.tensor(0.0), torch.tensor(0.0), 8, levels)
+    assert [float(each) for each in found] == [1, 0, 0]
+
+
+def test_a_spacing_that_has_crossed_zero_comes_back_and_a_blank_one_stays() -> None:
+    activation, place = LearnedSpacing(4), {"scale": torch.tensor(-0.5)}
+    activation.update(place)
+    assert 0 < float(place["scale"]) < 1e-30
+    blank = activation.start()
+    activation.update(blank)
+    assert float(blank["scale"]) == 0

@@ -18,6 +18,8 @@ from laconic.weights.learned_step import first_step
 
 # Half a unit in the last printed place of the hand-computed figures.
 PRINTED = 5e-8
+# Gradients that come and go in bfloat16, which has eight bits.
+HALVES = 2e-2
 # Sums of a few hundred float32 products in another order.
 SUMS = 1e-5
 
@@ -187,3 +189,16 @@ def test_training_moves_the_scale_and_keeps_it_positive(optimizer: Any) -> None:
         assert bool((layer.scale > 0).all())
         assert torch.equal(layer(latent), layer.representation.decode(layer.encode(latent)))
     assert not torch.equal(laid_tensors(model)["0.weight"][0].scale, before)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_gradients_of_half_precision_are_those_of_its_numbers(bits: int) -> None:
+    weight, flow = torch.randn(40, 30).bfloat16(), torch.randn(40, 30)
+    representation = LearnedStep(bits)
+    scale = representation.fit(weight)["scale"]
+    found = {}
+    for dtype in (torch.bfloat16, torch.float64):
+        laid = Laid(representation, None, {"scale": scale.to(dtype)})
+        (laid(weight.to(dtype)).double() * flow).sum().backward()
+        found[dtype] = float(laid.scale.grad)
+    assert found[torch.bfloat16] == pytest.approx(found[torch.float64], rel=HALVES)

@@ -329,10 +329,13 @@ def file_analyses(
     from laconic.cli.samples import glance
     from laconic.report import bit_sensitivity, eigenvalues
     from laconic.ship import load
+    from laconic.weights.laid import copied
 
     stems = [path.stem for path in paths]
     names = stems if len({*stems}) == len(stems) else [str(path) for path in paths]
-    networks = {name: load(path, model=model) for name, path in zip(names, paths, strict=True)}
+    networks = {}
+    for name, path in zip(names, paths, strict=True):  # load fills the model it is given
+        networks[name] = load(path, model=None if model is None else copied(model))
     for network in networks.values():
         glance(task).score(network)  # what does not fit the data is refused here
     drawn = list(itertools.islice(task.train.plain().batches(BATCH, seed=0), batches))

@@ -94,6 +94,10 @@ class Descent:
         for laid, latent in self.laid().items():
             asked = "curvature" in laid.representation.needs
             laid.update(curvature_of(self.optimizer, latent) if asked else None)
+        with torch.no_grad():
+            for name, module in self.model.named_modules():
+                if isinstance(module, Quantizer) and name in self.scope:
+                    module.activation.update(module.state)
         return value
 
     def laid(self) -> dict[Laid, Tensor]:

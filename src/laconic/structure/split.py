@@ -29,9 +29,11 @@ from laconic.weights.laid import (
     laid_tensors,
     latent_of,
     lay,
+    lay_each,
     mask_of,
     owners_of,
     weights_of,
+    without_padding,
 )
 from laconic.weights.lowbit import Binary, Ternary
 from laconic.weights.quantize import represented
@@ -39,6 +41,7 @@ from laconic.weights.representation import (
     Codes,
     Granularity,
     Representation,
+    check_groups,
     grouped,
     masked,
 )
@@ -229,10 +232,10 @@ class Split(Step):
         paths = self._targets(state.model, _ternary_after(state.model))
         # All are computed before any is replaced: a refusal leaves the network as it was.
         made = {path: _halved(state.model, path) for path in paths}
-        for path, halves in made.items():
-            laid, _ = latent_of(state.model, f"{path}.weight")
+        for path, (halves, binary, mask) in made.items():
             replace_(state.model, path, halves)
-            _lay_halves(state.model, path, cast("Laid", laid))
+            for half in ("first", "second"):
+                lay(state.model, f"{path}.{half}.weight", binary, mask=mask)
         check_runs(state, self.name)
         logger.info("split: %d ternary layers are two binary ones each now", len(paths))
 
@@ -276,13 +279,15 @@ def _ternary_after(model: nn.Module, earlier: Iterable[Step] = ()) -> set[str]:
     return names
 
 
-def _halved(model: nn.Module, path: str) -> Halves:
-    """Return two layers whose sum is the ternary one at a path, nothing laid on them yet."""
+def _halved(model: nn.Module, path: str) -> tuple[Halves, Binary, Tensor | None]:
+    """Return two layers whose sum is the ternary one at a path, and what to lay on both."""
     old, spec = model.get_submodule(path), describe(model.get_submodule(path))
     laid, weight = latent_of(model, f"{path}.weight")
-    layer, bias = cast("Laid", laid), bias_of(old)
+    ternary, bias = cast("Ternary", cast("Laid", laid).representation), bias_of(old)
+    binary = Binary(granularity=ternary.granularity)
+    mask = _mask(model, f"{path}.weight", binary)
     halves = Halves(spec, spec).to(weight)
-    numbers = split_ternary(weight, cast("Ternary", layer.representation), mask=layer.mask)
+    numbers = split_ternary(weight, ternary, mask=mask)
     for half, number in zip((halves.first, halves.second), numbers, strict=True):
         with torch.no_grad():
             cast("Tensor", half.weight).copy_(number)
@@ -291,7 +296,7 @@ def _halved(model: nn.Module, path: str) -> Halves:
         half.requires_grad_(weight.requires_grad)
         if bias is not None:
             cast("Tensor", half.bias).requires_grad_(bias.requires_grad)
-    return halves
+    return halves, binary, mask
 
 
 def _outlined_halves(model: nn.Module, path: str) -> Halves:
@@ -304,12 +309,6 @@ def _outlined_halves(model: nn.Module, path: str) -> Halves:
         halves.first.register_parameter(name, cast("nn.Parameter | None", parameter))
     blank(halves.second, weight)
     return halves
-
-
-def _lay_halves(model: nn.Module, path: str, ternary: Laid) -> None:
-    binary = Binary(granularity=cast("Ternary", ternary.representation).granularity)
-    for half in ("first", "second"):
-        lay(model, f"{path}.{half}.weight", binary, mask=ternary.mask)
 
 
 # ------------------------------------------------------------------ planning
@@ -369,6 +368,7 @@ class PlanSplit(Step):
         self.choose.check(task)
         binary = self._binary(model)
         refuse_shared(model, map(module_of, binary), earlier, self.name)
+        check_groups(self.represented(model))
         if not earlier:  # what an earlier step makes smaller may fit
             self._room(model, _coded_bits(model, binary))
 
@@ -389,8 +389,9 @@ class PlanSplit(Step):
         model, binary = state.model, self._binary(state.model)
         bits = _coded_bits(model, binary)
         room = self._room(model, bits)
+        weights = weights_of(model, self.scope)
         for name, representation in binary.items():
-            lay(model, name, representation)
+            lay_each(model, {name: weights[name]}, representation)
         parts = {
             label: _part(model, names, sum(bits[name] for name in names))
             for label, names in _labelled(model, binary).items()
@@ -449,9 +450,17 @@ def _coded_bits(model: nn.Module, binary: Mapping[str, Binary]) -> dict[str, int
     """Return the bits of codes and scales of weights once they are binary."""
     values = weights_of(model, Scope("*"))
     return {
-        name: _code_bits(representation.encode(values[name], mask=mask_of(model, name)))
+        name: _code_bits(
+            representation.encode(values[name], mask=_mask(model, name, representation))
+        )
         for name, representation in binary.items()
     }
+
+
+def _mask(model: nn.Module, name: str, binary: Binary) -> Tensor | None:
+    """Return the mask of a weight once it is binary: that of its padding row too."""
+    padded = without_padding(model, name, binary)
+    return mask_of(model, name) if padded is None else padded
 
 
 def _stored_bits(model: nn.Module) -> tuple[dict[str, int], int]:

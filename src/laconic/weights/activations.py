@@ -83,21 +83,21 @@ def grid(low: Tensor, high: Tensor, bits: int, levels: Levels) -> Grid:
         levels: where they lie.
 
     Returns:
-        The grid; of an empty range its spacing is 1.
+        The grid; that of an empty range has one level, 0.
 
     >>> scale, first, last = grid(torch.tensor(-10.0), torch.tensor(30.0), 8, "asymmetric")
     >>> [int((x / scale).round() - first) for x in (-10.0, 10.0, 30.0)]
     [0, 128, 255]
     """
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
-    if levels == "symmetric":
-        least, most = level_range(bits, "narrow")
-        scale = _safe(torch.maximum(-low, high) / most)
-        return Grid(scale, scale.new_tensor(least), scale.new_tensor(most))
-    count = 2**bits - 1
-    scale = _safe((high - low) / count)
-    first = (low / scale).round()
-    return Grid(scale, first, first + count)
+    symmetric = levels == "symmetric"
+    last = level_range(bits, "narrow")[1]
+    count = 2 * last if symmetric else 2**bits - 1
+    spread = torch.maximum(-low, high) / last if symmetric else (high - low) / count
+    scale = _safe(spread)
+    first = torch.full_like(scale, -last) if symmetric else (low / scale).round()
+    spans = spread >= torch.finfo(spread.dtype).tiny
+    return Grid(scale, first * spans, (first + count) * spans)
 
 
 def _safe(scale: Tensor) -> Tensor:
@@ -222,6 +222,9 @@ class Activation(Value, ABC):
             state: of the place it passes.
             training: the network is being trained; else it is being calibrated.
         """
+
+    def update(self, state: State) -> None:
+        """Let the state follow an update of the optimiser, in place, without gradients."""
 
     @abstractmethod
     def grid_of(self, tensor: Tensor, state: State) -> Grid:
@@ -521,6 +524,11 @@ class LearnedSpacing(Activation):
             mean = _wide(tensor).abs().mean()
             first = FIRST_SPACING[self.levels] * mean / self.top**0.5
             state["scale"].detach().copy_(_safe(first))
+
+    def update(self, state: State) -> None:
+        """Bring a spacing back that the optimiser has moved below zero."""
+        scale = state["scale"]
+        scale.copy_(torch.where(scale == 0, scale, positive(scale)))  # 0: nothing was seen yet
 
     def grid_of(self, tensor: Tensor, state: State) -> Grid:
         """Return the grid of this spacing."""

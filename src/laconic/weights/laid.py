@@ -42,6 +42,7 @@ __all__ = [
     "tie_",
     "ties_of",
     "weights_of",
+    "without_padding",
 ]
 
 # Hooks by which torch makes a weight from other tensors -> what in them says which, what ends it.
@@ -492,16 +493,27 @@ def lay_each(
         if mask is not None:
             survivors[name] = weights[name].detach()[mask]
     for name, resolved in representation.resolve(survivors).items():
-        lay(model, name, resolved, mask=_without_padding(model, name, resolved))
+        lay(model, name, resolved, mask=without_padding(model, name, resolved))
 
 
-def _without_padding(
-    model: nn.Module, tensor: str, representation: Representation
-) -> Tensor | None:
-    """Return the mask of a table without its padding row, if codes would make that other than 0."""
+def without_padding(model: nn.Module, tensor: str, representation: Representation) -> Tensor | None:
+    """Return the mask of a table without its padding row, if codes would make that other than 0.
+
+    Args:
+        model: the network.
+        tensor: dotted name of the table, or of any other weight, which has no such row.
+        representation: what is to be laid on it.
+
+    >>> from laconic.weights import Binary
+    >>> table = nn.Sequential(nn.Embedding(3, 2, padding_idx=0))
+    >>> without_padding(table, "0.weight", Binary("tensor"))[:2].tolist()
+    [[False, False], [True, True]]
+    """
     module, attribute = owner(model, tensor)
     table, mask = getattr(module, attribute).detach(), mask_of(model, tensor)
     names = owners_of(model, dict(_parameters(module))[attribute])
+    if table.is_meta:
+        return None  # whether such a row is zero is not known
     padding = [getattr(owner(model, name)[0], "padding_idx", None) for name in names]
     rows = [row for row in padding if row is not None and not bool(table[row].any())]
     if not rows:

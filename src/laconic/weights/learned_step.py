@@ -152,7 +152,8 @@ class _OnGrid(torch.autograd.Function):
         space = Workspace(numbers)
         for part in space:
             units = scale if len(scale) == 1 else scale[part]
-            ratio = torch.div(numbers[part], units, out=space.new())
+            # Widened first: a quotient in bfloat16 says little about what rounding changes.
+            ratio = torch.div(space.wide(numbers[part]), units, out=space.new())
             inside, slope = scale_slope(ratio, low, high, space.new(), space.new())
             if torch.is_grad_enabled():  # it is differentiated once more
                 flow, moved = gradient * inside, gradient * slope

@@ -15,7 +15,7 @@ from laconic.models.families import blocks_path
 from laconic.step import Count, State, Step
 from laconic.tasks.task import labelled, needed
 from laconic.weights.laid import lay_each, weights_of
-from laconic.weights.representation import Representation
+from laconic.weights.representation import Representation, check_groups
 from laconic.weights.slopes import drawn, eigenvalues, losses, probe
 from laconic.weights.uniform import Symmetric
 
@@ -121,6 +121,7 @@ class MixedPrecision(Step):
         needed(task, f"{self.name} needs batches")
         labelled(task, f"{self.name} reads targets", "quantize without looking at the loss")
         self._blocks(model)
+        check_groups(self.represented(model))
 
     def represented(self, model: nn.Module) -> list[tuple[Representation, Mapping[str, Tensor]]]:
         """Return both representations, either of which a weight may get."""

@@ -20,7 +20,7 @@ from laconic.tasks.task import needed
 from laconic.weights.activations import Activation
 from laconic.weights.laid import check_table, laid_tensors, lay_each, ties_of, weights_of
 from laconic.weights.quantizer import Quantizer, attach_, attention_paths, calibrate, check_places
-from laconic.weights.representation import Float, Representation
+from laconic.weights.representation import Float, Representation, check_groups
 
 if TYPE_CHECKING:
     from laconic.tasks import Task
@@ -97,6 +97,7 @@ class Quantize(Step):
             raise ScopeError(f"'{self.scope}' selects no embedding")
         for name in plain | apart:
             check_table(model, name)
+        check_groups(self.represented(model))
         self._check_codes(model, earlier)
         if self._activations:
             self._check_activations(model, task)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
 
@@ -20,6 +20,7 @@ __all__ = [
     "Groups",
     "Representation",
     "Stream",
+    "check_groups",
     "group_sizes",
     "grouped",
     "rows_of",
@@ -156,6 +157,27 @@ def grouped(weight: Tensor, granularity: Granularity) -> Tensor:
             "choose a divisor, 'row' or 'tensor'"
         )
     return weight.reshape(shape)
+
+
+def check_groups(laid: Iterable[tuple[Representation, Mapping[str, Tensor]]]) -> None:
+    """Refuse representations whose groups do not divide the weights they are for.
+
+    Args:
+        laid: each with the weights it is laid on, by name.
+
+    Raises:
+        ModelError: the number does not divide a weight.
+
+    >>> from laconic.weights import Binary
+    >>> check_groups([(Binary("row"), {"weight": torch.zeros(2, 3)})])
+    """
+    for representation, weights in laid:
+        granularity: Granularity = getattr(representation, "granularity", "tensor")
+        for name, weight in weights.items():
+            try:
+                grouped(weight.detach().to("meta"), granularity)
+            except ModelError as error:
+                raise ModelError(f"'{name}': {error}") from None
 
 
 def rows_of(shape: torch.Size) -> tuple[int, int]:

@@ -164,9 +164,9 @@ def mse_scale(groups: Tensor, low: int, high: int, *, steps: int = 100) -> Tenso
     """
     largest = smallest_scale(groups, low, high)
     # In units of the largest scale, so that squares neither overflow nor vanish.
-    units = groups / largest[:, None]
-    best = torch.full_like(largest, torch.inf)
-    fraction = torch.ones_like(largest)
+    units = groups.to(wide_dtype(groups)) / largest[:, None]
+    best = units.new_full(largest.shape, torch.inf)
+    fraction = torch.ones_like(best)
     for step in range(steps, 0, -1):
         share = step / steps
         levels = (units / share).round_().clamp_(low, high)
@@ -174,7 +174,7 @@ def mse_scale(groups: Tensor, low: int, high: int, *, steps: int = 100) -> Tenso
         better = error < best
         best = torch.where(better, error, best)
         fraction = torch.where(better, share, fraction)
-    return largest * fraction
+    return (largest * fraction).to(largest.dtype)
 
 
 class Symmetric(Representation):

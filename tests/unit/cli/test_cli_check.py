@@ -228,6 +228,22 @@ def test_data_that_cannot_be_chosen_from_are_analysed(tmp_path: Path) -> None:
     assert found
 
 
+def test_files_of_a_network_of_the_users_own_are_each_their_own(tmp_path: Path) -> None:
+    networks = {name: digits_cnn() for name in ("one", "two")}
+    with torch.no_grad():
+        networks["two"].fc2.weight.mul_(3)
+    paths = [tmp_path / f"{name}.safetensors" for name in networks]
+    for path, network in zip(paths, networks.values(), strict=True):
+        save(network, path)
+    pair = torch.rand(20, 1, 8, 8), torch.arange(20) % 10
+    task = Task(pair, pair, pair)
+    found = file_analyses(paths, model=digits_cnn(), task=task, batches=1)
+    apart = [file_analyses([path], model=None, task=task, batches=1) for path in paths]
+    values = [each["eigenvalues"].values for each in (found, *apart)]
+    assert values[0] == values[1] | values[2] and values[1]["one"] != values[2]["two"]
+    assert found["bits"] == apart[0]["bits"]
+
+
 def test_first_examples_are_those_of_every_epoch() -> None:
     task = loaders([[3, 1], [4], [0, 2, 5]])
     whole = First(task.train, 1, batches=2)

@@ -22,9 +22,11 @@ from helpers.split import (
 from laconic.errors import ChainError, LaconicError
 from laconic.models import digits_cnn
 from laconic.models.halves import Halves
+from laconic.recover import AdamW, Train
 from laconic.scope import Scope
 from laconic.step import State, run_step
-from laconic.structure import Prune, Split
+from laconic.structure import PlanSplit, Prune, Split
+from laconic.tasks import Task
 from laconic.weights import Binary, Float, MinMax, Quantize, Symmetric, Ternary, activations_of
 from laconic.weights.laid import laid_tensors, lay, mask_of, tie_
 
@@ -203,3 +205,21 @@ def test_a_recurrent_network_is_split_where_it_can_be() -> None:
     after(Split(scope=Scope("*, !lstm")), model)
     assert isinstance(model.last, Halves)
     torch.testing.assert_close(model(drawn(3, 1, 4)), wanted, rtol=0, atol=LOGITS)
+
+
+def test_padding_rows_of_zeros_stay_so_through_training() -> None:
+    table = nn.Sequential(nn.Embedding(9, 4, padding_idx=0), nn.Flatten(), nn.Linear(8, 3))
+    ids = torch.arange(18).reshape(9, 2) % 9
+    pair = ids, torch.arange(9) % 3
+    state = State(table, Task(pair, pair, pair))
+    run_step(Quantize("ternary"), state)
+    learn = Train(epochs=3, batch=3, optimizer=AdamW(1e-2))
+    for step in (Split(), learn):
+        run_step(step, state)
+        both = (state.model[0].first, state.model[0].second)
+        assert not any(bool(half.weight[0].any()) for half in both)
+        assert all(bool(half.weight[1:].all()) for half in both)
+    plain = nn.Sequential(nn.Embedding(9, 4, padding_idx=0))
+    budget = "size <= 14 B"
+    run_step(PlanSplit(budget, choose="random_gain", embedding="tensor"), State(plain))
+    assert not plain[0].weight[0].any() and bool(plain[0].weight[1:].all())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,20 @@ import torch
 from torch import nn
 
 from laconic import load, save
+from laconic.errors import ModelError
+from laconic.measure import measure
 from laconic.models import digits_cnn
 from laconic.scope import Scope
-from laconic.step import State
+from laconic.step import State, run_step
+from laconic.structure import PlanSplit
+from laconic.tasks import Task
 from laconic.weights import (
     Float,
     KMeans,
     LearnedClip,
     LearnedStep,
     MinMax,
+    MixedPrecision,
     MovingAverage,
     Quantize,
     Quantizer,
@@ -31,6 +37,7 @@ from laconic.weights import (
 from laconic.weights.laid import laid_tensors, mask_of, weights_of
 
 ALL = Scope("*")
+ATTENTION = "*.attention.self"
 
 
 def test_norms_and_biases_of_several_dimensions_stay_float() -> None:
@@ -143,3 +150,32 @@ def test_what_was_made_in_inference_mode_can_be_trained(tmp_path: Path) -> None:
     for model in (network, loaded):
         model(torch.rand(2, 1, 8, 8)).sum().backward()
         assert model.fc1.parametrizations.weight.original.grad is not None
+
+
+def test_a_group_that_does_not_divide_is_refused_before_any_work() -> None:
+    network = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 3))
+    words = r"'1\.weight': groups of 8 do not divide"
+    with pytest.raises(ModelError, match=words):
+        Quantize(Symmetric(4, granularity=8)).check(network, None)
+    task = Task(*[(torch.zeros(4, 8), torch.arange(4) % 3)] * 3)
+    with pytest.raises(ModelError, match=words):
+        MixedPrecision(low=Symmetric(2, granularity=8)).check(network, task)
+    with pytest.raises(ModelError, match=words):
+        PlanSplit("size <= 1 MB", choose="random_gain", weight=8).check(network, None)
+
+
+def test_operands_that_are_not_rounded_count_as_floats() -> None:
+    pytest.importorskip("transformers", reason="the extra hf is not installed")
+    from transformers import BertConfig, BertForSequenceClassification
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    model = BertForSequenceClassification(BertConfig(num_attention_heads=4, vocab_size=9, **sizes))
+    ids = torch.arange(8).reshape(2, 4)
+    pair = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, torch.arange(2)
+    task, found = Task(pair, pair, pair), []
+    for step in (None, Quantize(probabilities=MinMax(8)), Quantize(activation=8, scope=ATTENTION)):
+        state = State(copy.deepcopy(model), task)
+        if step is not None:
+            run_step(step, state)
+        found.append(measure(state.model, task, latency=False).bit_operations)
+    assert found[0] == found[1] > found[2]
