@@ -3,7 +3,7 @@
 BWN: the fine-tuned 6-layer encoder, binary at once. TWS: the encoder of half the heads and neurons
 becomes ternary and learns, each ternary layer is split into two binary ones that compute the same,
 and these learn on (Bai et al. 2021). Teachers are the float networks of the same width; first
-hidden states and attention scores, then logits. CoLA, MRPC, RTE, STS-B: two or three seeds;
+hidden states and attention scores, then logits. CoLA, MRPC, RTE, STS-B: three seeds;
 SST-2: one epoch a stage, one seed. Adaptive splitting on MRPC and CoLA, one seed: under one size,
 the parts that gain most stay ternary until they are split, or random ones, or those gaining least.
 Scores are those of the full dev sets; published figures are of BERT base, without augmentation.

@@ -3,7 +3,7 @@
 The 6-layer encoder fine-tuned on MRPC, TernaryBERT's 2-2-8 and BinaryBERT's BWN and TWS 1-1-8, the
 networks of those tables (Bai et al. 2021, BinaryBERT, figures 2 and 3, of BERT base on MRPC).
 Eigenvalues: the largest of the Hessian of the task's loss, by part, in evaluation mode; the mean
-over six layers and four batches of 16 training examples, the ratio to the float network's. Surface:
+over six layers and two batches of 16 training examples, the ratio to the float network's. Surface:
 the highest less the lowest loss where the value projections of the first two layers are moved by a
 constant, each by up to the mean size of its weights, on a grid of 11 by 11, over the same batches.
 The two halves of what was split count as one part. The paper draws curves and prints no figures.
@@ -24,7 +24,7 @@ from lowbit import Rows
 from laconic import Result, Task
 from laconic.report import Eigenvalues, LossSurface, eigenvalues, loss_surface
 
-NAME, BATCHES, SIZE = "MRPC", 4, 16
+NAME, BATCHES, SIZE = "MRPC", 2, 16
 FLOAT, TWN, BWN, TWS = "float", ternarybert.TWN, "BWN 1-1-8", "TWS 1-1-8"
 VALUES = tuple(f"bert.encoder.layer.{layer}.attention.self.value.weight" for layer in (0, 1))
 

@@ -3,7 +3,7 @@
 The fine-tuned 6-layer encoder is quantised (weights by tensor, word embedding by row, activations
 to 8 bits by their own range) and learns from itself in floats: embeddings, hidden states,
 attention scores and logits at once (Zhang et al. 2020). Positions, token types, norms, biases and
-head stay float. CoLA, MRPC, RTE, STS-B: two or three seeds; SST-2: one epoch, one seed. Variants
+head stay float. CoLA, MRPC, RTE, STS-B: three seeds; SST-2: one epoch, one seed. Variants
 on MRPC and CoLA, one seed: three bits up to the largest weight, up to a limit of least error, with
 learned steps; loss-aware ternary, half the layers; what each loss gives, and eight bits at the rate
 of two, on MRPC. Scores are those of the full dev sets; published figures are of BERT base.
