@@ -426,8 +426,7 @@ def rounded(data: Any, numbers: Arrays, x: np.ndarray) -> np.ndarray:
         last = top if symmetric else first + top
     else:
         scale = max(-low, high) / top if symmetric else (high - low) / top
-        if scale < least:
-            return x * 0  # the scale is 1, first and last are 0
+        x, scale = (x * 0, np.ones_like(scale)) if scale < least else (x, scale)
         first = -top if symmetric else np.rint(low / scale)
         last = top if symmetric else first + top
         if symmetric and name == "learned_clip":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,10 +27,14 @@ from laconic import measure as measuring
 from laconic import rundir
 from laconic.errors import LaconicError, RunError
 from laconic.recipe import Recipe
+from laconic.recover import LeastSquares, Reconstruct
 from laconic.run import compress
 from laconic.ship import save
 from laconic.ship.container import read, write
+from laconic.step import Step
 from laconic.structure import Prune
+from laconic.tasks import Task
+from laconic.weights import Quantize
 
 
 @pytest.fixture
@@ -160,3 +165,66 @@ def test_a_damaged_checkpoint_is_refused(stopped: Path, damage: str) -> None:
         save(network(), path)
     with pytest.raises(LaconicError, match=rundir.CHECKPOINT):
         compress(network(), small_task(), TWO, out=stopped, resume=True)
+
+
+class Repeated(nn.Module):
+    """One block in two places: [batch, 6] -> [batch, 3]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        block = nn.Linear(6, 6)
+        self.blocks, self.last = nn.ModuleList([block, block]), nn.Linear(6, 3)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            inputs = inputs + block(inputs).relu()
+        outputs: torch.Tensor = self.last(inputs)
+        return outputs
+
+
+def interrupt(patch: pytest.MonkeyPatch, moment: int) -> None:
+    """Let Ctrl-C come at the n-th chance to write a checkpoint."""
+    chances = itertools.count(1)
+
+    def due(self: rundir.Keeper) -> bool:
+        self.interrupted = next(chances) >= moment
+        return self.interrupted
+
+    patch.setattr(rundir.Keeper, "due", due)
+
+
+def chained() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 3)
+    )
+
+
+@pytest.mark.parametrize(
+    ("made", "moments", "steps"),
+    [
+        (chained, [1], [Prune("neurons", keep=0.5, retrain=Reconstruct(solve=LeastSquares()))]),
+        (Repeated, [1, 3], [Quantize(4, activation="learned_clip"), short(epochs=2)]),
+        (Repeated, [1, 3], [Quantize(4, activation="learned_spacing"), short(epochs=2)]),
+    ],
+    ids=["pruned, rebuilt layer by layer", "shared, learned clip", "shared, learned spacing"],
+)
+def test_a_run_stopped_anywhere_ends_the_same(
+    made: Callable[[], nn.Module],
+    moments: list[int],
+    steps: list[Step],
+    tmp_path: Path,
+    quick: None,
+) -> None:
+    torch.manual_seed(0)
+    model, inputs = made(), torch.randn(60, 6)
+    pair = inputs, torch.arange(60) % 3
+    task = Task(pair, pair, pair)
+    whole = compress(model, task, steps, out=tmp_path / "whole")
+    for moment in moments:
+        with pytest.MonkeyPatch.context() as patch:
+            interrupt(patch, moment)
+            with pytest.raises(KeyboardInterrupt):
+                compress(model, task, steps, out=tmp_path / f"{moment}")
+        compress(model, task, steps, out=tmp_path / f"{moment}", resume=True)
+        assert artefact(tmp_path / f"{moment}") == artefact(tmp_path / "whole")
+    assert len(whole.history) == len(steps) + 1

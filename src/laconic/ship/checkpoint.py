@@ -78,8 +78,8 @@ def load_checkpoint(state: State, path: Path) -> dict[str, Any]:
         bake(state.model)
         apply_edits_(state.model, edits, _shapes(edits, model))
         _cast(state.model, model)
-        tie_(state.model, manifest["ties"])
         attach_data_(state.model, manifest["activations"])
+        tie_(state.model, manifest["ties"])  # those of what rounds among them
         # In the order of before, which is that of the parameters of a module.
         laid = sorted(manifest["laid"].items(), key=lambda item: item[1]["place"])
         for name, kept in laid:

@@ -8,12 +8,14 @@ from torch import Tensor, nn
 __all__ = ["columns", "groups_of", "unfolded"]
 
 
-def columns(layer: nn.Module, inputs: Tensor) -> Tensor:
+def columns(layer: nn.Module, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return what each row of a layer's weight is multiplied with, [groups, examples, width].
 
     Args:
         layer: a linear layer or a convolution of one or two dimensions.
         inputs: of its forward; the examples are in the order of these and of positions.
+        mask: bool [batch, tokens], True where nothing is padding: of a linear layer's tokens, the
+            others are left out.
 
     >>> import torch
     >>> columns(nn.Conv1d(1, 1, 2), torch.tensor([[[1.0, 2.0, 3.0]]]))
@@ -21,6 +23,8 @@ def columns(layer: nn.Module, inputs: Tensor) -> Tensor:
              [2., 3.]]])
     """
     if not isinstance(layer, nn.Conv1d | nn.Conv2d):
+        if mask is not None and mask.shape == inputs.shape[:-1]:
+            inputs = inputs[mask]
         return inputs.reshape(1, -1, inputs.shape[-1])
     split = unfolded(layer, inputs).unflatten(1, (layer.groups, -1))
     return split.permute(1, 0, 3, 2).flatten(1, 2)

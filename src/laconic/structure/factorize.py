@@ -6,7 +6,7 @@ import contextlib
 import functools
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from laconic.errors import ModelError, ScopeError
 from laconic.models.attention import handing_on_padded
+from laconic.models.capture import padding_mask
 from laconic.progress import progress
 from laconic.step import State, Step
 from laconic.structure.columns import columns, groups_of
@@ -191,8 +192,10 @@ class Factorize(Step):
             return {}
         task, (batches, size) = needed(state.task, MOMENTS), self.method.samples
         padded = handing_on_padded(state.model)
-        with padded, _watched(targets) as moments, full_precision(state.model):
+        real: list[Tensor | None] = [None]
+        with padded, _watched(targets, real) as moments, full_precision(state.model):
             for batch in drawn(state, task, batches, size, "factorize: inputs"):
+                real[0] = padding_mask(batch)
                 task.call(state.model, batch)
         for name in targets:
             if name not in moments or not bool(torch.isfinite(moments[name]).all()):
@@ -215,13 +218,20 @@ def _weights(module: nn.Module) -> int:
 
 
 @contextlib.contextmanager
-def _watched(targets: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """Add up the second moments of what enters the layers during a with block."""
+def _watched(
+    targets: Mapping[str, nn.Module], real: Sequence[Tensor | None]
+) -> Iterator[dict[str, Tensor]]:
+    """Add up the second moments of what enters the layers during a with block.
+
+    Args:
+        targets: layers, by name.
+        real: one mask [batch, tokens] of what is no padding, that of the current batch.
+    """
     moments: dict[str, Tensor] = {}
 
     def watch(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         entered = args[0] if args else next(iter(kwargs.values()))
-        rows = columns(module, entered.detach()).double()
+        rows = columns(module, entered.detach(), real[0]).double()
         moment = rows.transpose(1, 2) @ rows
         moments[name] = moments[name] + moment if name in moments else moment
 

@@ -75,7 +75,8 @@ def norms_behind(model: nn.Module, task: Task | None) -> dict[str, str]:
     They are found in one forward: of linear layers and convolutions, called once, whose output
     goes as it is into one BatchNorm with running statistics, called once, and nowhere else; and
     of which nothing else reads a parameter, nor of the norm. The norm reads what the layer calls
-    outputs: dimension 1, of a linear layer's answers [batch, outputs].
+    outputs: dimension 1, of a linear layer's answers [batch, outputs]. Subclasses of either with a
+    forward of their own, such as a norm that activates too, compute something else and are left.
 
     Args:
         model: in evaluation mode for the forward; left as it is.
@@ -101,8 +102,9 @@ def norms_behind(model: nn.Module, task: Task | None) -> dict[str, str]:
     with torch.inference_mode(False), ExitStack() as hooks:
         inputs, named = example_inputs(model, task)
         for module in model.modules():
-            if isinstance(module, (*FOLDABLE, _BatchNorm)):
-                hooks.enter_context(module.register_forward_hook(leave))
+            if not _computes_as(module, (*FOLDABLE, _BatchNorm, nn.SyncBatchNorm)):
+                continue
+            hooks.enter_context(module.register_forward_hook(leave))
             if isinstance(module, _BatchNorm) and module.running_mean is not None:
                 hooks.enter_context(module.register_forward_pre_hook(enter))
         with evaluation(model), _nothing_frozen(model), torch.enable_grad():
@@ -122,6 +124,11 @@ def norms_behind(model: nn.Module, task: Task | None) -> dict[str, str]:
         and readers[tensor.grad_fn] == 1
         and not (read_apart & {*module.parameters(), *norm.parameters()})
     }
+
+
+def _computes_as(module: nn.Module, kinds: Iterable[type[nn.Module]]) -> bool:
+    """Return whether a module is one of these kinds, with the forward of that."""
+    return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in kinds)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from laconic.errors import ChainError, ModelError, ScopeError
 from laconic.models.attention import handing_on_padded
+from laconic.models.capture import padding_mask
 from laconic.scope import Scope
 from laconic.step import Count, State, Step
 from laconic.structure.columns import columns
@@ -239,8 +240,10 @@ class OBS(Criterion):
         sums: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
 
+        mask: Tensor | None = None
+
         def note(name: str, module: nn.Module, inputs: Any, named: Any) -> None:
-            found = columns(module, next(tensors_in((inputs, named))))
+            found = columns(module, next(tensors_in((inputs, named))), mask)
             moment = found.transpose(1, 2) @ found
             sums[name] = sums[name] + moment if name in sums else moment.double()
             counts[name] = counts.get(name, 0) + found.shape[1]
@@ -252,6 +255,7 @@ class OBS(Criterion):
                     layer = owner(network, each)[0]
                     hooks.enter_context(layer.register_forward_pre_hook(noting, with_kwargs=True))
             for batch in drawn(state, task, self.batches, self.batch, self.name):
+                mask = padding_mask(batch)
                 task.call(network, batch)
         for name in weights:
             if name not in sums:

@@ -153,8 +153,8 @@ class Prune(During):
     def apply(self, state: State) -> None:
         """Prune in rounds, retraining after each."""
         for index in state.rounds(self.repeats):
-            # A round that is taken up again in the middle of its training has pruned already.
-            if not state.training:
+            # A round that is taken up again inside its training has pruned already.
+            if not (state.training or state.saved):
                 axes = self._axes(state)
                 self._prune(state, (index + 1) / self.repeats, axes)
                 if axes and index + 1 == self.repeats:

@@ -65,7 +65,11 @@ BYTE = 8
 
 
 def split_ternary(
-    weight: Tensor, ternary: Ternary, *, mask: Tensor | None = None
+    weight: Tensor,
+    ternary: Ternary,
+    *,
+    mask: Tensor | None = None,
+    left: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return two latent weights whose binary forms add up to the ternary of this one.
 
@@ -90,6 +94,7 @@ def split_ternary(
         weight: w, latent [rows, ...]; the halves are computed in float64.
         ternary: as it is laid on the weight.
         mask: bool, of the weight's shape; True survives. Pruned weights have no part in sums.
+        left: the mask of the halves, where they lack some of the ternary's zeros; None: the same.
 
     Returns:
         w1 and w2, of the weight's shape and dtype, for ``Binary`` of the same granularity.
@@ -105,7 +110,8 @@ def split_ternary(
         raise ModelError(f"a weight {list(weight.shape)} holds NaN or infinity, and has no halves")
     code = ternary.codes(weight.detach(), mask, {}).streams["code"].tensor
     kept = code != 1
-    zero = ~kept if mask is None else mask & ~kept
+    left = mask if left is None else left
+    zero = ~kept if left is None else left & ~kept
     parts = (weight.detach().double(), kept, zero)
     w, kept, zero = (grouped(part, ternary.granularity) for part in parts)
     size, rest = w.abs(), masked(w, zero)
@@ -285,9 +291,11 @@ def _halved(model: nn.Module, path: str) -> tuple[Halves, Binary, Tensor | None]
     laid, weight = latent_of(model, f"{path}.weight")
     ternary, bias = cast("Ternary", cast("Laid", laid).representation), bias_of(old)
     binary = Binary(granularity=ternary.granularity)
-    mask = _mask(model, f"{path}.weight", binary)
+    before = cast("Laid", laid).mask
+    padded = without_padding(model, f"{path}.weight", binary)
+    mask = before if padded is None else padded
     halves = Halves(spec, spec).to(weight)
-    numbers = split_ternary(weight, ternary, mask=mask)
+    numbers = split_ternary(weight, ternary, mask=before, left=mask)
     for half, number in zip((halves.first, halves.second), numbers, strict=True):
         with torch.no_grad():
             cast("Tensor", half.weight).copy_(number)
@@ -450,17 +458,9 @@ def _coded_bits(model: nn.Module, binary: Mapping[str, Binary]) -> dict[str, int
     """Return the bits of codes and scales of weights once they are binary."""
     values = weights_of(model, Scope("*"))
     return {
-        name: _code_bits(
-            representation.encode(values[name], mask=_mask(model, name, representation))
-        )
+        name: _code_bits(representation.encode(values[name], mask=mask_of(model, name)))
         for name, representation in binary.items()
     }
-
-
-def _mask(model: nn.Module, name: str, binary: Binary) -> Tensor | None:
-    """Return the mask of a weight once it is binary: that of its padding row too."""
-    padded = without_padding(model, name, binary)
-    return mask_of(model, name) if padded is None else padded
 
 
 def _stored_bits(model: nn.Module) -> tuple[dict[str, int], int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -39,7 +40,8 @@ class Loader(Split):
     seeded from (seed, epoch, index) around each batch and then restored, and generators of the
     loader's and its samplers' own are seeded once an epoch, so that the law of Split holds; a
     dataset that draws from other generators (``random``, numpy) breaks it. Skipped batches are
-    made and dropped.
+    made and dropped. Workers are started for every epoch (``persistent_workers`` would go on where
+    they stopped), and what the data set augments is augmented wherever its examples are read.
 
     Args:
         loader: yields pairs, mappings, inputs alone or whatever ``read`` understands.
@@ -107,7 +109,7 @@ class Loader(Split):
         for generator in self._generators():
             generator.manual_seed(base)
         with _seeded(base):
-            items = iter(self.loader)
+            items = iter(self._fresh())
         end, number = object(), 0
         while True:
             with _seeded(derive(base, number)):
@@ -152,6 +154,14 @@ class Loader(Split):
         ordered = self._like(self._dataset(), shuffle=False, drop_last=False)
         found = Loader(ordered, read=self.read).batches(1)
         return torch.cat([required(batch.targets) for batch in found])
+
+    def _fresh(self) -> DataLoader[Any]:
+        """Return the loader; a copy of one that keeps its workers, and one iterator for all."""
+        if not self.loader.persistent_workers:
+            return self.loader
+        fresh = copy.copy(self.loader)
+        vars(fresh)["persistent_workers"] = False
+        return fresh
 
     def _generators(self) -> Iterator[torch.Generator]:
         """Yield what the loader, and the samplers inside each other, draw from by themselves."""

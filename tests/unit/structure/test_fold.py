@@ -139,6 +139,29 @@ def test_what_something_else_reads_stays() -> None:
     torch.testing.assert_close(outputs(small, data), outputs(model, data), rtol=0, atol=1e-3)
 
 
+class Activated(nn.BatchNorm2d):
+    """A norm that activates too, as some packages have it."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  torch's name
+        return nn.functional.silu(super().forward(input))
+
+
+class Wider(nn.Conv2d):
+    """A convolution that pads as it likes."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  torch's name
+        return super().forward(nn.functional.pad(input, (1, 1, 1, 1)))
+
+
+def test_what_computes_otherwise_than_its_kind_stays() -> None:
+    layers = [nn.Conv2d(3, 4, 3), Activated(4), Wider(4, 4, 3), nn.BatchNorm2d(4)]
+    model = lived(nn.Sequential(*layers, nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)))
+    data = task(3, 8, 8)
+    assert norms_behind(model, data) == {"4": "5"}
+    before = outputs(model, data)
+    torch.testing.assert_close(outputs(fold(model, data), data), before, rtol=0, atol=CLOSE)
+
+
 def test_a_frozen_network_is_folded_as_any_other() -> None:
     model, data = lived(preresnet(11)), task(3, 32, 32)
     frozen = copy.deepcopy(model).requires_grad_(False)

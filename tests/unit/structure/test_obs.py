@@ -229,6 +229,31 @@ def test_a_pruned_weight_stays_pruned_and_the_parameter_the_same_object() -> Non
     assert int((model.weight != 0).sum()) == 9
 
 
+def test_padding_does_not_count() -> None:
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.inner = nn.Embedding(9, 6), nn.Linear(6, 4)
+
+        def forward(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
+            real = attention_mask[..., None]
+            outputs: Tensor = (self.inner(self.table(ids)) * real).sum(1)
+            return outputs
+
+    found = []
+    for width in (5, 40):
+        torch.manual_seed(0)
+        model, lengths = Reader(), torch.arange(20) % 5 + 1
+        ids = F.pad(torch.randint(1, 9, (20, 5)), (0, width - 5))
+        mask = torch.arange(width) < lengths[:, None]
+        pair = {"ids": ids.where(mask, 0), "attention_mask": mask.long()}, torch.arange(20) % 4
+        run_step(
+            Prune("weights", keep=0.5, by=OBS(), scope="inner"), State(model, Task(pair, pair))
+        )
+        found.append(model.inner.weight.detach())
+    torch.testing.assert_close(found[0], found[1])
+
+
 def test_a_layer_may_be_called_by_keyword() -> None:
     class Named(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:  # noqa: A002  torch's name

@@ -170,6 +170,19 @@ def test_tables_have_a_granularity_of_their_own() -> None:
     assert found["0.weight"].granularity == "tensor" and found["1.weight"].granularity == 8
 
 
+def test_a_row_that_pads_costs_what_any_other_does() -> None:
+    found = []
+    for padding in (None, 0):
+        model = nn.Sequential(nn.Embedding(400, 8, padding_idx=padding))
+        step = PlanSplit("size <= 410 B", choose=RandomGain(), embedding="tensor")
+        step.check(model, None)
+        run_step(step, State(model))
+        found.append(
+            {name: layer.representation for name, (layer, _) in laid_tensors(model).items()}
+        )
+    assert found[0] == found[1] == {"0.weight": Binary("tensor")}
+
+
 def test_the_scope_says_where() -> None:
     model = planned("size <= 1 MiB", scope=Scope("2, 4"))
     assert list(laid_tensors(model)) == ["2.weight", "4.weight"]

@@ -207,6 +207,17 @@ def test_a_recurrent_network_is_split_where_it_can_be() -> None:
     torch.testing.assert_close(model(drawn(3, 1, 4)), wanted, rtol=0, atol=LOGITS)
 
 
+@pytest.mark.parametrize("rows", [8, 200])
+def test_a_table_that_pads_computes_the_same(rows: int) -> None:
+    table = nn.Sequential(nn.Embedding(rows, 16, padding_idx=0)).double()
+    run_step(Quantize("ternary"), State(table))
+    before = table[0].weight.detach().clone()
+    run_step(Split(), State(table))
+    after = table[0].first.weight + table[0].second.weight
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-12)
+    assert not table[0].first.weight[0].any()
+
+
 def test_padding_rows_of_zeros_stay_so_through_training() -> None:
     table = nn.Sequential(nn.Embedding(9, 4, padding_idx=0), nn.Flatten(), nn.Linear(8, 3))
     ids = torch.arange(18).reshape(9, 2) % 9

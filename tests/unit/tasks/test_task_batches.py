@@ -48,7 +48,8 @@ def split(kind):
     if kind == "arrays":
         return Arrays(images(), torch.arange(23), augment=PadCropFlip(2), normalize=((0.5,), (1,)))
     generator = torch.Generator() if kind == "loader with its own generator" else None
-    workers = 1 if kind == "loader with a worker" else 0
+    workers = 1 if "worker" in kind else 0
+    kept = {"persistent_workers": kind == "loader that keeps its worker"}
     own = {"generator": torch.Generator()}
     if kind == "loader whose sampler has its own":
         weighted = WeightedRandomSampler([1.0] * 23, 23, **own)
@@ -56,7 +57,7 @@ def split(kind):
     if kind == "loader whose batches have one":
         drawn = BatchSampler(RandomSampler(range(23), **own), 5, drop_last=False)
         return Loader(DataLoader(Noisy(), batch_sampler=drawn))
-    loader = DataLoader(Noisy(), 5, shuffle=True, generator=generator, num_workers=workers)
+    loader = DataLoader(Noisy(), 5, shuffle=True, generator=generator, num_workers=workers, **kept)
     return Loader(loader)
 
 
@@ -68,7 +69,11 @@ def assert_same(one, other):
 
 
 KINDS = ["arrays", "loader", "loader with its own generator", "loader with a worker"]
-KINDS += ["loader whose sampler has its own", "loader whose batches have one"]
+KINDS += [
+    "loader that keeps its worker",
+    "loader whose sampler has its own",
+    "loader whose batches have one",
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
