@@ -7,6 +7,10 @@ over six layers and two batches of 16 training examples, the ratio to the float 
 the highest less the lowest loss where the value projections of the first two layers are moved by a
 constant, each by up to the mean size of its weights, on a grid of 11 by 11, over the same batches.
 The two halves of what was split count as one part. The paper draws curves and prints no figures.
+
+What did not show here: in the paper the binary network is the steepest by far, and here it is the
+floats, which are surest of their answers. Single layers and batches decide these means: deviations
+are larger than they are.
 """
 
 from __future__ import annotations

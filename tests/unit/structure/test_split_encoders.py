@@ -94,8 +94,10 @@ def test_the_sign_of_the_slides_would_be_seen(
     """It makes of the paper's a ``1 - a``: where a weight is not zero, its halves change places."""
     split = splitting.split_ternary
 
-    def slides(weight: Tensor, ternary: Ternary, *, mask: None) -> tuple[Tensor, Tensor]:
-        first, second = split(weight, ternary, mask=mask)
+    def slides(
+        weight: Tensor, ternary: Ternary, *, mask: None, left: None
+    ) -> tuple[Tensor, Tensor]:
+        first, second = split(weight, ternary, mask=mask, left=left)
         kept = ternary.decode(ternary.encode(weight)) != 0
         return first.where(~kept, second), second.where(~kept, first)
 
